@@ -1,0 +1,284 @@
+"""Forward and backward of a DAG of neurons on the CPU, over tiles of batch columns (DESIGN, section 4.4).
+
+Neuron i holds x_i = sum over its edges of value * message, z_i = weight_i x_i + bias_i, m_i = act(z_i).  Neurons
+from ``first_linear`` on read z of their sources, the others m.  The value of an output neuron is its z.
+Buffers ``x``, ``m``, ``g`` are flat, tile-major ``[tile][neuron][width]``: a tile stays in cache, an edge reads
+consecutive numbers.  Columns beyond the batch repeat its last one, with gradient zero.
+Every column is computed alone and sums over columns run in tile order, so the bits depend neither on the number of
+threads nor on which of the two walks (`columns`: a thread per tile; `wavefront`: all threads on a level) is taken.
+"""
+
+import functools
+
+import numba
+import numpy as np
+from sparse_dnm.kernels import formulas, simd
+from sparse_dnm.kernels.jit import inner, kernel
+
+LEAKY, LOGISTIC, TANH, SILU = range(4)
+
+_leaky_relu, _leaky_relu_back = inner(formulas.leaky_relu), inner(formulas.leaky_relu_back)
+_logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
+_tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
+_silu, _silu_back = inner(formulas.silu), inner(formulas.silu_back)
+
+
+@inner
+def _activate(x, m, at, width, weight, bias, kind, slope):
+    """m = act(weight * x + bias) for one neuron of one tile, from element ``at`` on."""
+    if kind == LEAKY:
+        for c in range(at, at + width):
+            m[c] = _leaky_relu(weight * x[c] + bias, slope)
+    elif kind == LOGISTIC:
+        for c in range(at, at + width):
+            m[c] = _logistic(weight * x[c] + bias)
+    elif kind == TANH:
+        for c in range(at, at + width):
+            m[c] = _tanh(weight * x[c] + bias)
+    else:
+        for c in range(at, at + width):
+            m[c] = _silu(weight * x[c] + bias)
+
+
+@inner
+def _activate_back(x, g, at, width, weight, bias, kind, slope):
+    """Turn g from the gradient of m into that of z, for one neuron of one tile."""
+    if kind == LEAKY:
+        for c in range(at, at + width):
+            g[c] = _leaky_relu_back(weight * x[c] + bias, g[c], slope)
+    elif kind == LOGISTIC:
+        for c in range(at, at + width):
+            g[c] = _logistic_back(weight * x[c] + bias, g[c])
+    elif kind == TANH:
+        for c in range(at, at + width):
+            g[c] = _tanh_back(weight * x[c] + bias, g[c])
+    else:
+        for c in range(at, at + width):
+            g[c] = _silu_back(weight * x[c] + bias, g[c])
+
+
+@inner
+def _read_columns(table, column, tile, x, at, width):
+    """Copy a tile of rows of ``table[:, column]`` to x from ``at`` on; the last row fills up the width."""
+    first = tile * width
+    last = table.shape[0] - 1
+    for c in range(width):
+        x[at + c] = table[min(first + c, last), column]
+
+
+@inner
+def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
+    """Sum the messages of neuron i's sources in one tile (starting at ``base``), and activate."""
+    w = width.count
+    total = simd.zeros(x, width)
+    at = base + np.int64(i) * w
+    if i < first_linear:
+        for e in range(indptr[i], indptr[i + 1]):
+            total = simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+    else:
+        for e in range(indptr[i], indptr[i + 1]):
+            j = np.int64(indices[e])
+            z = simd.affine(weight[j], simd.load(x, base + j * w, width), bias[j])
+            total = simd.scaled_add(total, values[e], z)
+    simd.store(x, at, total)
+    _activate(x, m, at, w, weight[i], bias[i], kind[i], slope[i])
+
+
+@inner
+def _edges_back(width, total, message, first, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient):
+    """Add value * g over transposed edges first .. last to ``total``, and write <g, message> of each edge."""
+    w = width.count
+    k = first
+    while k + simd.GROUP <= last:
+        g0 = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        g1 = simd.load(g, base + np.int64(t_indices[k + 1]) * w, width)
+        g2 = simd.load(g, base + np.int64(t_indices[k + 2]) * w, width)
+        g3 = simd.load(g, base + np.int64(t_indices[k + 3]) * w, width)
+        total = simd.scaled_add(total, values[t_edge[k]], g0)
+        total = simd.scaled_add(total, values[t_edge[k + 1]], g1)
+        total = simd.scaled_add(total, values[t_edge[k + 2]], g2)
+        total = simd.scaled_add(total, values[t_edge[k + 3]], g3)
+        g4 = simd.load(g, base + np.int64(t_indices[k + 4]) * w, width)
+        g5 = simd.load(g, base + np.int64(t_indices[k + 5]) * w, width)
+        g6 = simd.load(g, base + np.int64(t_indices[k + 6]) * w, width)
+        g7 = simd.load(g, base + np.int64(t_indices[k + 7]) * w, width)
+        total = simd.scaled_add(total, values[t_edge[k + 4]], g4)
+        total = simd.scaled_add(total, values[t_edge[k + 5]], g5)
+        total = simd.scaled_add(total, values[t_edge[k + 6]], g6)
+        total = simd.scaled_add(total, values[t_edge[k + 7]], g7)
+        simd.store(edge_gradient, edge_at + k, simd.dots(message, g0, g1, g2, g3, g4, g5, g6, g7))
+        k += simd.GROUP
+    while k < last:
+        g0 = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[t_edge[k]], g0)
+        edge_gradient[edge_at + k] = simd.dot(message, g0)
+        k += 1
+    return total
+
+
+@inner
+def _backward_neuron(
+    width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope, column_of,
+    x, m, out_gradient, g, edge_gradient, weight_gradient, bias_gradient,
+):  # fmt: skip
+    """Gradients of neuron j in one tile: g_j = dL/dx_j, those of its edges to readers, of its weight and bias."""
+    w = width.count
+    base = tile * n * w
+    at = base + np.int64(j) * w
+    edge_at = tile * t_indices.size
+    first, last = t_indptr[j], t_indptr[j + 1]
+    middle = last
+    while middle > first and t_indices[middle - 1] >= first_linear:
+        middle -= 1
+    total = simd.zeros(x, width)
+    if middle > first:
+        total = _edges_back(
+            width, total, simd.load(m, at, width), first, middle, base, t_indices, t_edge, values, g, edge_at,
+            edge_gradient,
+        )  # fmt: skip
+        simd.store(g, at, total)
+        _activate_back(x, g, at, w, weight[j], bias[j], kind[j], slope[j])
+        total = simd.load(g, at, width)
+    if middle < last:
+        z = simd.affine(weight[j], simd.load(x, at, width), bias[j])
+        total = _edges_back(
+            width, total, z, middle, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient
+        )  # fmt: skip
+    if column_of[j] >= 0:
+        simd.store(g, at, total)
+        for c in range(min(w, out_gradient.shape[0] - tile * w)):
+            g[at + c] += out_gradient[tile * w + c, column_of[j]]
+        total = simd.load(g, at, width)
+    weight_gradient[tile, j] = simd.dot(total, simd.load(x, at, width))
+    bias_gradient[tile, j] = simd.dot(total, simd.ones_like(total))
+    simd.store(g, at, simd.affine(weight[j], total, weight[j] * 0))
+
+
+@functools.cache
+def make(count):
+    """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward) by executor.
+
+    ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
+    neurons by level, ``waves`` where each level starts in it; ``column_of`` the output column of a neuron, or -1.
+
+    forward(inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
+            outputs, x, m, out)
+    backward(inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+             outputs, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
+    with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_* (tiles, …).
+    """
+
+    @kernel(parallel=True)
+    def forward_columns(
+        inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs,
+        x, m, out,
+    ):  # fmt: skip
+        n = indptr.size - 1
+        for tile in numba.prange(x.size // (n * count)):
+            width = simd.width_of(count)
+            base = tile * n * count
+            for q in range(inputs.size):
+                i = inputs[q]
+                at = base + np.int64(i) * count
+                _read_columns(table, column[q], tile, x, at, count)
+                _activate(x, m, at, count, weight[i], bias[i], kind[i], slope[i])
+            for q in range(order.size):
+                _forward_neuron(
+                    width, order[q], base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
+                )
+            for c in range(min(count, table.shape[0] - tile * count)):
+                for q in range(outputs.size):
+                    i = np.int64(outputs[q])
+                    out[tile * count + c, q] = weight[i] * x[base + i * count + c] + bias[i]
+
+    @kernel(parallel=True)
+    def forward_wavefront(
+        inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs,
+        x, m, out,
+    ):  # fmt: skip
+        n = indptr.size - 1
+        tiles = x.size // (n * count)
+        for q in numba.prange(inputs.size):
+            for tile in range(tiles):
+                i = inputs[q]
+                at = (tile * n + i) * count
+                _read_columns(table, column[q], tile, x, at, count)
+                _activate(x, m, at, count, weight[i], bias[i], kind[i], slope[i])
+        for level in range(waves.size - 1):
+            for q in numba.prange(waves[level], waves[level + 1]):
+                width = simd.width_of(count)
+                for tile in range(tiles):
+                    _forward_neuron(
+                        width, order[q], tile * n * count, indptr, indices, values, first_linear, weight, bias,
+                        kind, slope, x, m,
+                    )  # fmt: skip
+        for r in range(table.shape[0]):
+            for q in range(outputs.size):
+                i = np.int64(outputs[q])
+                out[r, q] = weight[i] * x[((r // count) * n + i) * count + r % count] + bias[i]
+
+    @kernel(parallel=True)
+    def backward_columns(
+        inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+        column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+    ):  # fmt: skip
+        n = t_indptr.size - 1
+        for tile in numba.prange(x.size // (n * count)):
+            width = simd.width_of(count)
+            for q in range(order.size + inputs.size):
+                j = order[order.size - 1 - q] if q < order.size else inputs[q - order.size]
+                _backward_neuron(
+                    width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+                    column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+                )  # fmt: skip
+
+    @kernel(parallel=True)
+    def backward_wavefront(
+        inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+        column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+    ):  # fmt: skip
+        n = t_indptr.size - 1
+        tiles = x.size // (n * count)
+        for wave in range(waves.size):
+            level = waves.size - 2 - wave
+            first = waves[level] if level >= 0 else 0
+            last = waves[level + 1] if level >= 0 else inputs.size
+            for q in numba.prange(first, last):
+                width = simd.width_of(count)
+                j = order[q] if level >= 0 else inputs[q]
+                for tile in range(tiles):
+                    _backward_neuron(
+                        width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind,
+                        slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+                    )  # fmt: skip
+
+    return {"columns": (forward_columns, backward_columns), "wavefront": (forward_wavefront, backward_wavefront)}
+
+
+@kernel
+def gather_gradients(t_edge, partial_edges, partial_weight, partial_bias, neurons, values, weight, bias):
+    """Sum the tiles' partial gradients, in tile order, of edges (back in CSR order) and of the executed neurons."""
+    tiles = partial_weight.shape[0]
+    n_edges = t_edge.size
+    for k in range(n_edges):
+        total = partial_edges[k]
+        for tile in range(1, tiles):
+            total += partial_edges[tile * n_edges + k]
+        values[t_edge[k]] = total
+    for q in range(neurons.size):
+        j = neurons[q]
+        weight_total, bias_total = partial_weight[0, j], partial_bias[0, j]
+        for tile in range(1, tiles):
+            weight_total += partial_weight[tile, j]
+            bias_total += partial_bias[tile, j]
+        weight[j], bias[j] = weight_total, bias_total
+
+
+@kernel
+def input_gradients(inputs, column, n, count, g, out):
+    """Scatter the gradient of executed inputs into ``out`` (batch, inputs), which holds zeros."""
+    for r in range(out.shape[0]):
+        base = (r // count) * n
+        for q in range(inputs.size):
+            i = np.int64(inputs[q])
+            out[r, column[q]] = g[(base + i) * count + r % count]

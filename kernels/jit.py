@@ -1,0 +1,34 @@
+"""How the CPU kernels are compiled: cached on disk, under a stamp of every kernel file.
+
+Numba keys its cache on the file of the compiled function alone, and would miss an edit of a file that the function
+inlines; here an edit of any file of this folder recompiles.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numba
+
+
+def _stamp():
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+STAMP = _stamp()
+
+
+def kernel(function=None, *, parallel=False):
+    """Decorate an entry point: compiled on its first call, cached on disk."""
+    if function is None:
+        return lambda f: kernel(f, parallel=parallel)
+    dispatcher = numba.njit(function, cache=True, parallel=parallel, error_model="numpy")
+    dispatcher._cache._cache_file._source_stamp = STAMP
+    return dispatcher
+
+
+def inner(function):
+    """Decorate a function that only kernels call."""
+    return numba.njit(function, error_model="numpy")

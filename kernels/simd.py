@@ -1,0 +1,262 @@
+"""Vectors in registers for Numba: a vector type and the few operations that the CPU kernels need.
+
+LLVM keeps a loop-carried vector in registers where Numba's own array loops reload and store it at every edge.
+A ``Vector`` of ``width`` numbers is a struct of 64-byte LLVM vectors, with one shorter part where the width asks
+for it; LLVM splits parts that the machine is too narrow for.  Multiply-adds are explicit ``llvm.fma``, so that the
+same bits come out wherever a kernel is inlined.  Offsets are in elements; nothing is bounds-checked.
+"""
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models, register_default
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload_attribute
+
+PART_BYTES = 64
+GROUP = 8  # edges whose dot products are reduced together by `dots`
+
+
+class Vector(types.Type):
+    """``width`` numbers of a float ``dtype``, held in registers."""
+
+    def __init__(self, dtype, width):
+        self.dtype, self.width = dtype, width
+        super().__init__(name=f"Vector({dtype}, {width})")
+
+
+def _parts(vector):
+    """LLVM types of the parts of a Vector."""
+    scalar = ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType()
+    lanes = PART_BYTES * 8 // vector.dtype.bitwidth
+    counts = [lanes] * (vector.width // lanes)
+    rest = vector.width % lanes
+    while rest:
+        lanes //= 2
+        if rest >= lanes:
+            counts.append(lanes)
+            rest -= lanes
+    return [ir.VectorType(scalar, count) for count in counts]
+
+
+@register_default(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.LiteralStructType(_parts(fe_type)))
+
+
+def _unpack(builder, value):
+    return [builder.extract_value(value, k) for k in range(len(value.type.elements))]
+
+
+def _pack(builder, parts):
+    value = ir.Constant(ir.LiteralStructType([p.type for p in parts]), ir.Undefined)
+    for k, part in enumerate(parts):
+        value = builder.insert_value(value, part, k)
+    return value
+
+
+def _splat(builder, scalar, vector_type):
+    first = builder.insert_element(ir.Constant(vector_type, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector_type.count), None)
+    return builder.shuffle_vector(first, ir.Constant(vector_type, ir.Undefined), zeros)
+
+
+def _shuffle(builder, a, b, picks):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), [ir.Constant(ir.IntType(32), p) for p in picks])
+    return builder.shuffle_vector(a, b, mask)
+
+
+def _fma(builder, a, b, c):
+    bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
+    name = f"llvm.fma.v{a.type.count}f{bits}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+def _addresses(context, builder, array_type, array, offset, parts):
+    """Pointers to consecutive parts, starting ``offset`` elements into a contiguous array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    for part in parts:
+        yield builder.bitcast(builder.gep(data, [offset]), part.as_pointer())
+        offset = builder.add(offset, ir.Constant(offset.type, part.count))
+
+
+class Width(types.Opaque):
+    """A vector width that kernels hand on as an argument: known to the compiler, nothing at run time."""
+
+    def __init__(self, count):
+        self.count = count
+        super().__init__(name=f"Width({count})")
+
+
+register_default(Width)(models.OpaqueModel)
+
+
+@intrinsic
+def width_of(typingctx, count):
+    """The Width of a compile-time constant."""
+    if not isinstance(count, types.IntegerLiteral):
+        raise TypingError("the width of a vector must be a compile-time constant")
+
+    def codegen(context, builder, signature, args):
+        return context.get_dummy_value()
+
+    return Width(count.literal_value)(count), codegen
+
+
+@overload_attribute(Width, "count")
+def _count(width):
+    count = width.count
+    return lambda width: count
+
+
+@intrinsic
+def zeros(typingctx, array, width):
+    """Vector of ``width`` zeros of the array's dtype."""
+    vector = Vector(array.dtype, width.count)
+
+    def codegen(context, builder, signature, args):
+        return _pack(builder, [ir.Constant(part, None) for part in _parts(vector)])
+
+    return vector(array, width), codegen
+
+
+@intrinsic
+def load(typingctx, array, offset, width):
+    """array.flat[offset : offset + width]."""
+    vector = Vector(array.dtype, width.count)
+    align = array.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        parts = _parts(vector)
+        pointers = _addresses(context, builder, signature.args[0], args[0], args[1], parts)
+        return _pack(builder, [builder.load(p, align=align) for p in pointers])
+
+    return vector(array, types.int64, width), codegen
+
+
+@intrinsic
+def store(typingctx, array, offset, vector):
+    """array.flat[offset : offset + vector.width] = vector."""
+    align = array.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        parts = _unpack(builder, args[2])
+        pointers = _addresses(context, builder, signature.args[0], args[0], args[1], [p.type for p in parts])
+        for part, pointer in zip(parts, pointers, strict=True):
+            builder.store(part, pointer, align=align)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, vector), codegen
+
+
+@intrinsic
+def scaled_add(typingctx, total, scale, vector):
+    """total + scale * vector, with a scalar scale."""
+
+    def codegen(context, builder, signature, args):
+        out = [
+            _fma(builder, _splat(builder, args[1], v.type), v, t)
+            for t, v in zip(_unpack(builder, args[0]), _unpack(builder, args[2]), strict=True)
+        ]
+        return _pack(builder, out)
+
+    return vector(total, vector.dtype, vector), codegen
+
+
+@intrinsic
+def affine(typingctx, weight, vector, bias):
+    """weight * vector + bias, with scalar weight and bias."""
+
+    def codegen(context, builder, signature, args):
+        out = [
+            _fma(builder, _splat(builder, args[0], v.type), v, _splat(builder, args[2], v.type))
+            for v in _unpack(builder, args[1])
+        ]
+        return _pack(builder, out)
+
+    return vector(vector.dtype, vector, vector.dtype), codegen
+
+
+@intrinsic
+def add(typingctx, a, b):
+    """a + b"""
+
+    def codegen(context, builder, signature, args):
+        pairs = zip(_unpack(builder, args[0]), _unpack(builder, args[1]), strict=True)
+        return _pack(builder, [builder.fadd(x, y) for x, y in pairs])
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def ones_like(typingctx, vector):
+    """Vector of ones."""
+
+    def codegen(context, builder, signature, args):
+        return _pack(builder, [ir.Constant(p, [1.0] * p.count) for p in _parts(vector)])
+
+    return vector(vector), codegen
+
+
+def _lane_products(builder, a, b):
+    """Products of two Vectors, summed into GROUP lanes."""
+    by_count = {}
+    for x, y in zip(_unpack(builder, a), _unpack(builder, b), strict=True):
+        count = x.type.count
+        by_count[count] = _fma(builder, x, y, by_count[count]) if count in by_count else builder.fmul(x, y)
+    total = None
+    for count in sorted(by_count, reverse=True):
+        part = by_count[count]
+        while count > GROUP:
+            count //= 2
+            low = _shuffle(builder, part, part, range(count))
+            high = _shuffle(builder, part, part, range(count, 2 * count))
+            part = builder.fadd(low, high)
+        if count < GROUP:
+            part = _shuffle(builder, part, ir.Constant(part.type, None), [*range(count), *[count] * (GROUP - count)])
+        total = part if total is None else builder.fadd(total, part)
+    return total
+
+
+def _transpose_sum(builder, vectors):
+    """Lane e of the result is the sum of vector e's lanes: a tree of pairwise merges, log2(GROUP) deep."""
+    step = 1
+    while len(vectors) > 1:
+        low = [k + GROUP * s for k0 in range(0, GROUP, 2 * step) for s in (0, 1) for k in range(k0, k0 + step)]
+        high = [k + step for k in low]
+        vectors = [
+            builder.fadd(_shuffle(builder, a, b, low), _shuffle(builder, a, b, high))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        step *= 2
+    return vectors[0]
+
+
+@intrinsic
+def dots(typingctx, m, g0, g1, g2, g3, g4, g5, g6, g7):
+    """Vector of GROUP dot products: <m, g0> … <m, g7>."""
+
+    def codegen(context, builder, signature, args):
+        lanes = [_lane_products(builder, args[0], g) for g in args[1:]]
+        result = _transpose_sum(builder, lanes)
+        parts, at = [], 0
+        for part in _parts(signature.return_type):
+            parts.append(_shuffle(builder, result, result, range(at, at + part.count)))
+            at += part.count
+        return _pack(builder, parts)
+
+    return Vector(m.dtype, GROUP)(m, *[m] * GROUP), codegen
+
+
+@intrinsic
+def dot(typingctx, a, b):
+    """<a, b>, added in the same order as `dots`."""
+
+    def codegen(context, builder, signature, args):
+        lanes = _lane_products(builder, args[0], args[1])
+        zero = ir.Constant(lanes.type, None)
+        total = _transpose_sum(builder, [lanes] + [zero] * (GROUP - 1))
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return a.dtype(a, b), codegen

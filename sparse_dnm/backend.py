@@ -1,0 +1,52 @@
+"""Which kernels run, and on how many threads.  The only importer of sparse_dnm.kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import torch
+
+from sparse_dnm.kernels import cpu
+from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
+
+# activation -> kind and slope below zero, as the kernels have it
+ACTIVATION_CODES = {
+    "leaky_relu": (LEAKY, 0.2),
+    "relu": (LEAKY, 0.0),
+    "identity": (LEAKY, 1.0),
+    "sigmoid": (LOGISTIC, 0.0),
+    "tanh": (TANH, 0.0),
+    "silu": (SILU, 0.0),
+}
+
+
+def kernels(device: torch.device) -> Any:
+    """The kernels of a device.  Raises ValueError where it has none."""
+    if device.type != "cpu":
+        raise ValueError(f"device {str(device)!r} has no kernels; move the model and its input to 'cpu'")
+    return cpu
+
+
+def check_threads(threads: int) -> int:
+    """``threads`` if this process may use so many, all of them for 0.  Raises ValueError otherwise."""
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    if not 0 <= threads <= most:
+        raise ValueError(f"threads={threads} must be 0 (all) or 1 .. {most}; NUMBA_NUM_THREADS sets the limit")
+    return threads or most
+
+
+@contextlib.contextmanager
+def use_threads(threads: int) -> Iterator[None]:
+    """Run the kernels inside on ``threads`` threads."""
+    before = numba.get_num_threads()
+    if before == threads:
+        yield
+        return
+    numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

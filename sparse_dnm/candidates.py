@@ -1,0 +1,161 @@
+"""Candidate edges: the pairs near or above the cutoff, found through windows and kept with a skin (DESIGN, 4.1).
+
+Only |d_ij| > c counts, and |d_ij| is at most |alpha'| max|s - gamma'| g_ij, so each row need look no farther than
+a window around mu.  Pairs with |d| > threshold = max(c - skin, c/2) are kept, and found anew only when the scalars
+have moved so far that a pair outside could have crossed c, as in the neighbour lists of molecular dynamics (Verlet
+1967): the active set is exact at every step, and looking for it is rare.
+
+Free edges carry an omega each.  An edge that falls below the threshold is forgotten at the next rebuild; a pair
+enters, with the fresh omega of (seed, i, j), when its closeness with that omega rises through the threshold.  So
+every edge is born with strength zero, and one that training has removed does not jump back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparse_dnm import backend
+from sparse_dnm.config import ManifoldConfig
+
+KERNELS = backend.kernels(torch.device("cpu"))
+SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # in the order of the kernels' rows
+FEW = 20_000  # candidates up to which waking other threads costs more than they save
+CROWDED = 64  # candidates from which on a list that is mostly below the threshold is rebuilt
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """CSR of candidate edges: indptr int64 (n_rows + 1,), indices int32; the state that they were found in.
+
+    reference float64 (n_rows, 7), reference_threshold: row scalars and threshold at the last rebuild.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    reference: NDArray[np.float64]
+    reference_threshold: float
+
+    @staticmethod
+    def none(n_rows: int) -> Candidates:
+        """No candidates yet, in a state from which every pair may enter."""
+        reference = np.zeros((n_rows, len(SCALARS)))
+        reference[:, SCALARS.index("sigma")] = 1.0
+        return Candidates(np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), reference, np.inf)
+
+
+class Windows:
+    """The geometry of a manifold's rows, and the search for candidates in their windows."""
+
+    def __init__(self, config: ManifoldConfig):
+        self.config = config
+        self.free = config.edges == "free"
+        self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
+        mean, std = config.omega
+        self.omega_bound = abs(mean) + KERNELS.OMEGA_LIMIT * std
+
+    def threshold(self, c: float) -> float:
+        """Closeness above which pairs are kept."""
+        return max(c - self.config.skin, c / 2)
+
+    def rows(self, scalars: dict[str, Tensor]) -> NDArray[np.float64]:
+        """Transformed scalars, float64 (n_rows, 7)."""
+        out = np.zeros((self.config.n_rows, len(SCALARS)))
+        unused = scalars["alpha"].new_empty(0).numpy()
+        arrays = [scalars[name].detach().numpy() if name in scalars else unused for name in SCALARS]
+        KERNELS.row_scalars(*arrays, self.free, out)
+        return out
+
+    def stale(self, candidates: Candidates, rows: NDArray[np.float64], c: float) -> bool:
+        """A pair outside the candidates may have crossed the cutoff.  Raises ValueError where a scalar is NaN."""
+        moved = KERNELS.drift(rows, candidates.reference, self.config.period, self.free, self.omega_bound)
+        if np.isnan(moved) or np.isnan(c):
+            raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
+        return not candidates.reference_threshold + moved <= c
+
+    def search(
+        self, old: Candidates, rows: NDArray[np.float64], c: float, omega: NDArray[np.floating]
+    ) -> tuple[Candidates, NDArray[np.floating], NDArray[np.int32]]:
+        """New candidates, their omega, and the place of each among the old ones (-1: new)."""
+        config = self.config
+        threshold = self.threshold(c)
+        none = Candidates.none(config.n_rows)
+        before = old if self.free else none
+        if not self.free:
+            omega = omega[:0]
+        indptr = np.zeros(config.n_rows + 1, np.int64)
+        head = (
+            *(rows, old.reference, threshold, old.reference_threshold, self.offsets, config.n_inputs, config.n_sources),
+            *(config.period, self.free, config.seed, *config.omega, before.indptr, before.indices, omega),
+        )
+        KERNELS.scan(*head, False, indptr, none.indices, omega[:0], none.indices)
+        np.cumsum(indptr, out=indptr)
+        if indptr[-1] >= 2**31:
+            raise ValueError(
+                f"{indptr[-1]} candidate edges do not fit the int32 edge lists; narrow sigma or raise cutoff"
+            )
+        indices = np.empty(indptr[-1], np.int32)
+        origin = np.empty(indptr[-1] if self.free else 0, np.int32)
+        new_omega = np.empty(len(origin), omega.dtype)
+        KERNELS.scan(*head, True, indptr, indices, new_omega, origin)
+        return Candidates(indptr, indices, rows, threshold), new_omega, origin
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Closeness of every candidate at one set of scalars, and the active ones among them.
+
+    d           (n_candidates,)  closeness, in the model's dtype
+    row_starts  int64 (n + 1,)   CSR indptr of the active edges over all neurons
+    active      int32 (n_edges,) candidate of each active edge;  sources int32, strengths in the model's dtype
+    threads     that work on arrays of this size deserves
+    """
+
+    candidates: Candidates
+    rows: NDArray[np.float64]
+    c: float
+    threshold: float
+    omega: NDArray[np.floating]
+    d: NDArray[np.floating]
+    near: int
+    row_starts: NDArray[np.int64]
+    active: NDArray[np.int32]
+    sources: NDArray[np.int32]
+    strengths: NDArray[np.floating]
+    threads: int
+
+    @property
+    def crowded(self) -> bool:
+        """Most candidates have sunk below the threshold: a rebuild would shorten the list."""
+        return len(self.d) > CROWDED and 2 * self.near < len(self.d)
+
+
+def evaluate(
+    windows: Windows,
+    candidates: Candidates,
+    rows: NDArray[np.float64],
+    c: float,
+    omega: NDArray[np.floating],
+    threads: int,
+) -> Evaluation:
+    """Closeness of the candidates, and which are active; on one thread where they are few."""
+    config, indptr, indices = windows.config, candidates.indptr, candidates.indices
+    threads = threads if len(indices) > FEW else 1
+    d = np.empty(len(indices), omega.dtype)
+    row_starts = np.empty(config.n_neurons + 1, np.int64)
+    with backend.use_threads(threads):
+        KERNELS.closeness(
+            rows, windows.offsets, config.n_inputs, config.period, windows.free, indptr, indices, omega, d
+        )
+        near = KERNELS.select(d, c, windows.threshold(c), config.n_inputs, indptr, row_starts)
+        n_edges = row_starts[-1]
+        active, sources = np.empty(n_edges, np.int32), np.empty(n_edges, np.int32)
+        strengths = np.empty(n_edges, d.dtype)
+        KERNELS.compact(d, c, config.n_inputs, indptr, indices, row_starts, active, sources, strengths)
+    return Evaluation(
+        candidates, rows, c, windows.threshold(c), omega, d, near, row_starts, active, sources, strengths, threads
+    )

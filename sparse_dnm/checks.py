@@ -1,0 +1,20 @@
+"""Checks of what a user hands to a model."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_input(x: object, n_inputs: int, dtype: torch.dtype) -> None:
+    """Raise ValueError unless ``x`` is a floating tensor (batch >= 1, n_inputs) of the model's ``dtype``."""
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"x is a {type(x).__name__}, not a torch.Tensor; convert it with torch.as_tensor")
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}, which is not floating; convert it with x.to({dtype})")
+    if x.ndim != 2 or x.shape[1] != n_inputs:
+        hint = "; a single sample is x[None]" if x.shape == (n_inputs,) else ""
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, n_inputs={n_inputs}){hint}")
+    if x.shape[0] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, an empty batch; give at least one sample")
+    if x.dtype != dtype:
+        raise ValueError(f"x has dtype {x.dtype} but the model has {dtype}; convert x with x.to({dtype})")

@@ -1,0 +1,296 @@
+"""Command line: train and evaluate.  Commands import torch and the engine themselves: --help is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sparse_dnm.checkpoint import DataSource
+    from sparse_dnm.config import ManifoldConfig, TrainConfig
+    from sparse_dnm.data import Dataset
+    from sparse_dnm.training import Record, Trainer
+
+COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
+
+app = typer.Typer(
+    help="Train Dynamic Neural Manifolds: sparse networks whose connections are learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the command sparse-dnm."""
+    app(prog_name="sparse-dnm")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"sparse-dnm {version('sparse-dnm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    dataset: Annotated[
+        str | None, typer.Argument(help="toy, digits, mnist, or a .npz or .csv file.", show_default="digits")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates; with --resume the new total.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's step size at the start.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initial values, data order and omega.")] = None,
+    speed: Annotated[str | None, typer.Option(metavar="none|proxy", help="Speed term of the loss.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="auto|columns|wavefront", help="How the kernels walk the network.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the kernels; 0: all cores.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to create; default runs/DATASET-SEED-<n>.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue this run to the same bits as an uninterrupted one. A larger --steps extends it "
+            "(a cosine schedule is then stretched to the new total)."
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings to start from; default: those of the data set.")] = None,
+    target: Annotated[str | None, typer.Option(help="Label column of a .csv file; default: the last one.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any field of the configuration; repeatable."),
+    ] = None,
+) -> None:
+    """Train a network and write a run directory."""
+    fixed = {
+        "DATASET": dataset,
+        "--batch-size": batch_size,
+        "--lr": lr,
+        "--seed": seed,
+        "--speed": speed,
+        "--out": out,
+        "--preset": preset,
+        "--target": target,
+        "--set": set_ or None,
+    }
+    named = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "speed": speed}
+    named.update({"executor": executor, "threads": threads})
+    settings = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
+    with _errors_reported():
+        if resume is None:
+            from sparse_dnm.checkpoint import DataSource
+
+            source = DataSource(dataset or "digits", None if data_dir is None else str(data_dir), target)
+            _train(lambda: _new_trainer(source, preset, settings, out))
+            return
+        given = [name for name, value in fixed.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"--resume continues {resume} as it was begun: leave out {', '.join(given)}; "
+                "only --steps, --executor, --threads and --data-dir may go with it"
+            )
+        _train(lambda: _resumed_trainer(resume, data_dir, steps, executor, threads))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory of a training.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, where it has moved.")] = None,
+) -> None:
+    """Evaluate a run's checkpoint on its test set and compare with its summary."""
+    with _errors_reported():
+        from sparse_dnm.checkpoint import SUMMARY, read_json
+        from sparse_dnm.training import evaluate as test
+
+        trainer = _resumed_trainer(run, data_dir, None, None, 0)  # all threads of this machine
+        ((name, value),) = test(trainer.model, trainer.data).items()
+        typer.echo(f"{name} {value:.6g} at step {trainer.step} of {run}")
+        if not (run / SUMMARY).exists():
+            typer.echo(f"{run} has no {SUMMARY}: its training is not finished, nothing to compare with")
+            return
+        promised = read_json(run / SUMMARY).get(name)
+        if isinstance(promised, float) and math.isclose(value, promised, rel_tol=1e-6):
+            typer.echo(f"reproduced: {SUMMARY} says {promised:.6g}")
+            return
+        typer.echo(f"differs: {SUMMARY} says {promised!r}", err=True)
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr and an exit code, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:  # training.Interrupted, if a checkpoint was saved
+        typer.echo(str(stop) or "aborted", err=True)
+        raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def _new_trainer(source: DataSource, preset: str | None, settings: list[str], out: Path | None) -> Trainer:
+    """A trainer for a new run, its configs a preset or derived from the data, with ``settings``."""
+    import torch
+
+    from sparse_dnm.checkpoint import check_free, fresh_directory
+    from sparse_dnm.config import apply_settings
+    from sparse_dnm.data import NAMES
+    from sparse_dnm.network import DynamicManifold
+    from sparse_dnm.training import Trainer
+
+    if out is not None:
+        check_free(out)
+    data = source.load()
+    manifold, config = _configs(data, preset or (source.dataset if source.dataset in NAMES else None))
+    manifold, config = apply_settings(manifold, config, settings)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
+    trainer = Trainer(model, data, config, source=source)
+    trainer.out = out or fresh_directory(Path("runs"), Path(source.dataset).stem, config.seed)
+    return trainer
+
+
+def _configs(data: Dataset, preset: str | None) -> tuple[ManifoldConfig, TrainConfig]:
+    from sparse_dnm.config import PRESETS, ManifoldConfig, TrainConfig, check_choice
+
+    if preset is None:
+        return ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period), TrainConfig()
+    check_choice("preset", preset, tuple(PRESETS))
+    chosen = PRESETS[preset]
+    made_for = chosen.manifold.n_inputs, chosen.manifold.n_outputs
+    if made_for != (data.n_inputs, data.n_outputs):
+        raise ValueError(
+            f"preset {preset} is made for {made_for[0]} inputs and {made_for[1]} outputs, but {data.name} has "
+            f"{data.n_inputs} and {data.n_outputs}; choose another preset, or none"
+        )
+    return chosen.manifold, chosen.train
+
+
+def _resumed_trainer(run: Path, data_dir: Path | None, *changes: Any) -> Trainer:
+    from sparse_dnm.checkpoint import read_config
+    from sparse_dnm.training import Trainer
+
+    source = read_config(run)[2]
+    if source is None:
+        raise ValueError(f"{run} was trained from Python and does not name its data; use Trainer.resume there")
+    return Trainer.resume(run, source.load(data_dir), *changes)
+
+
+def _train(build: Callable[[], Trainer]) -> None:
+    """Build a trainer and run it, with a live display on a terminal and plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    live = console.is_terminal and not console.is_dumb_terminal
+    with console.status("reading the data, building the network") if live else contextlib.nullcontext():
+        trainer = build()
+    if trainer.finished:
+        typer.echo(f"{trainer.out} is finished at step {trainer.step:,}; a larger --steps extends it")
+        return
+    typer.echo(f"{trainer.data.name}: {_sizes(trainer)}")
+    typer.echo(f"run directory: {trainer.out}")
+    with _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log:
+        summary = trainer.run(on_log)
+    console.print(_table(summary))
+    typer.echo(f"run directory: {trainer.out}")
+
+
+def _sizes(trainer: Trainer) -> str:
+    data, config = trainer.data, trainer.model.config
+    return (
+        f"{data.task}, {len(data.x_train):,} training and {len(data.x_test):,} test samples; "
+        f"{config.n_neurons:,} neurons ({config.n_inputs:,} inputs, {config.n_hidden:,} hidden, "
+        f"{config.n_outputs:,} outputs)"
+    )
+
+
+@contextlib.contextmanager
+def _plain_lines(trainer: Trainer) -> Iterator[Callable[[Record], None]]:
+    """One line of text per line of metrics."""
+    steps = trainer.config.steps
+    typer.echo(COMPILING)
+    yield lambda record: print(f"step {record['step']:,}/{steps:,}  {_figures(record)}", flush=True)
+
+
+@contextlib.contextmanager
+def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record], None]]:
+    """A bar, and the last line of metrics below it."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    start, steps = trainer.step, trainer.config.steps
+    bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("training", total=steps, completed=start)
+    with Live(Group(bar, COMPILING), console=console) as live:
+
+        def show(record: Record) -> None:
+            bar.update(task, completed=record["step"])
+            lines = [_figures(record)] if record["step"] > start else [_figures(record), COMPILING]
+            live.update(Group(bar, *lines))
+
+        yield show
+
+
+def _figures(record: Record) -> str:
+    """A line of metrics as text; the terms of the loss are those before their coefficients."""
+    terms = (f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed"))
+    parts = [*terms, *(_figure(name, record[name]) for name in FIGURES if name in record)]
+    parts += [f"edges {record['edges']:,}", f"density {record['density']:.2%}", f"depth {record['depth']}"]
+    if record["step_seconds"] is not None:
+        parts.append(f"{1e3 * record['step_seconds']:.3f} ms/step")
+    return "  ".join(parts)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {value:{'.2%' if name.endswith('accuracy') else '.4g'}}"
+
+
+def _table(summary: Record) -> Table:
+    from rich.table import Table
+
+    table = Table(title="summary", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name in ("test_accuracy", "test_mse"):
+        if name in summary:
+            table.add_row(name, f"{summary[name]:.6g}")
+    table.add_row("edges", f"{summary['edges']:,} (density {summary['density']:.2%})")
+    table.add_row("depth", f"{summary['depth']}")
+    table.add_row("live neurons", f"{summary['live']:,}")
+    table.add_row("steps", f"{summary['steps']:,}")
+    table.add_row("training", f"{summary['train_seconds']:.1f} s ({summary['clock']})")
+    if summary["step_seconds"] is not None:
+        table.add_row("step", f"{1e3 * summary['step_seconds']:.3f} ms ({summary['clock']}, median)")
+    table.add_row("executor", f"{summary['executor']}; {summary['threads']} threads")
+    table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Settings: frozen dataclasses, the presets, and their text form (JSON, ``key=value``)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+ACTIVATIONS = ("leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity")
+EDGE_MODES = ("closeness", "free")
+OUTPUTS = ("linear", "square")
+SPEEDS = ("none", "proxy")
+PROXY_GRADIENTS = ("straight-through", "none")
+SCHEDULES = ("constant", "cosine")
+EXECUTORS = ("auto", "columns", "wavefront")
+
+Normal = tuple[float, float]  # mean and standard deviation of a normal distribution
+C = TypeVar("C", "ManifoldConfig", "TrainConfig")
+
+
+def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
+    """Raise ValueError listing the legal values unless ``value`` is one of them."""
+    if value not in legal:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(legal)}")
+
+
+@dataclass(frozen=True)
+class ManifoldConfig:
+    """Shape and initial distribution of a Dynamic Neural Manifold.
+
+    Neurons are numbered inputs first, then hidden, then outputs.  Initial values of the raw scalars are normal
+    with the (mean, standard deviation) given here.  In ``edges="free"`` beta, gamma, theta and phi do not exist.
+    Raises ValueError naming the field, its value and the rule.
+    """
+
+    n_neurons: int  # neurons in all
+    n_inputs: int  # neurons
+    n_outputs: int  # neurons
+    period: float  # period of the data, in positions (image width for images)
+    activation: str = "leaky_relu"  # one of ACTIVATIONS
+    edges: str = "closeness"  # one of EDGE_MODES
+    output: str = "linear"  # one of OUTPUTS
+    alpha: Normal = (5.0, 1.0)  # raw
+    beta: Normal = (0.0, 0.01)  # raw
+    gamma: Normal = (0.0, 1.0)  # raw
+    theta: Normal = (0.0, 1.0)  # raw
+    phi: Normal = (math.pi / 2, 0.01 * math.pi)  # rad
+    sigma: Normal = (10.0, 1.0)  # raw; positions once through softplus
+    mu: Normal = (0.0, 14.0)  # positions
+    weight: Normal = (0.0, 1.0)  # dimensionless
+    bias: Normal = (0.0, 1.0)  # dimensionless
+    omega: Normal = (0.0, 0.3)  # dimensionless; edges="free" only
+    cutoff: float = -1.0  # raw; c = sigmoid(cutoff)
+    skin: float = 0.1  # closeness below the cutoff down to which candidates are kept
+    seed: int = 0  # key of the counter-based generator of omega
+
+    def __post_init__(self) -> None:
+        for name in ("n_neurons", "n_inputs", "n_outputs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive integer")
+        if self.n_inputs + self.n_outputs >= self.n_neurons:
+            raise ValueError(
+                f"n_inputs + n_outputs = {self.n_inputs} + {self.n_outputs} leaves no hidden neuron in "
+                f"n_neurons={self.n_neurons}; give n_neurons >= {self.n_inputs + self.n_outputs + 1}"
+            )
+        if self.n_neurons >= 2**31:
+            raise ValueError(f"n_neurons={self.n_neurons} does not fit the int32 edge lists; use fewer than 2**31")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("edges", self.edges, EDGE_MODES)
+        check_choice("output", self.output, OUTPUTS)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "Normal":
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise ValueError(f"{f.name}={value!r} must be a pair: mean, standard deviation")
+                pair = (float(value[0]), float(value[1]))
+                if not all(map(math.isfinite, pair)) or pair[1] < 0:
+                    raise ValueError(f"{f.name}={value!r} must be finite with a standard deviation >= 0")
+                object.__setattr__(self, f.name, pair)
+            elif f.type == "float" and not math.isfinite(value):
+                raise ValueError(f"{f.name}={value!r} must be a finite number")
+        if self.period <= 0:
+            raise ValueError(f"period={self.period!r} must be > 0 positions")
+        if self.skin < 0:
+            raise ValueError(f"skin={self.skin!r} must be >= 0; 0 keeps active edges only")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} must be in 0 .. 2**63 - 1")
+
+    @property
+    def n_rows(self) -> int:
+        """Neurons that may read others: all but the inputs."""
+        return self.n_neurons - self.n_inputs
+
+    @property
+    def n_sources(self) -> int:
+        """Neurons that others may read: all but the outputs."""
+        return self.n_neurons - self.n_outputs
+
+    @property
+    def n_hidden(self) -> int:
+        """Computational neurons: neither inputs nor outputs."""
+        return self.n_neurons - self.n_inputs - self.n_outputs
+
+    @property
+    def possible_edges(self) -> int:
+        """(n² - n_inputs² - n_outputs² - n_hidden) / 2: pairs (i, j) with j < min(i, n - n_outputs)."""
+        n, a, b = self.n_neurons, self.n_inputs, self.n_outputs
+        return (n * n - a * a - b * b - self.n_hidden) // 2
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> ManifoldConfig:
+        """The preset ``name`` (one of PRESETS), with fields replaced by ``changes``."""
+        check_choice("preset", name, tuple(PRESETS))
+        return dataclasses.replace(PRESETS[name].manifold, **changes)
+
+    @staticmethod
+    def for_data(n_inputs: int, n_outputs: int, period: float | None = None, **changes: Any) -> ManifoldConfig:
+        """Free edges sized for a table of ``n_inputs`` columns; windows wide enough for a row to see all sources."""
+        n_hidden = max(16, min(256, 2 * (n_inputs + n_outputs)))
+        n = n_inputs + n_hidden + n_outputs
+        values: dict[str, Any] = {
+            "n_neurons": n,
+            "n_inputs": n_inputs,
+            "n_outputs": n_outputs,
+            "period": period or float(n_inputs),
+            "edges": "free",
+            "sigma": (0.6 * n, 0.0),
+            "mu": (0.0, 0.1 * n),
+            "weight": (1.0, 0.0),
+            "bias": (0.0, 0.0),
+        }
+        return ManifoldConfig(**{**values, **changes})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: loss = objective·L + flow·flow_loss + speed_coefficient·speed, minimised by Adam."""
+
+    steps: int = 5000  # optimiser steps
+    batch_size: int = 50  # samples
+    lr: float = 0.002  # Adam's step size at the start
+    schedule: str = "cosine"  # one of SCHEDULES
+    objective: float = 1.0  # coefficient of the task's loss
+    flow: float = 0.0  # coefficient of flow_loss
+    speed: str = "proxy"  # one of SPEEDS
+    speed_coefficient: float = 0.1  # coefficient of the speed term
+    speed_power: int = 1  # the proxy is (active / possible)**speed_power
+    proxy_gradient: str = "straight-through"  # one of PROXY_GRADIENTS
+    tau: float = 0.03  # width of a gate, in closeness
+    seed: int = 0  # of initial values, data order and omega
+    log_every: int = 100  # steps between lines of metrics.jsonl
+    checkpoint_every: int = 1000  # steps between checkpoints
+    executor: str = "auto"  # one of EXECUTORS
+    threads: int = 0  # threads of the engine; 0: all cores
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("speed", self.speed, SPEEDS)
+        check_choice("proxy_gradient", self.proxy_gradient, PROXY_GRADIENTS)
+        check_choice("executor", self.executor, EXECUTORS)
+        for name, least in (
+            ("steps", 0),
+            ("batch_size", 1),
+            ("speed_power", 1),
+            ("seed", 0),
+            ("log_every", 1),
+            ("checkpoint_every", 1),
+            ("threads", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer >= {least}")
+        for name in ("objective", "flow", "speed_coefficient"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value!r} must be a finite number >= 0")
+        for name in ("lr", "tau"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value!r} must be a finite number > 0")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> TrainConfig:
+        """The training recipe of preset ``name`` (one of PRESETS), with fields replaced by ``changes``."""
+        check_choice("preset", name, tuple(PRESETS))
+        return dataclasses.replace(PRESETS[name].train, **changes)
+
+
+def parse_setting(cls: type, text: str) -> tuple[str, Any]:
+    """Read ``key=value`` for a field of the dataclass ``cls``; a pair (mean, std) is written ``key=5,0.1``.
+
+    Raises KeyError where ``cls`` has no such field and ValueError where the value is not of its type.
+    """
+    key, sep, raw = text.partition("=")
+    key, raw = key.strip().replace("-", "_"), raw.strip()
+    if not sep or not raw:
+        raise ValueError(f"setting {text!r} must be written key=value")
+    kinds = {f.name: str(f.type) for f in fields(cls)}
+    if key not in kinds:
+        raise KeyError(key)
+    kind = kinds[key]
+    try:
+        if kind == "int":
+            return key, int(raw)
+        if kind == "float":
+            return key, float(raw)
+        if kind == "Normal":
+            mean, std = raw.split(",")
+            return key, (float(mean), float(std))
+    except ValueError:
+        expected = {"int": "an integer", "float": "a number", "Normal": "two numbers: mean,std"}[kind]
+        raise ValueError(f"{key}={raw!r} must be {expected}") from None
+    return key, raw
+
+
+def apply_settings(
+    manifold: ManifoldConfig, train: TrainConfig, settings: list[str]
+) -> tuple[ManifoldConfig, TrainConfig]:
+    """Apply ``key=value`` texts to whichever of the two configs has the field (``seed``: both)."""
+    changes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for text in settings:
+        known = False
+        for cls, found in zip((ManifoldConfig, TrainConfig), changes, strict=True):
+            try:
+                key, value = parse_setting(cls, text)
+            except KeyError:
+                continue
+            found[key] = value
+            known = True
+        if not known:
+            legal = sorted({f.name for f in fields(ManifoldConfig)} | {f.name for f in fields(TrainConfig)})
+            raise ValueError(f"setting {text!r} names no field; choose one of {', '.join(legal)}")
+    return dataclasses.replace(manifold, **changes[0]), dataclasses.replace(train, **changes[1])
+
+
+def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+    """Build ``cls`` from parsed JSON.  Raises ValueError naming unknown or missing fields."""
+    legal = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - legal)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(legal))}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A manifold together with its training recipe."""
+
+    manifold: ManifoldConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+PRESETS: dict[str, Preset] = {
+    "original-toy": Preset(
+        ManifoldConfig(
+            n_neurons=25,
+            n_inputs=5,
+            n_outputs=4,
+            period=5.0,
+            output="square",
+            alpha=(5.0, 0.1),
+            gamma=(0.0, 0.1),
+            theta=(0.0, 0.1),
+            phi=(math.pi / 2, 0.001 * math.pi),
+            sigma=(5**0.75, 25**0.133),
+            mu=(0.0, 2.0),
+        ),
+        TrainConfig(
+            steps=5_000,
+            lr=0.001,
+            schedule="constant",
+            objective=1e4,
+            flow=1.0,
+            speed_coefficient=0.1,
+            speed_power=2,
+            proxy_gradient="none",
+        ),
+    ),
+    "original-mnist": Preset(
+        ManifoldConfig(
+            n_neurons=1000,
+            n_inputs=784,
+            n_outputs=10,
+            period=28.0,
+            output="square",
+            sigma=(784**0.66, 1000**0.33),
+        ),
+        TrainConfig(
+            steps=50_000,
+            lr=0.002,
+            schedule="constant",
+            objective=1e3,
+            flow=1e-4,
+            speed_coefficient=0.1,
+            speed_power=2,
+            proxy_gradient="none",
+        ),
+    ),
+    "toy": Preset(
+        ManifoldConfig(
+            n_neurons=25,
+            n_inputs=5,
+            n_outputs=4,
+            period=5.0,
+            edges="free",
+            sigma=(25.0, 0.0),
+            mu=(0.0, 2.0),
+            weight=(1.0, 0.0),
+            bias=(0.0, 0.0),
+            cutoff=-2.0,
+        ),
+        TrainConfig(steps=5_000, lr=0.01, speed_coefficient=0.1),
+    ),
+    "digits": Preset(
+        ManifoldConfig(
+            n_neurons=300,
+            n_inputs=64,
+            n_outputs=10,
+            period=8.0,
+            activation="silu",
+            edges="free",
+            sigma=(150.0, 0.0),
+            mu=(0.0, 15.0),
+            weight=(1.0, 0.0),
+            bias=(0.0, 0.0),
+        ),
+        TrainConfig(steps=3_000, lr=0.004, speed_coefficient=2.0),
+    ),
+    "mnist": Preset(
+        ManifoldConfig(
+            n_neurons=1000,
+            n_inputs=784,
+            n_outputs=10,
+            period=28.0,
+            edges="free",
+            sigma=(400.0, 0.0),
+            mu=(0.0, 100.0),
+            weight=(1.0, 0.0),
+            bias=(0.0, 0.0),
+        ),
+        TrainConfig(steps=10_000, batch_size=100, lr=0.004, speed_coefficient=3.0),
+    ),
+}

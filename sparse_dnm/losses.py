@@ -1,0 +1,47 @@
+"""Terms of the loss that depend on structure: flow, and speed as a proxy (DESIGN, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from sparse_dnm.config import PROXY_GRADIENTS, check_choice
+from sparse_dnm.network import DynamicManifold
+
+
+def flow_loss(model: DynamicManifold) -> Tensor:
+    """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², of the last forward; scalar.
+
+    Keeps the two halves of the network in balance, so that it does not cut itself in two.
+    """
+    into_hidden, into_outputs = model.flow_sums()
+    return (into_hidden - into_outputs) ** 2
+
+
+class SparsityProxy:
+    """Simulated speed: (active edges / possible edges)**power of the last forward.
+
+    The value is the true count.  A count is flat almost everywhere, so the gradient is that of a soft count, the sum
+    of sigmoid((|d| - c) / tau) over all candidates above the threshold, those below the cutoff included
+    (straight-through, Bengio et al. 2013); with ``gradient="none"`` there is none, as in the original.
+
+    tau: width of a gate, in closeness.
+    """
+
+    def __init__(self, tau: float = 0.03, power: int = 1, gradient: str = "straight-through"):
+        check_choice("gradient", gradient, PROXY_GRADIENTS)
+        if not (math.isfinite(tau) and tau > 0):
+            raise ValueError(f"tau={tau!r} must be a finite number > 0, in closeness")
+        if power < 1:
+            raise ValueError(f"power={power!r} must be >= 1")
+        self.tau, self.power, self.gradient = tau, power, gradient
+
+    def __call__(self, model: DynamicManifold) -> Tensor:
+        """The term, a scalar."""
+        possible = model.config.possible_edges
+        true = model.topology.n_edges / possible
+        if self.gradient == "none":
+            return model.cutoff.new_tensor(true**self.power)
+        soft = model.soft_edges(self.tau) / possible
+        return (soft - soft.detach() + true) ** self.power

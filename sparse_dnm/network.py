@@ -1,0 +1,363 @@
+"""Networks on the engine: DynamicManifold, whose structure is computed, and SparseDAG, whose structure is given."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from sparse_dnm import backend
+from sparse_dnm.autograd import EdgeStrength, FlowSums, GateSum, Plan, Propagate
+from sparse_dnm.candidates import SCALARS, Candidates, Evaluation, Windows, evaluate
+from sparse_dnm.checks import check_input
+from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
+from sparse_dnm.initial import initial_scalars
+from sparse_dnm.schedule import Executor, Schedule
+from sparse_dnm.topology import Topology
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
+
+
+class DynamicManifold(nn.Module):
+    """A Dynamic Neural Manifold: a DAG of neurons whose edges are computed from a few scalars per neuron.
+
+    model(x): x (batch, n_inputs) of the model's dtype -> (batch, n_outputs).  Each call finds the structure that
+    belongs to the present parameters, exactly, then runs the live part of it.
+
+    Parameters: alpha, mu, sigma (and beta, gamma, theta, phi where ``edges="closeness"``), each (n_rows,); cutoff ();
+    weight, bias (n_sources,); edge_weight (n_candidates,) where ``edges="free"``.  edge_weight changes its length
+    when the structure does: call ``follow(optimizer)`` so that the optimiser's moments move with their edges.
+    Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.
+    """
+
+    alpha: Tensor
+    cutoff: Tensor
+    weight: Tensor
+    bias: Tensor
+    edge_weight: nn.Parameter
+    candidate_indptr: Tensor
+    candidate_indices: Tensor
+    _reference: Tensor
+    _reference_threshold: Tensor
+
+    def __init__(
+        self,
+        config: ManifoldConfig,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        executor: str = "auto",
+        threads: int = 0,
+    ):
+        super().__init__()
+        _check_dtype(dtype)
+        self.config = config
+        self.executor = Executor(executor, threads)
+        self._windows = Windows(config)
+        for name, value in initial_scalars(config, generator, dtype).items():
+            self.register_parameter(name, nn.Parameter(value))
+        if config.edges == "free":
+            self.edge_weight = nn.Parameter(torch.empty(0, dtype=dtype))
+        self._set_candidates(Candidates.none(config.n_rows))
+        self._inputs = np.arange(config.n_inputs, dtype=np.int32)
+        self._outputs = np.arange(config.n_sources, config.n_neurons, dtype=np.int32)
+        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._schedule: Schedule | None = None
+        self._plan: Plan | None = None
+        self._evaluation: Evaluation | None = None
+        self._closeness: Tensor | None = None
+        self._strengths: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without what is found anew, and without the optimisers that follow this model."""
+        found = ("_schedule", "_plan", "_evaluation", "_closeness", "_strengths")
+        return {**self.__dict__, **dict.fromkeys(found), "_optimizers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
+
+    # -- structure -------------------------------------------------------------------------------------------
+
+    def _set_candidates(self, candidates: Candidates) -> None:
+        """Hold the candidates as buffers, so that a state_dict has them."""
+        threshold = torch.tensor(candidates.reference_threshold, dtype=torch.float64)
+        self.register_buffer("candidate_indptr", torch.from_numpy(candidates.indptr))
+        self.register_buffer("candidate_indices", torch.from_numpy(candidates.indices))
+        self.register_buffer("_reference", torch.from_numpy(candidates.reference))
+        self.register_buffer("_reference_threshold", threshold)
+
+    def _candidates(self) -> Candidates:
+        return Candidates(
+            self.candidate_indptr.numpy(),
+            self.candidate_indices.numpy(),
+            self._reference.double().numpy(),
+            float(self._reference_threshold),
+        )
+
+    def _omega(self) -> Any:
+        """omega of the candidates, or an empty array of the model's dtype."""
+        return (self.edge_weight if self._windows.free else self.alpha[:0]).detach().numpy()
+
+    def _rebuild(self, candidates: Candidates, rows: Any, c: float) -> Candidates:
+        """Find the candidates anew; omega, its gradient and its optimiser moments go with their edges."""
+        with backend.use_threads(self.executor.threads):
+            candidates, omega, origin = self._windows.search(candidates, rows, c, self._omega())
+        self._set_candidates(candidates)
+        if self._windows.free:
+            old = self.edge_weight
+            n_old, places = len(old), torch.from_numpy(origin.astype(np.int64))
+            gradient, old.grad = old.grad, None
+            # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it
+            # only where the type of the data changes.
+            old.data = torch.empty(0, dtype=torch.float16)
+            old.data = torch.from_numpy(omega)
+            if gradient is not None:
+                old.grad = _follow(gradient, places)
+            for optimizer in self._optimizers:
+                state = optimizer.state.get(old, {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == (n_old,):
+                        state[key] = _follow(value, places)
+        return candidates
+
+    @torch.no_grad()
+    def _find_structure(self) -> Evaluation:
+        """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
+        _check_dtype(self.alpha.dtype)
+        backend.kernels(self.alpha.device)
+        threads = self.executor.threads
+        rows = self._windows.rows(dict(self.named_parameters()))
+        c = float(torch.sigmoid(self.cutoff.double()))
+        candidates = self._candidates()
+        if self._windows.stale(candidates, rows, c):
+            candidates = self._rebuild(candidates, rows, c)
+        found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
+        if found.crowded:
+            candidates = self._rebuild(candidates, rows, c)
+            found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
+        before = self._schedule.topology if self._schedule else None
+        if (
+            before is None
+            or not np.array_equal(before.indptr, found.row_starts)
+            or not np.array_equal(before.indices, found.sources)
+        ):
+            self._schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
+        return found
+
+    def _current(self) -> Evaluation:
+        """Structure of the present parameters, without a graph."""
+        if self._evaluation is None:
+            self._evaluation = self._find_structure()
+            self._strengths = torch.from_numpy(self._evaluation.strengths)
+            self._closeness = torch.from_numpy(self._evaluation.d)
+        return self._evaluation
+
+    @property
+    def topology(self) -> Topology:
+        """Active edges of the last forward (of the present parameters where none was made)."""
+        self._current()
+        assert self._schedule is not None
+        return self._schedule.topology
+
+    @property
+    def strengths(self) -> Tensor:
+        """D of the active edges (n_edges,) in the order of the topology's CSR, with its graph; as `topology`."""
+        self._current()
+        assert self._strengths is not None
+        return self._strengths
+
+    @property
+    def closeness(self) -> Tensor:
+        """d of the candidates (n_candidates,), with its graph; as `topology`."""
+        self._current()
+        assert self._closeness is not None
+        return self._closeness
+
+    @property
+    def density(self) -> float:
+        """Active over possible edges; as `topology`."""
+        return self.topology.n_edges / self.config.possible_edges
+
+    def soft_edges(self, tau: float) -> Tensor:
+        """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable."""
+        return GateSum.apply(self._current(), tau, self.closeness, self.cutoff)
+
+    def flow_sums(self) -> Tensor:
+        """Sums (2,) of |D| over input -> hidden and hidden -> output edges of the last forward, differentiable."""
+        return FlowSums.apply(self._current(), self._windows, self.strengths)
+
+    # -- execution -------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
+        check_input(x, self.config.n_inputs, self.alpha.dtype)
+        found = self._find_structure()
+        scalars = [getattr(self, name) for name in SCALARS if hasattr(self, name)]
+        omega = self.edge_weight if self._windows.free else None
+        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *scalars)
+        self._evaluation, self._strengths, self._closeness = found, strengths, closeness
+        out = Propagate.apply(self._make_plan(), x, strengths, self.weight, self.bias)
+        return out * out if self.config.output == "square" else out
+
+    def _make_plan(self) -> Plan:
+        """The plan of the current structure."""
+        assert self._schedule is not None
+        plan = self._plan
+        dtype = torch.empty(0, dtype=self.alpha.dtype).numpy().dtype
+        if (
+            plan is None
+            or plan.schedule is not self._schedule
+            or plan.slope.dtype != dtype
+            or plan.executor is not self.executor
+        ):
+            kind, slope = backend.ACTIVATION_CODES[self.config.activation]
+            n = self.config.n_neurons
+            self._plan = plan = Plan(
+                self._schedule,
+                self.executor,
+                np.full(n, kind, np.int8),
+                np.full(n, slope, dtype),
+                self.config.n_sources,
+                slice(0, self.config.n_sources),
+            )
+        return plan
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the optimiser's moments of edge_weight follow their edges; those of a new edge start at zero."""
+        self._optimizers.add(optimizer)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over the length of the saved candidates before torch compares shapes.
+
+        A DenseManifold's state has no reference: then closeness finds its candidates anew, and free edges keep those
+        that are saved, as if they had been found at the saved scalars.
+        """
+        names = (f"{prefix}_reference", f"{prefix}_reference_threshold")
+        complete = any(name in state_dict for name in names)
+        if not complete:
+            state_dict = {**state_dict, names[0]: self._reference, names[1]: self._reference_threshold}
+        for name in ("candidate_indices", "edge_weight"):
+            saved = state_dict.get(prefix + name)
+            mine = getattr(self, name, None)
+            if mine is not None and saved is not None and saved.ndim == 1 and saved.shape != mine.shape:
+                mine.data = torch.empty(saved.shape, dtype=mine.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._evaluation = self._schedule = self._plan = None
+        if not complete:
+            found = Candidates.none(self.config.n_rows)
+            if self._windows.free:
+                rows = self._windows.rows(dict(self.named_parameters()))
+                threshold = self._windows.threshold(float(torch.sigmoid(self.cutoff.double())))
+                found = replace(self._candidates(), reference=rows, reference_threshold=threshold)
+            self._set_candidates(found)
+
+
+def _follow(values: Tensor, places: Tensor) -> Tensor:
+    """values[places], with 0 where a place is -1."""
+    if len(values) == 0:
+        return values.new_zeros(len(places))
+    return torch.where(places >= 0, values[places.clamp(min=0)], values.new_zeros(()))
+
+
+class SparseDAG(nn.Module):
+    """Any directed acyclic graph of neurons as a torch module, with a weight per edge.
+
+    A neuron i that is no input has z_i = sum over its sources j of weight_ij m_j + bias_i and m_i = act(z_i); inputs
+    hand on their value.  model(x): (batch, n_inputs) -> (batch, n_outputs), column k of x going to
+    ``topology.inputs[k]``, column k of the result being z of ``topology.outputs[k]``.
+
+    Parameters: edge_weight (n_edges,) in the order of ``topology.edges()``, bias (n_neurons - n_inputs,) of the
+    neurons that are no inputs, ascending.  Without ``values``, weights are normal with variance 2 / sources.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        values: ArrayLike | Tensor | None = None,
+        bias: ArrayLike | Tensor | None = None,
+        activation: str = "leaky_relu",
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+        executor: str = "auto",
+        threads: int = 0,
+    ):
+        super().__init__()
+        _check_dtype(dtype)
+        check_choice("activation", activation, ACTIVATIONS)
+        self.topology, self.activation = topology, activation
+        self.executor = Executor(executor, threads)
+        n = topology.n_neurons
+        is_input = np.zeros(n, np.bool_)
+        is_input[topology.inputs] = True
+        self._biased = np.flatnonzero(~is_input).astype(np.int32)
+        if values is None:
+            readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
+            values = torch.randn(topology.n_edges, generator=generator, dtype=dtype) * (2 / readers.to(dtype)).sqrt()
+        self.edge_weight = nn.Parameter(_vector("values", values, topology.n_edges, dtype))
+        self.bias = nn.Parameter(_vector("bias", 0.0 if bias is None else bias, len(self._biased), dtype))
+        kind, slope = backend.ACTIVATION_CODES[activation]
+        identity_kind, identity_slope = backend.ACTIVATION_CODES["identity"]
+        self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
+        self._slope = np.where(is_input, identity_slope, slope)
+        self._schedule = Schedule(topology)
+
+    @classmethod
+    def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
+        """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge."""
+        layers = list(layers)
+        if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
+            raise ValueError(f"{[type(layer).__name__ for layer in layers]} must be one nn.Linear or more")
+        sources, readers, values, biases = [], [], [], []
+        first = 0
+        for k, layer in enumerate(layers):
+            if k and layer.in_features != layers[k - 1].out_features:
+                raise ValueError(
+                    f"layer {k} reads {layer.in_features} features, layer {k - 1} gives {layers[k - 1].out_features}"
+                )
+            weight = layer.weight.detach()
+            row, column = weight.nonzero(as_tuple=True)
+            sources.append(column + first)
+            first += layer.in_features
+            readers.append(row + first)
+            values.append(weight[row, column])
+            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach())
+        n, n_out = first + layers[-1].out_features, layers[-1].out_features
+        edges = torch.stack([torch.cat(sources), torch.cat(readers)], dim=1).numpy()
+        topology = Topology.from_edges(edges, n, np.arange(layers[0].in_features), np.arange(n - n_out, n))
+        return cls(topology, torch.cat(values), torch.cat(biases), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
+        check_input(x, len(self.topology.inputs), self.bias.dtype)
+        _check_dtype(self.bias.dtype)
+        backend.kernels(self.bias.device)
+        dtype = self.bias.detach().numpy().dtype
+        plan = Plan(
+            self._schedule,
+            self.executor,
+            self._kind,
+            self._slope.astype(dtype),
+            self.topology.n_neurons,
+            self._biased,
+        )
+        return Propagate.apply(plan, x, self.edge_weight, None, self.bias)
+
+
+def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:
+    """``values`` as a new vector of ``size`` numbers; a scalar is repeated."""
+    vector = torch.as_tensor(values).detach().to(dtype)
+    if vector.ndim == 0:
+        vector = vector.expand(size)
+    if vector.shape != (size,):
+        raise ValueError(f"{name} of shape {tuple(vector.shape)} must be ({size},)")
+    return vector.clone()

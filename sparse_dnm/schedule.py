@@ -1,0 +1,122 @@
+"""Schedule: which neurons run, in which order, in tiles of how many columns, and by which executor."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sparse_dnm import backend
+from sparse_dnm.config import EXECUTORS, check_choice
+from sparse_dnm.topology import Topology
+
+KERNELS = backend.kernels(torch.device("cpu"))
+
+
+def tile_width(batch: int) -> int:
+    """Columns per tile: up to 64, a multiple of 8 from 5 on, and an even number of tiles where there are several.
+
+    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.
+    """
+    tiles = 1 if batch <= 64 else 2 * -(-batch // 128)
+    columns = -(-batch // tiles)
+    if columns <= 4:
+        return (1, 1, 2, 4, 4)[columns]
+    return -(-columns // 8) * 8
+
+
+class Schedule:
+    """Execution order of a Topology: its live neurons by wavefront, and the transpose of their edges.
+
+    inputs     int32  live inputs, and ``column`` int32 the input column of each
+    order      int32  the other live neurons by (level, index); ``waves`` int64 where each level starts in it
+    column_of  int32 (n,)  the output column of a neuron, or -1
+    t_indptr, t_indices, t_edge  readers of each neuron among the live, and the place of the edge in the CSR
+    """
+
+    def __init__(self, topology: Topology):
+        self.topology = topology
+        live = topology.live
+        self.column = np.flatnonzero(live[topology.inputs]).astype(np.int32)
+        self.inputs = topology.inputs[self.column]
+        runs = live.copy()
+        runs[topology.inputs] = False
+        self.order = topology.order[runs[topology.order]]
+        levels = topology.levels[self.order]
+        self.waves = np.searchsorted(levels, np.arange(topology.depth + 2)).astype(np.int64)
+        self.column_of = np.full(topology.n_neurons, -1, np.int32)
+        self.column_of[topology.outputs] = np.arange(len(topology.outputs), dtype=np.int32)
+        self.executed = np.concatenate([self.inputs, self.order])
+        self.t_indptr = np.empty_like(topology.indptr)
+        readers, edges = np.empty_like(topology.indices), np.empty_like(topology.indices)
+        kept = KERNELS.transpose(topology.indptr, topology.indices, live, self.t_indptr, readers, edges)
+        self.t_indices, self.t_edge = readers[:kept], edges[:kept]
+
+
+@dataclass
+class _Trial:
+    """Timings of one phase at one batch size, until a choice is made."""
+
+    edges: int
+    depth: int
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"columns": [], "wavefront": []})
+    choice: str | None = None
+
+    def stale(self, topology: Topology) -> bool:
+        """The structure has changed by more than a fifth since the choice."""
+        return (
+            abs(topology.n_edges - self.edges) > 0.2 * self.edges or abs(topology.depth - self.depth) > 0.2 * self.depth
+        )
+
+
+class Executor:
+    """Chooses how to walk the DAG: ``columns``, ``wavefront``, or ``auto``, the one measured to be faster.
+
+    ``auto`` spends no extra run: the first calls of a phase (forward, backward) at a batch size alternate between
+    the two, one unmeasured call each and then ``samples``; the smaller median stays until edges or depth have
+    changed by a fifth.  On one thread both do the same work in the same order, and ``columns`` runs.
+    """
+
+    samples = 5
+
+    def __init__(self, name: str = "auto", threads: int = 0):
+        check_choice("executor", name, EXECUTORS)
+        self.name = name
+        self.threads = backend.check_threads(threads)
+        self._trials: dict[tuple[str, int], _Trial] = {}
+
+    def choose(self, phase: str, batch: int, topology: Topology) -> str:
+        """The executor of the next call of ``phase``."""
+        if self.name != "auto":
+            return self.name
+        if self.threads == 1:
+            return "columns"
+        trial = self._trials.get((phase, batch))
+        if trial is None or trial.stale(topology):
+            trial = self._trials[phase, batch] = _Trial(topology.n_edges, topology.depth)
+        if trial.choice is not None:
+            return trial.choice
+        return min(trial.seconds, key=lambda name: len(trial.seconds[name]))
+
+    def threads_for(self, name: str, batch: int) -> int:
+        """Threads that have work: ``columns`` gives each a tile."""
+        return min(self.threads, -(-batch // tile_width(batch))) if name == "columns" else self.threads
+
+    def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
+        """Take note of the time that a call of ``phase`` took."""
+        trial = self._trials.get((phase, batch))
+        if trial is None or trial.choice is not None:
+            return
+        trial.seconds[name].append(seconds)
+        if all(len(times) > self.samples for times in trial.seconds.values()):
+            medians = {name: statistics.median(times[1:]) for name, times in trial.seconds.items()}
+            trial.choice = min(medians, key=lambda name: medians[name])
+
+    def chosen(self) -> str:
+        """What ran, for reports: the fixed name, or the choices of ``auto`` per phase and batch."""
+        if self.name != "auto" or self.threads == 1:
+            return "columns" if self.name == "auto" else self.name
+        made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in self._trials.items() if t.choice]
+        return "auto: " + (", ".join(made) or "no choice yet")

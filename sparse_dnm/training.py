@@ -1,0 +1,413 @@
+"""Trainer: minimise objective + flow + speed by Adam, with checkpoints that resume to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numba
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_dnm import checkpoint as files
+from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
+from sparse_dnm.config import TrainConfig
+from sparse_dnm.data import BatchOrder, Dataset
+from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.network import DynamicManifold
+
+CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
+Record = dict[str, Any]
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why, what is kept, and what to try."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM stopped the training after a whole step, and its checkpoint is saved."""
+
+    def __init__(self, signum: int, step: int, out: Path) -> None:
+        command = f"sparse-dnm train --resume {shlex.quote(str(out))}"
+        super().__init__(f"stopped at step {step}; continue with: {command}")
+        self.signum = signum
+
+
+class Terms(NamedTuple):
+    """The loss and its terms before their coefficients, scalars; flow and speed only where wanted."""
+
+    total: Tensor
+    objective: Tensor
+    flow: Tensor | None
+    speed: Tensor | None
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Run torch's own operations on one thread.
+
+    The engine's kernels own the cores, and the order in which torch adds up a long tensor, hence the last bits,
+    would otherwise depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    numba.get_num_threads()  # starts numba's threads, which resets torch's number where both share one OpenMP
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class StopSignals:
+    """Inside ``with``, SIGINT and SIGTERM only set ``received``; a second SIGINT aborts at once.
+
+    Python delivers signals to the main thread: in any other one nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        if signum == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Adam's step size for update ``step`` = 0 .. steps - 1; the cosine falls from lr to 0 over all steps."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(step / max(config.steps, 1), 1)))
+
+
+def figure(data: Dataset, outputs: Tensor, y: Tensor) -> float:
+    """Accuracy of ``outputs``, or for a regression their mean squared error in the data's own units."""
+    if data.task == "classification":
+        return int((outputs.argmax(1) == y).sum()) / len(y)
+    return data.mse(outputs, y)
+
+
+def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 256) -> dict[str, float]:
+    """``test_accuracy`` or ``test_mse`` over the whole test set, at most ``chunk`` samples at a time.
+
+    Raises TrainingError where an output is not finite.
+    """
+    with torch.no_grad(), one_torch_thread():
+        parts = data.x_test.tensor_split(math.ceil(len(data.x_test) / chunk))
+        outputs = torch.cat([model(x) for x in parts])
+        if not bool(torch.isfinite(outputs).all()):
+            raise TrainingError("the outputs of the model on the test set hold NaN or infinity")
+        name = "test_accuracy" if data.task == "classification" else "test_mse"
+        return {name: figure(data, outputs, data.y_test)}
+
+
+class Trainer:
+    """Trains ``model`` on ``data`` as ``config`` says, and keeps a run directory in ``out`` if one is given.
+
+    ``source`` lets the command line reload the data of that run.
+    Raises ValueError where model and data do not fit.
+    """
+
+    def __init__(
+        self,
+        model: DynamicManifold,
+        data: Dataset,
+        config: TrainConfig,
+        out: Path | None = None,
+        source: DataSource | None = None,
+    ) -> None:
+        for name in ("n_inputs", "n_outputs"):
+            have, need = getattr(model.config, name), getattr(data, name)
+            if have != need:
+                raise ValueError(f"the model has {name}={have} but data {data.name} need {name}={need}")
+        self.model, self.data, self.config, self.source = model, data, config, source
+        self.out = None if out is None else Path(out)
+        self.step = 0  # updates made
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        model.follow(self._optimizer)
+        self._proxy = None
+        if config.speed == "proxy":
+            self._proxy = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+        self._description = files.describe(data)
+        self._saved: int | None = None  # step of the checkpoint in out
+        self._last_loss = math.nan
+        self._times: list[float] = []  # s, of the updates made by this process
+        self._logged = 0  # of them at the last line of metrics.jsonl
+        self._seconds_before = 0.0  # s, of earlier processes of this run
+        self._step_seconds_before: float | None = None  # s, the median in them
+        self._started = time.perf_counter()
+
+    @classmethod
+    def resume(
+        cls,
+        out: Path,
+        data: Dataset,
+        steps: int | None = None,
+        executor: str | None = None,
+        threads: int | None = None,
+    ) -> Trainer:
+        """The trainer of run ``out`` as its checkpoint left it; ``steps`` is a new total, if given.
+
+        The schedule depends on the step and the total alone: a new total stretches a cosine from here on.
+        Raises CheckpointError naming the file and what does not fit.
+        """
+        out = Path(out)
+        manifold, config, source, saved = files.load_run(out, data)
+        given: dict[str, Any] = {"steps": steps, "executor": executor, "threads": threads}
+        config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
+        model = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
+        try:
+            model.load_state_dict(saved.group("model"))
+            trainer = cls(model, data, config, out, source)
+            trainer._restore(saved)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{out / files.CHECKPOINT} does not fit its run: {error}") from None
+        if config.steps < trainer.step:
+            raise ValueError(f"steps={config.steps} lies before step {trainer.step}, which {out} has reached")
+        return trainer
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do: all steps are made and the summary is written."""
+        return self.step == self.config.steps and self.out is not None and (self.out / files.SUMMARY).exists()
+
+    def run(self, on_log: Callable[[Record], None] = lambda record: None) -> Record:
+        """Train up to ``config.steps`` and return the summary; ``on_log`` gets every line of metrics.jsonl.
+
+        torch runs on one thread meanwhile.  With a run directory, SIGINT and SIGTERM raise Interrupted
+        after the current update, its checkpoint saved.  Raises TrainingError where training cannot go on.
+        """
+        self._started = time.perf_counter()
+        signals = StopSignals()
+        with one_torch_thread(), signals if self.out else contextlib.nullcontext():
+            self._begin()
+            if self.step == 0:
+                on_log(self._first_line())
+            while self.step < self.config.steps:
+                if signals.received is not None and self.out:
+                    self._test()
+                    self._save()
+                    raise Interrupted(signals.received, self.step, self.out)
+                try:
+                    line = self._advance()
+                except TrainingError:
+                    raise
+                except ValueError as error:  # the engine refuses what the last update made
+                    raise self._diverged(str(error)) from error
+                if line is not None:
+                    on_log(line)
+            return self._finish()
+
+    def _begin(self) -> None:
+        """Claim the run directory, or take it up again: what was written after the checkpoint is cut off."""
+        if self.out is None:
+            return
+        self._check_connected()
+        if self._saved is None:
+            files.check_free(self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._save()
+        about = {
+            "manifold": dataclasses.asdict(self.model.config),
+            "train": dataclasses.asdict(self.config),
+            "data": self._description,
+            "source": self.source and dataclasses.asdict(self.source),
+        }
+        files.write_json(self.out / files.CONFIG, about)
+        files.cut_metrics(self.out / files.METRICS, self.step or -1)
+        (self.out / files.SUMMARY).unlink(missing_ok=True)
+
+    def _advance(self) -> Record | None:
+        """One update; where they are due, the test figure, a checkpoint, and the line of metrics returned."""
+        config, number = self.config, self.step + 1
+        saving = number == config.steps or number % config.checkpoint_every == 0
+        logging = saving or number % config.log_every == 0
+        start = time.perf_counter()
+        rows = self._order.next()
+        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        self._optimizer.zero_grad(set_to_none=True)
+        outputs, terms = self._forward(x, y, logging)
+        terms.total.backward()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        self._optimizer.step()
+        self._times.append(time.perf_counter() - start)
+        self.step = number
+        if not logging:
+            return None
+        self._check_parameters()
+        line = self._line(outputs, y, terms, self._test() if saving else {})
+        if saving:
+            self._save()
+        return line
+
+    def _forward(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
+        """Outputs and loss of a batch; a term of coefficient 0 only for a ``report``, without gradient."""
+        config = self.config
+        outputs = self.model(x)
+        self._check_connected()
+        loss = F.cross_entropy if self.data.task == "classification" else F.mse_loss
+        objective = loss(outputs, y)
+        total = config.objective * objective
+        values: list[Tensor | None] = []
+        for coefficient, term in ((config.flow, flow_loss), (config.speed_coefficient, self._proxy)):
+            value = None
+            if term is not None and (coefficient or report):
+                with contextlib.nullcontext() if coefficient else torch.no_grad():
+                    value = term(self.model)
+                total = total + coefficient * value if coefficient else total
+            values.append(value)
+        if not math.isfinite(total.item()):
+            raise self._diverged(f"the loss became {total.item()} in step {self.step + 1}")
+        self._last_loss = total.item()
+        return outputs, Terms(total, objective, values[0], values[1])
+
+    def _first_line(self) -> Record:
+        """The untrained model, on the first rows of the training set."""
+        with torch.no_grad():
+            x, y = (t[: self.config.batch_size] for t in (self.data.x_train, self.data.y_train))
+            outputs, terms = self._forward(x, y, True)
+        return self._line(outputs, y, terms, self._test())
+
+    def _line(self, outputs: Tensor, y: Tensor, terms: Terms, test: dict[str, float]) -> Record:
+        """Write a line of metrics.jsonl: figures of the last batch, structure of the last forward."""
+        fresh = self._times[self._logged :]
+        self._logged = len(self._times)
+        line = {
+            "step": self.step,
+            "loss": terms.total.item(),
+            "objective": terms.objective.item(),
+            "flow": 0.0 if terms.flow is None else terms.flow.item(),
+            "speed": 0.0 if terms.speed is None else terms.speed.item(),
+            self._figure_name("train"): figure(self.data, outputs.detach(), y),
+            **self._structure(),
+            "lr": learning_rate(self.config, max(self.step - 1, 0)),
+            "step_seconds": statistics.median(fresh) if fresh else None,
+            **test,
+        }
+        if self.out:
+            files.append_line(self.out / files.METRICS, line)
+        return line
+
+    def _figure_name(self, split: str) -> str:
+        return f"{split}_accuracy" if self.data.task == "classification" else f"{split}_mse"
+
+    def _structure(self) -> Record:
+        topology = self.model.topology
+        return {
+            "edges": topology.n_edges,
+            "density": self.model.density,
+            "depth": topology.depth,
+            "live": int(topology.live.sum()),
+        }
+
+    def _test(self) -> dict[str, float]:
+        """The test figure of a model that is fit to be saved: connected, and finite."""
+        try:
+            test = evaluate(self.model, self.data)
+        except TrainingError as error:
+            raise self._diverged(str(error)) from None
+        self._check_connected()
+        return test
+
+    def _check_connected(self) -> None:
+        if self.model.topology.n_live_inputs:
+            return
+        self._check_parameters()
+        config = self.config
+        raise TrainingError(
+            f"the network has cut itself in two after step {self.step}: no input reaches any output. "
+            f"Try a lower --set speed_coefficient= (now {config.speed_coefficient:g}), "
+            f"a higher --set flow= (now {config.flow:g}), a lower --set cutoff= (now "
+            f"{self.model.config.cutoff:g}), or a lower --lr (now {config.lr:g}). {self._kept()}"
+        )
+
+    def _check_parameters(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"parameter {name} holds NaN or infinity after step {self.step}")
+
+    def _diverged(self, what: str) -> TrainingError:
+        last = "" if math.isnan(self._last_loss) else f"; the last finite loss was {self._last_loss:.6g}"
+        return TrainingError(
+            f"training diverged: {what}{last}. Try a lower --lr (now {self.config.lr:g}), a larger "
+            f"--batch-size (now {self.config.batch_size}), or lower coefficients of the loss. {self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        if self._saved is None:
+            return "Nothing was saved"
+        return f"The last good checkpoint, of step {self._saved}, is kept in {self.out}"
+
+    def _elapsed(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _save(self) -> None:
+        """Write the checkpoint: all that the next update depends on."""
+        if self.out is None:
+            return
+        self._check_parameters()
+        tensors = files.pack(self.model, self._optimizer, self._order, self._generator)
+        header = {
+            "step": self.step,
+            "train_seconds": self._elapsed(),
+            "step_seconds": self._median_step(),
+            "manifold": dataclasses.asdict(self.model.config),
+            "train": dataclasses.asdict(self.config),
+            "data": self._description,
+            "versions": files.versions(),
+        }
+        files.save(self.out / files.CHECKPOINT, Checkpoint(tensors, header))
+        self._saved = self.step
+
+    def _restore(self, saved: Checkpoint) -> None:
+        files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
+        self.step = self._saved = saved.header["step"]
+        self._seconds_before = saved.header["train_seconds"]
+        self._step_seconds_before = saved.header["step_seconds"]
+
+    def _median_step(self) -> float | None:
+        return statistics.median(self._times) if self._times else self._step_seconds_before
+
+    def _finish(self) -> Record:
+        """The summary of the trained model, written to the run directory."""
+        test = self._test()
+        summary = {
+            **test,
+            **self._structure(),
+            "steps": self.step,
+            "train_seconds": self._elapsed(),
+            "step_seconds": self._median_step(),
+            "clock": CLOCK,
+            "threads": self.model.executor.threads,
+            "executor": self.model.executor.chosen(),
+            "versions": files.versions(),
+            "machine": files.machine(),
+        }
+        if self.out:
+            files.write_json(self.out / files.SUMMARY, summary)
+        return summary

@@ -1,0 +1,217 @@
+"""The oracle: every formula as plain loops over dense float64 matrices.  Imports nothing of sparse_dnm.
+
+Matrices are (n, n) over all neurons, inputs first, then hidden, then outputs; row i reads column j.
+Raw scalars are given per row: row r is neuron n_inputs + r.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def sigmoid(v):
+    """1 / (1 + exp(-v)) of a float, without overflow."""
+    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
+
+
+def softplus(v):
+    """log(1 + exp(v)) of a float, without overflow."""
+    return max(v, 0.0) + math.log1p(math.exp(-abs(v)))
+
+
+ACTIVATIONS = {
+    "leaky_relu": lambda v: v if v > 0 else 0.2 * v,
+    "relu": lambda v: max(v, 0.0),
+    "sigmoid": sigmoid,
+    "tanh": math.tanh,
+    "silu": lambda v: v * sigmoid(v),
+    "identity": lambda v: v,
+}
+
+
+def possible(n, n_inputs, n_outputs):
+    """bool (n, n): which neuron may read which."""
+    mask = np.zeros((n, n), dtype=bool)
+    for i in range(n_inputs, n):
+        for j in range(min(i, n - n_outputs)):
+            mask[i, j] = True
+    return mask
+
+
+def position(n, n_inputs, n_outputs):
+    """p (n, n) of source j seen from row i; nan where no edge is possible."""
+    line = np.linspace(n_inputs, n_outputs, n - n_inputs)
+    p = np.full((n, n), np.nan)
+    for i in range(n_inputs, n):
+        for j in range(min(i, n - n_outputs)):
+            p[i, j] = (j - i) + line[i - n_inputs]
+    return p
+
+
+def closeness(n, n_inputs, n_outputs, period, raw):
+    """d (n, n), nan where impossible; ``raw``: alpha beta gamma theta phi sigma mu, each (n_rows,)."""
+    d = position(n, n_inputs, n_outputs)
+    for i in range(n_inputs, n):
+        alpha, beta, gamma, theta, phi, sigma, mu = (
+            float(raw[name][i - n_inputs]) for name in ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")
+        )
+        for j in range(min(i, n - n_outputs)):
+            p = d[i, j]
+            g = math.exp(-((p - mu) ** 2) / (2 * softplus(sigma) ** 2))
+            wave = math.sin(2 * math.pi * p / (period * softplus(theta) / math.log(2)) + phi)
+            s = (0.501 + 0.5 * wave) ** (1 + beta)
+            d[i, j] = (2 * sigmoid(alpha) - 1) * g * (s - sigmoid(gamma))
+    return d
+
+
+def closeness_free(n, n_inputs, n_outputs, raw, omega):
+    """d (n, n) of free edges, nan where impossible; ``raw``: alpha sigma mu, each (n_rows,); omega (n, n)."""
+    d = position(n, n_inputs, n_outputs)
+    for i in range(n_inputs, n):
+        alpha, sigma, mu = (float(raw[name][i - n_inputs]) for name in ("alpha", "sigma", "mu"))
+        for j in range(min(i, n - n_outputs)):
+            g = math.exp(-((d[i, j] - mu) ** 2) / (2 * softplus(sigma) ** 2))
+            d[i, j] = (2 * sigmoid(alpha) - 1) * g * omega[i, j]
+    return d
+
+
+def strength(d, cutoff_raw):
+    """D (n, n): closeness behind the soft threshold; 0 where inactive or impossible."""
+    c = sigmoid(float(cutoff_raw))
+    D = np.zeros(d.shape)
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            if abs(d[i, j]) > c:  # false for nan
+                D[i, j] = math.copysign(abs(d[i, j]) - c, d[i, j]) / (1 - c)
+    return D
+
+
+def forward_manifold(x, D, weight, bias, n_inputs, n_outputs, activation="leaky_relu", output="linear"):
+    """Outputs (batch, n_outputs) of x (batch, n_inputs) through D (n, n); weight, bias (n_sources,)."""
+    n, batch = D.shape[0], x.shape[0]
+    y = np.zeros((batch, n_outputs))
+    for b in range(batch):
+        value = np.zeros(n)
+        value[:n_inputs] = x[b]
+        z, m = np.zeros(n), np.zeros(n)
+        for i in range(n):
+            outgoing = z if i >= n - n_outputs else m
+            if i >= n_inputs:
+                for j in range(min(i, n - n_outputs)):
+                    value[i] += D[i, j] * outgoing[j]
+            if i < n - n_outputs:
+                z[i] = weight[i] * value[i] + bias[i]
+                m[i] = ACTIVATIONS[activation](z[i])
+        y[b] = value[n - n_outputs :]
+    return y**2 if output == "square" else y
+
+
+def execution_order(reads):
+    """Neurons of the DAG ``reads`` (row i reads the j with a true cell), sources first, by recursion."""
+    order, state = [], {}
+
+    def visit(i):
+        if state.get(i) == "open":
+            raise ValueError(f"neuron {i} is on a cycle")
+        if i in state:
+            return
+        state[i] = "open"
+        for j in range(len(reads)):
+            if reads[i][j]:
+                visit(j)
+        state[i] = "done"
+        order.append(i)
+
+    for i in range(len(reads)):
+        visit(i)
+    return order
+
+
+def forward_dag(x, dense_weights, bias, inputs, outputs, activation="leaky_relu"):
+    """Values z (batch, len(outputs)) of a DAG's outputs: z_i = sum_j W_ij m_j + bias_i, m_i = act(z_i).
+
+    x (batch, len(inputs)); dense_weights (n, n), row i reads column j, an edge where it is not 0; bias (n,).
+    inputs, outputs: neurons.  An input passes x on unchanged (m = z = x), whatever edges lead to it.
+    """
+    n = len(bias)
+    y = np.zeros((x.shape[0], len(outputs)))
+    order = execution_order(dense_weights != 0)
+    for b in range(x.shape[0]):
+        z, m = np.zeros(n), np.zeros(n)
+        for i in order:
+            if i in inputs:
+                z[i] = m[i] = x[b, list(inputs).index(i)]
+                continue
+            z[i] = bias[i]
+            for j in range(n):
+                z[i] += dense_weights[i, j] * m[j]
+            m[i] = ACTIVATIONS[activation](z[i])
+        y[b] = [z[i] for i in outputs]
+    return y
+
+
+def levels(edges, n):
+    """Longest path (in edges) that ends in each neuron, a list of n; ``edges``: pairs (i, j), i reads j."""
+    level = [0] * n
+    for _ in range(n + 1):
+        before = list(level)
+        for i, j in edges:
+            level[i] = max(level[i], level[j] + 1)
+        if level == before:
+            return level
+    raise ValueError("the edges hold a cycle")
+
+
+def live(edges, n, outputs):
+    """Set of the neurons that reach an output, outputs included; ``edges``: pairs (i, j), i reads j."""
+    reached = set(outputs)
+    for _ in range(n):
+        reached |= {j for i, j in edges if i in reached}
+    return reached
+
+
+def edges_of(D):
+    """The pairs (i, j) with D[i, j] != 0, row by row."""
+    return [(i, j) for i in range(D.shape[0]) for j in range(D.shape[1]) if D[i, j] != 0]
+
+
+def flow(D, n_inputs, n_outputs):
+    """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges) squared."""
+    n = D.shape[0]
+    into = out = 0.0
+    for i, j in edges_of(D):
+        if j < n_inputs and i < n - n_outputs:
+            into += abs(D[i, j])
+        if j >= n_inputs and i >= n - n_outputs:
+            out += abs(D[i, j])
+    return (into - out) ** 2
+
+
+def sparsity(D, possible):
+    """Active edges / ``possible`` (an integer)."""
+    return len(edges_of(D)) / possible
+
+
+def soft_edges(d, cutoff_raw, tau, mask):
+    """Sum of the gates sigmoid((|d| - c) / tau) over the cells of ``mask`` (bool, shape of d)."""
+    c = sigmoid(float(cutoff_raw))
+    total = 0.0
+    for i in range(d.shape[0]):
+        for j in range(d.shape[1]):
+            if mask[i, j]:
+                total += sigmoid((abs(d[i, j]) - c) / tau)
+    return total
+
+
+def gradient(f, x, eps=1e-6):
+    """Central finite differences of the scalar f at the array x (any shape, also ()); f takes an array."""
+    x = np.array(x, dtype=np.float64)
+    out = np.zeros(x.shape)
+    for cell in np.ndindex(x.shape):
+        high, low = x.copy(), x.copy()
+        high[cell] += eps
+        low[cell] -= eps
+        out[cell] = (f(high) - f(low)) / (2 * eps)
+    return out

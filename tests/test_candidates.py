@@ -1,0 +1,158 @@
+"""The candidate list: exact at every step, without n²."""
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sparse_dnm.kernels import cpu_edges, formulas
+from strategies import dense_omega, manifolds, raw_scalars
+
+from sparse_dnm import DynamicManifold, ManifoldConfig
+
+
+def dense_closeness(model, omega=None):
+    """d (n, n) of the oracle, 0 where no edge is possible; ``omega`` (n, n) for free edges."""
+    config = model.config
+    head = (config.n_neurons, config.n_inputs, config.n_outputs)
+    if config.edges == "free":
+        d = naive.closeness_free(*head, raw_scalars(model), omega)
+    else:
+        d = naive.closeness(*head, config.period, raw_scalars(model))
+    return np.nan_to_num(d)
+
+
+def fresh_omega(config):
+    """omega that every pair would be born with, written out with Python's integers."""
+    n = config.n_neurons
+    omega = np.zeros((n, n))
+    for i, j in zip(*np.nonzero(naive.possible(n, config.n_inputs, config.n_outputs)), strict=True):
+        words = formulas.philox(int(i), int(j), config.seed & 0xFFFFFFFF, config.seed >> 32)
+        z = min(np.sqrt(-2 * np.log((words[0] + 0.5) / 2**32)), 4.0) * np.cos(2 * np.pi * words[1] / 2**32)
+        omega[i, j] = config.omega[0] + config.omega[1] * z
+    return omega
+
+
+def active_matrix(model):
+    return model.topology.to_scipy().toarray() != 0
+
+
+def candidate_matrix(model):
+    n, n_inputs = model.config.n_neurons, model.config.n_inputs
+    found = np.zeros((n, n), bool)
+    rows = np.repeat(np.arange(n_inputs, n), np.diff(model.candidate_indptr.numpy()))
+    found[rows, model.candidate_indices.numpy()] = True
+    return found
+
+
+@torch.no_grad()
+def disturb(model, generator, size):
+    """Move every parameter, fast ones far, as training might."""
+    for name, p in model.named_parameters():
+        scale = {"mu": 4.0, "sigma": 2.0, "cutoff": 0.2, "alpha": 0.7}.get(name, 0.15)
+        p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=size * scale)
+
+
+def test_philox_matches_the_known_answers():
+    """Random123's kat_vectors: philox4x32 10, zero counter and key, then the digits of pi with words 2, 3 zero."""
+    assert formulas.philox(0, 0, 0, 0) == (0x6627E8D5, 0xE169C58D)
+
+
+def test_fresh_omega_is_standard_normal_in_mean_and_spread():
+    config = ManifoldConfig.preset("digits", omega=(0.5, 2.0))
+    values = fresh_omega(config)
+    values = (values[values != 0] - 0.5) / 2.0
+    assert abs(values.mean()) < 4 / np.sqrt(len(values))
+    assert abs(values.std() - 1) < 4 / np.sqrt(2 * len(values))
+    assert abs(values).max() <= cpu_edges.OMEGA_LIMIT
+
+
+@given(manifolds(edges="closeness"), st.integers(0, 2**20), st.sampled_from([0.003, 0.05, 0.6]))
+@settings(max_examples=30)
+def test_closeness_structure_is_exact_while_parameters_move(model, seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(1, model.config.n_inputs, dtype=torch.float64)
+    for _ in range(6):
+        model(x)
+        d, c = dense_closeness(model), naive.sigmoid(model.cutoff.item())
+        unsure = np.abs(np.abs(d) - c) < 1e-12
+        assert ((active_matrix(model) == (np.abs(d) > c)) | unsure).all()
+        disturb(model, generator, size)
+
+
+@given(manifolds(edges="free"), st.integers(0, 2**20), st.sampled_from([0.003, 0.05, 0.6]))
+@settings(max_examples=30)
+def test_free_structure_is_exact_while_parameters_move(model, seed, size):
+    """Active are exactly the candidates above the cutoff, and no pair has crossed it from outside unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(1, model.config.n_inputs, dtype=torch.float64)
+    fresh = fresh_omega(model.config)
+    below = np.ones_like(fresh, dtype=bool)  # pairs whose fresh closeness lay below the threshold at the last rebuild
+    reference = None
+    for _ in range(8):
+        before, omega_before = candidate_matrix(model), dense_omega(model)
+        model(x)
+        c = naive.sigmoid(model.cutoff.item())
+        threshold = max(c - model.config.skin, c / 2)
+        inside = candidate_matrix(model)
+        d = dense_closeness(model, dense_omega(model))
+        d_fresh = dense_closeness(model, fresh)
+        unsure = np.abs(np.abs(d) - c) < 1e-12
+        assert ((active_matrix(model) == (np.abs(d) > c)) | unsure).all()
+        kept = before & inside
+        assert (dense_omega(model)[kept] == omega_before[kept]).all()
+        assert dense_omega(model)[inside & ~before] == pytest.approx(fresh[inside & ~before], abs=1e-12)
+        if reference is None or not torch.equal(reference, model._reference):
+            reference = model._reference.clone()
+            born = below & ~before & (np.abs(d_fresh) > threshold + 1e-12)
+            assert (inside[born]).all()
+            assert not (inside & ~before & (np.abs(d_fresh) < threshold - 1e-12)).any()
+            stay = before & (np.abs(dense_closeness(model, omega_before)) > threshold + 1e-12)
+            assert inside[stay].all()
+            below = np.abs(d_fresh) <= threshold
+        assert not (~inside & below & (np.abs(d_fresh) > c + 1e-12)).any()
+        disturb(model, generator, size)
+
+
+def test_a_long_fast_run_of_adam_stays_exact():
+    """300 steps of lr 0.05 on the original's closeness: rebuilds are rare and the structure is right at each."""
+    config = ManifoldConfig.preset("original-toy", output="linear", skin=0.1)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(1)
+    rebuilds, last = 0, None
+    for _ in range(300):
+        x = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        (model(x) - x[:, 1:]).square().mean().backward()
+        d, c = dense_closeness(model), naive.sigmoid(model.cutoff.item())
+        np.testing.assert_array_equal(active_matrix(model), np.abs(d) > c)
+        rebuilds += last is None or not torch.equal(last, model._reference)
+        last = model._reference.clone()
+        optimizer.step()
+    assert rebuilds < 300
+
+
+def test_an_edge_that_died_does_not_jump_back():
+    config = ManifoldConfig.preset("digits")
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    first = model.topology.n_edges
+    with torch.no_grad():
+        model.edge_weight.mul_(0.01)
+    model(torch.zeros(1, 64))
+    assert model.topology.n_edges == 0
+    model(torch.zeros(1, 64))
+    assert len(model.closeness) == 0
+    with torch.no_grad():
+        model.sigma.mul_(1.3)
+    model(torch.zeros(1, 64))
+    assert 0 < len(model.closeness) < 0.5 * first
+
+
+def test_memory_and_time_do_not_grow_with_the_square():
+    """100,000 neurons would need 40 GB as a dense matrix."""
+    config = ManifoldConfig(100_000, 500, 100, period=10, sigma=(6.0, 0.5), mu=(0.0, 3.0))
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    assert 100_000 < model.topology.n_edges < 3_000_000
+    assert len(model.closeness) < 3 * model.topology.n_edges

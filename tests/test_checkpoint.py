@@ -1,0 +1,148 @@
+"""Files of a run directory: atomic writes, what a checkpoint refuses, metrics cut back."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sparse_dnm import checkpoint as files
+from sparse_dnm.checkpoint import Checkpoint, CheckpointError
+
+TENSORS = {
+    "model/weight": torch.tensor([1.5, -2.0, 1e-30]),
+    "model/cutoff": torch.tensor(-1.0),
+    "model/candidate_indices": torch.tensor([3, 1, 2], dtype=torch.int32),
+    "order/position": torch.tensor(7),
+    "generator": torch.arange(9, dtype=torch.uint8),
+    "empty": torch.empty(0, dtype=torch.float64),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / files.CHECKPOINT
+    files.save(path, Checkpoint(TENSORS, {"step": 12}))
+    return path
+
+
+def test_round_trip_keeps_every_bit(path):
+    loaded = files.load(path)
+    assert loaded.header == {"format": files.FORMAT, "version": files.VERSION, "step": 12}
+    assert loaded.tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+    assert loaded.group("model").keys() == {"weight", "cutoff", "candidate_indices"}
+
+
+def test_same_content_gives_the_same_bytes_and_no_other_file(path):
+    before = path.read_bytes()
+    files.save(path, Checkpoint(TENSORS, {"step": 12}))
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("size", [0, 5, 40, -1])
+def test_truncated(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=f"{path.name} is truncated"):
+        files.load(path)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        files.load(tmp_path / files.CHECKPOINT)
+
+
+@pytest.mark.parametrize("content", [b"a letter to the editor", b"PK\x03\x04" + bytes(200), bytes(64)])
+def test_not_safetensors(path, content):
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        files.load(path)
+
+
+def test_of_another_program(path):
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="another program"):
+        files.load(path)
+    save_file({"w": torch.zeros(2)}, path, {"sparse_dnm": "[]"})
+    with pytest.raises(CheckpointError, match="another program"):
+        files.load(path)
+
+
+def test_of_another_version(path):
+    save_file({"w": torch.zeros(2)}, path, {"sparse_dnm": json.dumps({"format": files.FORMAT, "version": 99})})
+    with pytest.raises(CheckpointError, match=r"version 99; this version of sparse-dnm reads .* version 1"):
+        files.load(path)
+
+
+def test_weights_that_are_not_finite(path):
+    before = path.read_bytes()
+    bad = {"model/weight": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(CheckpointError, match="model/weight holds NaN"):
+        files.save(path, Checkpoint(bad, {}))
+    assert path.read_bytes() == before
+    about = json.dumps({"format": files.FORMAT, "version": files.VERSION})
+    save_file(bad, path, {"sparse_dnm": about})
+    with pytest.raises(CheckpointError, match="model/weight holds NaN"):
+        files.load(path)
+
+
+def test_failed_write_keeps_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomic(path, b"new")
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_metrics_are_cut_back(tmp_path):
+    path = tmp_path / files.METRICS
+    for step in (0, 10, 20, 30):
+        files.append_line(path, {"step": step})
+    with open(path, "ab") as file:
+        file.write(b'{"step": 15}')  # whole JSON, but no end of line: a torn write
+    files.cut_metrics(path, 20)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10, 20]
+    files.cut_metrics(tmp_path / "new.jsonl", 20)
+    assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+def test_run_directories(tmp_path):
+    first = files.fresh_directory(tmp_path / "runs", "toy", 3)
+    second = files.fresh_directory(tmp_path / "runs", "toy", 3)
+    assert (first.name, second.name) == ("toy-3-1", "toy-3-2")
+    files.check_free(first)
+    files.check_free(tmp_path / "not there yet")
+    (first / files.METRICS).touch()
+    with pytest.raises(ValueError, match=r"toy-3-1 already holds a run \(metrics.jsonl\).*--out.*--resume"):
+        files.check_free(first)
+    with pytest.raises(ValueError, match="is a file"):
+        files.check_free(first / files.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "an object"),
+        ("{}", "does not describe a run"),
+        ('{"source": null, "manifold": {"n_neuron": 3}, "train": {}, "data": {}}', "no field n_neuron"),
+    ],
+)
+def test_damaged_config(tmp_path, content, reason):
+    (tmp_path / files.CONFIG).write_text(content)
+    with pytest.raises(CheckpointError, match=reason):
+        files.read_config(tmp_path)
+
+
+def test_where_the_run_was_made():
+    assert set(files.versions()) == {"python", "sparse_dnm", "torch", "numba", "numpy"}
+    assert set(files.machine()) == {"processor", "cores", "platform"}  # and not the name of the host

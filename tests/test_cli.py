@@ -1,0 +1,296 @@
+"""The command line: real processes that train, are stopped and resumed, and errors that a user can cause."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from sparse_dnm.cli import app
+
+COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
+CHECKPOINT = "checkpoint.safetensors"
+EVERY = 50  # steps between checkpoints of the runs that are stopped
+LONG = [
+    *("train", "toy", "--steps", "1500", "--batch-size", "16", "--executor", "columns", "--seed", "3"),
+    *("--set", f"checkpoint_every={EVERY}", "--set", "log_every=10"),
+]
+SUMMARY = {
+    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads"),
+    *("executor", "versions", "machine"),
+}
+
+
+def run(*arguments, cwd, code=0):
+    """Run sparse-dnm to its end; expect the exit code."""
+    done = subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def invoke(*arguments, code=2):
+    """The same within this process, for errors; returns its one line."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.stderr
+
+
+@pytest.fixture(scope="session")
+def csv_run(tmp_path_factory):
+    """A classification from a .csv file, in the default run directory; and what the command printed."""
+    folder = tmp_path_factory.mktemp("csv")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(160, 4))
+    label = np.where(x[:, 0] + x[:, 1] > 0, "up", "down")
+    rows = [f"{a},{b},{name},{c},{d}" for (a, b, c, d), name in zip(x.round(4), label, strict=True)]
+    (folder / "table.csv").write_text("\n".join(["a,b,kind,c,d", *rows]) + "\n")
+    options = ("--steps", 60, "--batch-size", 16, "--seed", 7, "--set", "log_every=20", "--executor", "columns")
+    done = run("train", "table.csv", "--target", "kind", *options, cwd=folder)
+    return folder, folder / "runs" / "table-7-1", done.stdout
+
+
+@pytest.fixture(scope="session")
+def npz_run(tmp_path_factory):
+    """A regression from a .npz file."""
+    folder = tmp_path_factory.mktemp("npz")
+    x = np.random.default_rng(1).normal(size=(160, 4))
+    np.savez(folder / "data.npz", x=x, y=3.0 + 10 * x[:, :2])
+    run("train", "data.npz", "--steps", 60, "--batch-size", 16, "--out", "fit", "--speed", "none", cwd=folder)
+    return folder, folder / "fit"
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """The long training without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(*LONG, "--out", "whole", cwd=folder)
+    return folder / "whole"
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_csv_end_to_end(csv_run):
+    folder, out, printed = csv_run
+    assert "\x1b" not in printed  # no control codes without a terminal
+    assert "step 40/60" in printed
+    assert str(out.relative_to(folder)) in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) == SUMMARY | {"test_accuracy"}
+    assert summary["steps"] == 60
+    config = json.loads((out / "config.json").read_text())
+    assert config["source"] == {"dataset": "table.csv", "data_dir": None, "target": "kind"}
+    assert (config["data"]["classes"], config["manifold"]["seed"], config["train"]["seed"]) == (["down", "up"], 7, 7)
+    assert [line["step"] for line in lines(out)] == [0, 20, 40, 60]
+
+
+def test_npz_end_to_end(npz_run):
+    folder, out = npz_run
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) == SUMMARY | {"test_mse"}
+    assert 1 < summary["test_mse"] < 200  # the variance of the targets is 100 in their own units
+    assert lines(out)[-1]["speed"] == 0
+    assert "reproduced" in run("evaluate", "fit", cwd=folder).stdout
+
+
+def test_evaluate_compares_with_the_summary(csv_run, monkeypatch, tmp_path):
+    folder, out, _ = csv_run
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, ["evaluate", str(out)])
+    assert (result.exit_code, "reproduced" in result.output) == (0, True)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", CHECKPOINT):
+        (copy / name).write_bytes((out / name).read_bytes())
+    result = CliRunner().invoke(app, ["evaluate", str(copy)])
+    assert (result.exit_code, "nothing to compare with" in result.output) == (0, True)
+    (copy / "summary.json").write_text('{"test_accuracy": 0.123}')
+    assert "differs: summary.json says 0.123" in invoke("evaluate", copy, code=1)
+
+
+def wait_for(process, out, step):
+    """Wait until the metrics of a running training have reached ``step``."""
+    limit = time.monotonic() + 200
+    while time.monotonic() < limit:
+        assert process.poll() is None, "the training ended before it was stopped"
+        if (out / "metrics.jsonl").exists():
+            written = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+            if written and written[-1].endswith(b"\n") and json.loads(written[-1])["step"] >= step:
+                return
+        time.sleep(0.005)
+    raise AssertionError("the training does not get on")
+
+
+def stop(arguments, out, step, signum):
+    """Start a command, send it a signal once it has reached ``step``; returns exit code, stderr and last step."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(process, out, step)
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, error, saved_step(out)
+
+
+def saved_step(out):
+    with open(out / CHECKPOINT, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return json.loads(header["__metadata__"]["sparse_dnm"])["step"]
+
+
+def test_stopped_in_every_way_a_run_ends_in_the_same_bits(whole_run, tmp_path):
+    out = tmp_path / "torn"
+    resume = ["train", "--resume", "torn"]
+    code, _, step = stop([*LONG, "--out", "torn"], out, 3 * EVERY, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    last = lines(out)[-1]["step"]
+    assert step >= 2 * EVERY
+    assert last - step <= EVERY  # lost: at most the steps since the last checkpoint
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        target = lines(out)[-1]["step"] + 30
+        code, error, step = stop(resume, out, target, signum)
+        assert error == f"stopped at step {step}; continue with: sparse-dnm train --resume torn\n"
+        assert code == 128 + signum
+        assert step >= target
+        assert not (out / "summary.json").exists()
+    done = run(*resume, "--threads", 1, cwd=tmp_path)
+    assert "\x1b" not in done.stdout
+    whole, torn = load_file(whole_run / CHECKPOINT), load_file(out / CHECKPOINT)
+    assert whole.keys() == torn.keys()
+    for name in whole:
+        assert whole[name].tobytes() == torn[name].tobytes(), name
+    for a, b in zip(lines(whole_run), lines(out), strict=True):
+        assert {**a, "step_seconds": 0} == {**b, "step_seconds": 0}
+    assert "finished at step 1,500; a larger --steps extends it" in run(*resume, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is truncated or damaged"),
+        (lambda path: path.write_text("weights, honestly"), "is not a safetensors file"),
+        (lambda path: path.unlink(), "does not exist"),
+    ],
+)
+def test_unfit_checkpoint_is_refused_by_name_and_reason(csv_run, monkeypatch, tmp_path, damage, reason):
+    folder, out, _ = csv_run
+    monkeypatch.chdir(folder)
+    for name in ("config.json", CHECKPOINT):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    damage(tmp_path / CHECKPOINT)
+    for arguments in (["evaluate", tmp_path], ["train", "--resume", tmp_path]):
+        error = invoke(*arguments)
+        assert error.startswith(f"error: checkpoint {tmp_path / CHECKPOINT} {reason}")
+        assert error.count("\n") == 1
+
+
+def test_directory_of_another_run_is_refused(csv_run):
+    _, out, _ = csv_run
+    before = {name: (out / name).read_bytes() for name in os.listdir(out)}
+    error = invoke("train", "toy", "--out", out)
+    assert f"error: {out} already holds a run" in error
+    assert f"--resume {out}" in error
+    assert before == {name: (out / name).read_bytes() for name in os.listdir(out)}
+
+
+def test_diverging_loss(tmp_path):
+    error = invoke("train", "toy", "--lr", "1e6", "--batch-size", 16, "--out", tmp_path / "run")
+    assert "lower --lr (now 1e+06)" in error
+    assert f"last good checkpoint, of step 0, is kept in {tmp_path / 'run'}" in error
+    assert saved_step(tmp_path / "run") == 0
+
+
+def test_network_cut_in_two(tmp_path):
+    error = invoke("train", "toy", "--batch-size", 16, "--set", "cutoff=20", "--out", tmp_path / "run")
+    assert "no input reaches any output" in error
+    for hint in ("--set speed_coefficient= (now ", "--set flow= (now ", "--set cutoff= (now 20)"):
+        assert hint in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toy", "--speed", "time"], "speed='time' is unknown; choose one of none, proxy"),
+        (["toy", "--executor", "gpu"], "executor='gpu' is unknown; choose one of auto, columns, wavefront"),
+        (["toy", "--preset", "cifar"], "preset='cifar' is unknown; choose one of original-toy, original-mnist, toy"),
+        (["toy", "--preset", "digits"], "preset digits is made for 64 inputs and 10 outputs, but toy has 5 and 4"),
+        (["toy", "--set", "colour=red"], "setting 'colour=red' names no field; choose one of activation"),
+        (["toy", "--set", "tau"], "setting 'tau' must be written key=value"),
+        (["toy", "--set", "n_inputs=7"], "the model has n_inputs=7 but data toy need n_inputs=5"),
+        (["toy", "--set", "n_neurons=9"], "leaves no hidden neuron"),
+        (["toy", "--steps", "-3"], "steps=-3 must be an integer >= 0"),
+        (["toy", "--lr", "nan"], "lr=nan must be a finite number > 0"),
+        (["toy", "--threads", "1000"], "threads=1000 must be"),
+        (["toy", "--target", "a"], "target='a'"),
+        (["nosuch"], "'nosuch'"),
+        (["nosuch.csv"], "nosuch.csv"),
+        (["mnist", "--data-dir", "nosuch"], "nosuch"),
+        (["--resume", "nosuch"], "nosuch/config.json does not exist; is nosuch the directory of a run?"),
+        (["toy", "--resume", "r", "--lr", "1", "--out", "o"], "leave out DATASET, --lr, --out; only --steps"),
+    ],
+)
+def test_errors_are_one_clear_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    error = invoke("train", *arguments)
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_and_command():
+    assert "--colour" in invoke("train", "toy", "--colour", "red")
+    assert "tarin" in invoke("tarin")
+
+
+def test_settings_reach_both_configs_and_options_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("--set", "mu=1,0.5", "--set", "tau=0.5", "--set", "steps=9", "--steps", "0", "--seed", "4")
+    for number in (1, 2):
+        result = CliRunner().invoke(app, ["train", "toy", "--preset", "original-toy", *options])
+        assert result.exit_code == 0, result.output
+        config = json.loads((tmp_path / "runs" / f"toy-4-{number}" / "config.json").read_text())
+    assert (config["manifold"]["mu"], config["manifold"]["output"]) == ([1, 0.5], "square")
+    assert (config["train"]["tau"], config["train"]["steps"]) == (0.5, 0)
+    assert (config["manifold"]["seed"], config["train"]["seed"]) == (4, 4)
+
+
+def test_on_a_terminal_there_is_a_live_display(tmp_path):
+    ours, theirs = pty.openpty()
+    arguments = ["train", "toy", "--steps", "30", "--batch-size", "16", "--out", "run"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    printed = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        printed += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert b"\x1b[" in printed
+    for text in ("compiling kernels", "30/30", "summary", "test_mse"):
+        assert text.encode() in printed
+
+
+def test_version_and_help(tmp_path):
+    assert run("--version", cwd=tmp_path).stdout.startswith("sparse-dnm ")
+    printed = CliRunner().invoke(app, ["train", "--help"]).output
+    for option in ("--resume", "--preset", "--set", "--data-dir"):
+        assert option in printed

@@ -1,0 +1,310 @@
+"""DynamicManifold and SparseDAG against tests/naive.py, DenseManifold, finite differences and torch."""
+
+import copy
+import io
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from scipy.sparse.linalg import spsolve_triangular
+from strategies import dags, dense_omega, manifolds, raw_scalars, rng_input
+from torch.nn.utils import prune
+
+from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
+from sparse_dnm.config import ACTIVATIONS
+
+BATCHES = (1, 3, 50, 65)  # tiles of 1, 4 and 56 columns, and two of 40
+
+
+def naive_closeness(model):
+    config = model.config
+    head = (config.n_neurons, config.n_inputs, config.n_outputs)
+    if config.edges == "free":
+        return naive.closeness_free(*head, raw_scalars(model), dense_omega(model))
+    return naive.closeness(*head, config.period, raw_scalars(model))
+
+
+def naive_outputs(model, x):
+    config = model.config
+    D = naive.strength(naive_closeness(model), model.cutoff.item())
+    numbers = (v.detach().double().numpy() for v in (x, model.weight, model.bias))
+    x, weight, bias = numbers
+    return naive.forward_manifold(
+        x, D, weight, bias, config.n_inputs, config.n_outputs, config.activation, config.output
+    )
+
+
+def gradients(model, x):
+    """Gradient of a fixed projection of the outputs, by parameter name, and of x."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)).sum().backward()
+    return {"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
+
+
+@given(manifolds(), st.sampled_from([1, 3]))
+def test_outputs_match_the_oracle(model, batch):
+    x = rng_input(model, batch)
+    np.testing.assert_allclose(model(x).detach().numpy(), naive_outputs(model, x), rtol=1e-10, atol=1e-10)
+
+
+@given(manifolds(), st.sampled_from(BATCHES), st.sampled_from(["columns", "wavefront"]))
+@settings(max_examples=60)
+def test_outputs_and_gradients_match_the_dense_model(model, batch, executor):
+    model.executor.name = executor
+    x = rng_input(model, batch)
+    with torch.no_grad():
+        model(x)
+    dense = DenseManifold.from_manifold(model)
+    torch.testing.assert_close(model(x), dense(x), rtol=1e-10, atol=1e-10)
+    expected = gradients(dense, x)
+    for name, gradient in gradients(model, x).items():
+        wanted = torch.zeros_like(gradient) if expected[name] is None else expected[name]
+        scale = max(1.0, *wanted.abs().flatten().tolist(), 1.0)
+        torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("batch", [1, 50, 65])
+def test_float32_matches_float64(edges, batch):
+    config = ManifoldConfig.preset("original-mnist", output="linear", edges=edges, weight=(1, 0.1), bias=(0, 0.1))
+    double = DynamicManifold(config, torch.Generator().manual_seed(1), torch.float64)
+    single = DynamicManifold(config, torch.Generator().manual_seed(1), torch.float32)
+    double.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in single.state_dict().items()})
+    x = rng_input(single, batch) * 0.1
+    y, expected = single(x), double(x.double())
+    assert single.topology.n_edges > 10_000
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(y.double() / scale, expected / scale, rtol=1e-4, atol=1e-4)
+    wanted = gradients(double, x.double())
+    for name, gradient in gradients(single, x).items():
+        scale = float(wanted[name].abs().max())
+        torch.testing.assert_close(gradient.double() / scale, wanted[name] / scale, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@given(manifolds(skin=0.1))
+@settings(max_examples=12)
+def test_gradcheck_of_every_parameter(model):
+    x = rng_input(model, 3).requires_grad_()
+    model(x)
+    margin = (model.closeness.detach().abs() - torch.sigmoid(model.cutoff.detach())).abs()
+    assume(not (margin < 1e-4).any())  # finite differences would step over the kink at the cutoff
+    names = [name for name, _ in model.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in model.parameters()]
+
+    def outputs(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(outputs, (x, *values), eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 50, 200])
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_same_bits_for_any_threads_and_executor(edges, batch):
+    config = ManifoldConfig.preset("original-mnist", edges=edges)
+    results = []
+    for executor in ("columns", "wavefront"):
+        for threads in (1, 2):
+            generator = torch.Generator().manual_seed(3)
+            model = DynamicManifold(config, generator, executor=executor, threads=threads)
+            found = gradients(model, rng_input(model, batch))
+            results.append({**found, "out": model(rng_input(model, batch)).detach(), "strengths": model.strengths})
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+def test_auto_settles_on_an_executor_without_changing_bits():
+    config = ManifoldConfig.preset("digits")
+    models = [DynamicManifold(config, torch.Generator().manual_seed(0), executor=e) for e in ("auto", "columns")]
+    x = rng_input(models[0], 50)
+    for _ in range(14):
+        assert torch.equal(*(gradients(model, x)["alpha"] for model in models))
+    if models[0].executor.threads > 1:
+        assert "forward" in models[0].executor.chosen()
+        assert "backward" in models[0].executor.chosen()
+
+
+def test_dead_neurons_are_not_executed():
+    edges = [(0, 2), (2, 4), (0, 3), (1, 3)]  # 3 leads nowhere
+    topology = Topology.from_edges(edges, 5, inputs=[0, 1], outputs=[4])
+    assert topology.live.tolist() == [True, False, True, False, True]
+    model = SparseDAG(topology, dtype=torch.float64)
+    x = torch.tensor([[1.0, float("nan")]], dtype=torch.float64)
+    assert torch.isfinite(model(x)).all()
+    model(x).sum().backward()
+    assert model.edge_weight.grad.tolist()[1:3] == [0, 0]
+
+
+def test_state_dict_moves_a_structure_between_models():
+    config = ManifoldConfig.preset("digits")
+    first, second = (DynamicManifold(config, torch.Generator().manual_seed(s)) for s in (0, 1))
+    x = rng_input(first, 7)
+    expected = first(x)
+    second(x)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(x), expected)
+    file = io.BytesIO()
+    torch.save(first, file)
+    file.seek(0)
+    for other in (copy.deepcopy(first), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x), expected)
+
+
+def test_omega_depends_on_seed_and_edge_alone():
+    config = ManifoldConfig.preset("digits")
+    wide = DynamicManifold(config, torch.Generator().manual_seed(0))
+    narrow = DynamicManifold(ManifoldConfig.preset("digits", sigma=(20.0, 0.0)), torch.Generator().manual_seed(5))
+    wide.topology, narrow.topology  # noqa: B018 - finds the structures
+    a, b = dense_omega(wide), dense_omega(narrow)
+    both = (a != 0) & (b != 0)
+    assert both.sum() > 300
+    assert (a[both] == b[both]).all()
+    other = DynamicManifold(ManifoldConfig.preset("digits", seed=1), torch.Generator().manual_seed(0))
+    other.topology  # noqa: B018
+    both = (a != 0) & (dense_omega(other) != 0)
+    assert not (a[both] == dense_omega(other)[both]).any()
+    values = a[a != 0]
+    assert abs(values.mean()) < 0.05
+
+
+def test_adam_moments_follow_their_edges():
+    """One dictionary keyed by (i, j), kept by hand through growth, pruning and rebirth, against the optimiser."""
+    config = ManifoldConfig.preset("digits", seed=4)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    x = rng_input(model, 20)
+    model(x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    model.follow(optimizer)
+    rng = np.random.default_rng(0)
+    known, lengths = None, set()
+    for _ in range(60):
+        optimizer.zero_grad()
+        (model(x).square().mean() + 2 * model.soft_edges(0.03) / config.possible_edges).backward()
+        keys = candidate_keys(model)
+        state = optimizer.state[model.edge_weight]
+        if known is not None:
+            expected = [known.get(key, (0.0, 0.0)) for key in keys]
+            assert [m for m, _ in expected] == state["exp_avg"].tolist()
+            assert [v for _, v in expected] == state["exp_avg_sq"].tolist()
+        optimizer.step()
+        state = optimizer.state[model.edge_weight]
+        known = dict(zip(keys, zip(state["exp_avg"].tolist(), state["exp_avg_sq"].tolist(), strict=True), strict=True))
+        lengths.add(len(keys))
+        with torch.no_grad():
+            model.sigma.mul_(float(rng.uniform(0.8, 1.25)))
+    assert len(lengths) > 3
+
+
+def candidate_keys(model):
+    indptr = model.candidate_indptr.numpy()
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return list(zip(rows.tolist(), model.candidate_indices.tolist(), strict=True))
+
+
+@given(dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.sampled_from(["columns", "wavefront"]))
+@settings(max_examples=60)
+def test_any_dag_matches_the_oracle(dag, batch, activation, executor):
+    edges, n = dag
+    topology = Topology.from_edges(edges, n)
+    generator = torch.Generator().manual_seed(0)
+    model = SparseDAG(topology, activation=activation, dtype=torch.float64, generator=generator, executor=executor)
+    with torch.no_grad():
+        model.bias.uniform_(-1, 1, generator=generator)
+    x = torch.randn(batch, len(topology.inputs), dtype=torch.float64, generator=generator)
+    weights = topology.to_scipy(model.edge_weight).toarray()
+    bias = np.zeros(n)
+    bias[np.setdiff1d(np.arange(n), topology.inputs)] = model.bias.detach().numpy()
+    expected = naive.forward_dag(x.numpy(), weights, bias, topology.inputs, topology.outputs, activation)
+    np.testing.assert_allclose(model(x).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(dags(max_neurons=10), st.sampled_from(ACTIVATIONS))
+@settings(max_examples=20)
+def test_any_dag_passes_gradcheck(dag, activation):
+    topology = Topology.from_edges(*dag)
+    model = SparseDAG(topology, activation=activation, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    names, values = zip(*model.named_parameters(), strict=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.bias.uniform_(-1, 1, generator=generator)  # off the kink at 0
+    x = torch.randn(3, len(topology.inputs), dtype=torch.float64, generator=generator).requires_grad_()
+
+    def outputs(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(outputs, (x, *(v.detach().clone().requires_grad_() for v in values)))
+
+
+@given(dags())
+def test_identity_activation_solves_a_triangular_system(dag):
+    """x = W x + e on the inputs is (I - W) x = e: scipy's triangular solver knows nothing of levels."""
+    edges, n = dag
+    edges = np.sort(edges, axis=1)  # source < reader: lower triangular
+    topology = Topology.from_edges(np.unique(edges, axis=0), n)
+    model = SparseDAG(topology, activation="identity", dtype=torch.float64)
+    x = torch.randn(1, len(topology.inputs), dtype=torch.float64)
+    right = np.zeros(n)
+    right[topology.inputs] = x[0].numpy()
+    system = sparse.eye_array(n, format="csr") - topology.to_scipy(model.edge_weight)
+    solution = spsolve_triangular(sparse.csr_array(system), right, lower=True)
+    np.testing.assert_allclose(model(x)[0].detach().numpy(), solution[topology.outputs], rtol=1e-9, atol=1e-9)
+
+
+def test_a_stack_of_linear_layers():
+    layers = [torch.nn.Linear(7, 12), torch.nn.Linear(12, 5), torch.nn.Linear(5, 3, bias=False)]
+    prune.random_unstructured(layers[0], "weight", 0.5)
+    stack = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2])
+    x = torch.randn(9, 7)
+    model = SparseDAG.from_linear(layers, activation="relu")
+    assert model.topology.n_edges == 42 + 60 + 15
+    torch.testing.assert_close(model(x), stack(x))
+
+
+def test_retained_graph_can_be_walked_twice():
+    model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+    out = model(rng_input(model, 4)).sum()
+    out.backward(retain_graph=True)
+    once = model.alpha.grad.clone()
+    model(rng_input(model, 4, seed=1))  # another forward in between must not disturb the first
+    out.backward()
+    torch.testing.assert_close(model.alpha.grad, 2 * once)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.zeros(3, 6), r"\(3, 6\).*n_inputs=5"),
+        (torch.zeros(0, 5), "empty batch"),
+        (torch.zeros(3, 5, dtype=torch.int64), "int64"),
+        (torch.zeros(3, 5, dtype=torch.complex64), "complex64"),
+        (torch.zeros(3, 5, dtype=torch.float64), "float64"),
+        (torch.zeros(5), r"x\[None\]"),
+    ],
+)
+def test_wrong_input_is_named(x, words):
+    with pytest.raises(ValueError, match=words):
+        DynamicManifold(ManifoldConfig.preset("toy"))(x)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match=r"executor='fast'.*auto, columns, wavefront"):
+        DynamicManifold(ManifoldConfig.preset("toy"), executor="fast")
+    with pytest.raises(ValueError, match="threads=4096"):
+        DynamicManifold(ManifoldConfig.preset("toy"), threads=4096)
+    with pytest.raises(ValueError, match="bfloat16"):
+        DynamicManifold(ManifoldConfig.preset("toy"), dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"values of shape \(2,\) must be \(1,\)"):
+        SparseDAG(Topology.from_edges([(0, 1)]), values=[1.0, 2.0])
+    with pytest.raises(ValueError, match="activation='gelu'"):
+        SparseDAG(Topology.from_edges([(0, 1)]), activation="gelu")
+    model = DynamicManifold(ManifoldConfig.preset("toy"))
+    with torch.no_grad():
+        model.mu[3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        model(torch.zeros(1, 5))

@@ -1,0 +1,299 @@
+"""Trainer: figures, the same bits after a resume, and what stops a training."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from sparse_dnm import checkpoint as files
+from sparse_dnm.checkpoint import CheckpointError
+from sparse_dnm.config import ManifoldConfig, TrainConfig
+from sparse_dnm.data import Dataset
+from sparse_dnm.network import DynamicManifold
+from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, learning_rate
+
+LINE = {"step", "loss", "objective", "flow", "speed", "edges", "density", "depth", "live", "lr", "step_seconds"}
+SUMMARY = {
+    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads"),
+    *("executor", "versions", "machine"),
+}
+CONFIG = TrainConfig(steps=60, batch_size=16, lr=0.02, flow=1e-4, log_every=10, checkpoint_every=20)
+
+
+def dataset(task: str) -> Dataset:
+    """192 samples of 6 features: which of three features is the largest, or two sums of features."""
+    x = torch.randn(192, 6, generator=torch.Generator().manual_seed(5))
+    if task == "classification":
+        y, extra = x[:, :3].argmax(1), {"classes": ("a", "b", "c")}
+    else:
+        y = torch.stack([x[:, 0] + x[:, 1], x[:, 2] - x[:, 3]], 1)
+        extra = {"target_mean": torch.tensor([5.0, 0.0]), "target_std": torch.tensor([10.0, 1.0])}
+    return Dataset("synthetic", task, x[:128], y[:128], x[128:], y[128:], 6.0, **extra)
+
+
+def trainer(out=None, config=CONFIG, task="classification", threads=0, executor="columns", **changes) -> Trainer:
+    data = dataset(task)
+    manifold = ManifoldConfig.for_data(data.n_inputs, data.n_outputs, **changes)
+    generator = torch.Generator().manual_seed(1)
+    return Trainer(DynamicManifold(manifold, generator, executor=executor, threads=threads), data, config, out)
+
+
+def tensors(out):
+    return files.load(out / files.CHECKPOINT).tensors
+
+
+def assert_same_bits(first, second):
+    a, b = tensors(first), tensors(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), name
+
+
+def lines(out):
+    """Lines of metrics.jsonl, but for their times."""
+    records = [json.loads(line) for line in (out / files.METRICS).read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "step_seconds"} for record in records]
+
+
+class Stop(Exception):
+    """Raised in the middle of a training, as a crash would."""
+
+
+def crash_at(step):
+    def on_log(record):
+        if record["step"] == step:
+            raise Stop
+
+    return on_log
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A training run without interruption, its lines and its summary."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    records = []
+    summary = trainer(out).run(records.append)
+    return out, records, summary
+
+
+def test_run_directory(finished):
+    out, records, summary = finished
+    assert sorted(os.listdir(out)) == sorted(files.RUN_FILES)
+    assert json.loads((out / files.SUMMARY).read_text()) == summary
+    assert [json.loads(line) for line in (out / files.METRICS).read_text().splitlines()] == records
+    manifold, config, source, about = files.read_config(out)
+    assert (manifold.n_inputs, config, source, about["n_train"]) == (6, CONFIG, None, 128)
+
+
+def test_lines_and_summary(finished):
+    _, records, summary = finished
+    assert [r["step"] for r in records] == [0, 10, 20, 30, 40, 50, 60]
+    assert [r["step"] for r in records if "test_accuracy" in r] == [0, 20, 40, 60]
+    for record in records:
+        assert set(record) - {"test_accuracy"} == LINE | {"train_accuracy"}
+        terms = record["objective"] + CONFIG.flow * record["flow"] + CONFIG.speed_coefficient * record["speed"]
+        assert record["loss"] == pytest.approx(terms, rel=1e-5)
+    assert set(summary) == SUMMARY | {"test_accuracy"}
+    assert summary["steps"] == 60
+    assert summary["clock"] == "perf_counter"
+    for name in ("edges", "density", "depth", "live", "test_accuracy"):
+        assert summary[name] == records[-1][name]
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert len({r["edges"] for r in records}) > 1  # the structure did change
+
+
+def test_evaluate_is_the_figure_of_the_whole_test_set(finished):
+    out, _, summary = finished
+    data = dataset("classification")
+    model = Trainer.resume(out, data).model
+    with torch.no_grad():
+        right = (model(data.x_test).argmax(1) == data.y_test).double().mean().item()
+    assert evaluate(model, data) == evaluate(model, data, chunk=16) == {"test_accuracy": right}
+    assert summary["test_accuracy"] == right
+
+
+def test_mse_is_in_the_units_of_the_data():
+    run = trainer(task="regression")
+    summary = run.run()
+    with torch.no_grad():
+        error = run.model(run.data.x_test) - run.data.y_test
+    expected = (error * torch.tensor([10.0, 1.0])).square().mean().item()
+    assert summary["test_mse"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("step", [0, 30, 40])
+def test_resume_after_a_crash_gives_the_same_bits(tmp_path, edges, step):
+    changes = {"edges": edges, "skin": 0.02}  # a thin skin: candidates are rebuilt often
+    trainer(tmp_path / "whole", **changes).run()
+    with pytest.raises(Stop):
+        trainer(tmp_path / "torn", **changes).run(crash_at(step))
+    assert files.load(tmp_path / "torn" / files.CHECKPOINT).header["step"] == step // 20 * 20
+    with open(tmp_path / "torn" / files.METRICS, "a") as file:
+        file.write('{"step": 4')
+    resumed = Trainer.resume(tmp_path / "torn", dataset("classification"))
+    assert not resumed.finished
+    resumed.run()
+    assert resumed.finished
+    assert_same_bits(tmp_path / "whole", tmp_path / "torn")
+    assert lines(tmp_path / "whole") == lines(tmp_path / "torn")
+
+
+@pytest.mark.parametrize(("executor", "threads"), [("columns", 1), ("wavefront", 0), ("auto", 0)])
+def test_same_bits_for_every_executor_and_thread_count(finished, tmp_path, executor, threads):
+    trainer(tmp_path / "run", executor=executor, threads=threads).run()
+    assert_same_bits(finished[0], tmp_path / "run")
+    assert lines(finished[0]) == lines(tmp_path / "run")
+
+
+def test_longer_training_extends_a_finished_one(tmp_path):
+    constant = {"batch_size": 16, "schedule": "constant", "log_every": 10}
+    trainer(tmp_path / "whole", TrainConfig(steps=50, **constant)).run()
+    first = trainer(tmp_path / "extended", TrainConfig(steps=30, **constant)).run()
+    resumed = Trainer.resume(tmp_path / "extended", dataset("classification"), steps=50)
+    assert not resumed.finished
+    summary = resumed.run()
+    assert_same_bits(tmp_path / "whole", tmp_path / "extended")
+    assert summary["train_seconds"] > first["train_seconds"]
+    assert files.read_config(tmp_path / "extended")[1].steps == 50
+    with pytest.raises(ValueError, match=r"steps=40 lies before step 50"):
+        Trainer.resume(tmp_path / "extended", dataset("classification"), steps=40)
+
+
+def test_schedules():
+    cosine = TrainConfig(steps=100, lr=0.5)
+    assert learning_rate(cosine, 0) == 0.5
+    assert learning_rate(cosine, 50) == pytest.approx(0.25)
+    assert 0 < learning_rate(cosine, 99) < 0.001
+    assert learning_rate(TrainConfig(steps=100, lr=0.5, schedule="constant"), 99) == 0.5
+
+
+def test_no_directory_and_no_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summary = trainer(config=TrainConfig(steps=0, batch_size=16, speed="none")).run()
+    assert (summary["steps"], summary["step_seconds"]) == (0, None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_threads_of_torch_and_signal_handlers_come_back(tmp_path):
+    before, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    torch.set_num_threads(2)
+    seen = []
+    trainer(tmp_path / "run").run(lambda _: seen.append((torch.get_num_threads(), signal.getsignal(signal.SIGINT))))
+    assert {n for n, _ in seen} == {1}
+    assert all(inside is not handler for _, inside in seen)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_interrupt_aborts_at_once():
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_diverging_loss_keeps_the_last_good_checkpoint(tmp_path):
+    config = TrainConfig(steps=60, lr=1e6, batch_size=16, checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"lower --lr \(now 1e\+06\).*checkpoint, of step") as error:
+        trainer(tmp_path / "run", config, task="regression").run()
+    saved = files.load(tmp_path / "run" / files.CHECKPOINT)
+    assert f"of step {saved.header['step']}," in str(error.value)
+    assert all(torch.isfinite(t).all() for t in saved.tensors.values())
+    assert not (tmp_path / "run" / files.SUMMARY).exists()
+
+
+def test_gradient_that_is_not_finite_is_found_before_saving(tmp_path):
+    run = trainer(tmp_path / "run")
+    run.model.weight.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(TrainingError, match=r"diverged.*last finite loss was"):
+        run.run()
+    assert files.load(tmp_path / "run" / files.CHECKPOINT).header["step"] == 0
+
+
+def test_network_cut_in_two(tmp_path):
+    run = trainer(tmp_path / "run")
+
+    def cut(record):
+        if record["step"] == 30:
+            run.model.cutoff.data.fill_(20.0)
+
+    message = r"cut itself in two after step 30.*speed_coefficient=.*flow=.*cutoff=.*of step 20, is kept"
+    with pytest.raises(TrainingError, match=message):
+        run.run(cut)
+
+
+def test_speed_alone_cuts_the_network(tmp_path):
+    config = TrainConfig(steps=2000, batch_size=16, lr=0.1, schedule="constant", speed_coefficient=1e6)
+    with pytest.raises(TrainingError, match="cut itself in two"):
+        trainer(tmp_path / "run", config, cutoff=-1.0, skin=0.1).run()
+
+
+def test_network_cut_from_the_start_leaves_no_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"cut itself in two after step 0.*Nothing was saved"):
+        trainer(tmp_path / "run", cutoff=20.0).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_directory_of_another_run(finished, tmp_path):
+    with pytest.raises(ValueError, match="already holds a run"):
+        trainer(finished[0]).run()
+
+
+def test_model_that_does_not_fit_the_data():
+    model = DynamicManifold(ManifoldConfig.for_data(5, 3))
+    with pytest.raises(ValueError, match="the model has n_inputs=5 but data synthetic need n_inputs=6"):
+        Trainer(model, dataset("classification"), CONFIG)
+
+
+def copy_of(run, tmp_path):
+    out = tmp_path / "copy"
+    out.mkdir()
+    for name in files.RUN_FILES:
+        (out / name).write_bytes((run / name).read_bytes())
+    return out
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "reason"),
+    [
+        ("manifold", "mu", [0.0, 3.0], r"another run \(manifold: mu is"),
+        ("train", "lr", 0.5, r"another run \(train: lr is 0.02 there, 0.5 here"),
+        ("data", "n_train", 129, r"another run .data: n_train is 128 there, 129 here"),
+    ],
+)
+def test_checkpoint_of_another_run(finished, tmp_path, section, field, value, reason):
+    out = copy_of(finished[0], tmp_path)
+    about = json.loads((out / files.CONFIG).read_text())
+    about[section][field] = value
+    (out / files.CONFIG).write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=reason):
+        Trainer.resume(out, dataset("classification"))
+
+
+def test_other_data(finished):
+    data = dataset("classification")
+    data.x_train[3, 2] += 1
+    with pytest.raises(CheckpointError, match=r"another run .data: sha256"):
+        Trainer.resume(finished[0], data)
+
+
+@pytest.mark.parametrize("name", ["model/mu", "optimizer/mu/exp_avg", "order/order", "model/edge_weight"])
+@pytest.mark.parametrize("change", ["short", "absent"])
+def test_checkpoint_whose_tensors_do_not_fit(finished, tmp_path, name, change):
+    out = copy_of(finished[0], tmp_path)
+    saved = files.load(out / files.CHECKPOINT)
+    saved.tensors[name] = saved.tensors[name][:-1]
+    if change == "absent":
+        del saved.tensors[name]
+    files.save(out / files.CHECKPOINT, saved)
+    with pytest.raises(CheckpointError, match=r"checkpoint.safetensors does not fit its run"):
+        Trainer.resume(out, dataset("classification"))
