@@ -85,7 +85,7 @@ def drift(rows, reference, period, free, omega_bound):
             factor += max(_rhythm_slope_beta(now[BETA]), _rhythm_slope_beta(then[BETA])) * abs(now[BETA] - then[BETA])
             factor += abs(now[GAMMA] - then[GAMMA])
             change += amplitude * factor
-        if change > largest or change != change:  # NaN is kept: the caller refuses it
+        if change > largest or change != change:  # NaN is kept: it counts as far
             largest = change
     return largest
 

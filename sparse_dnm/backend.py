@@ -12,6 +12,12 @@ import torch
 from sparse_dnm.kernels import cpu
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
+# Numba starts its threads at the first use, and where it shares OpenMP with torch that also resets the number of
+# threads that the user gave torch: start them now, and put torch's number back.
+_torch_threads = torch.get_num_threads()
+numba.get_num_threads()
+torch.set_num_threads(_torch_threads)
+
 # activation -> kind and slope below zero, as the kernels have it
 ACTIVATION_CODES = {
     "leaky_relu": (LEAKY, 0.2),

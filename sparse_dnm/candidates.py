@@ -73,9 +73,11 @@ class Windows:
     def stale(self, candidates: Candidates, rows: NDArray[np.float64], c: float) -> bool:
         """A pair outside the candidates may have crossed the cutoff.  Raises ValueError where a scalar is NaN."""
         moved = KERNELS.drift(rows, candidates.reference, self.config.period, self.free, self.omega_bound)
-        if np.isnan(moved) or np.isnan(c):
+        if candidates.reference_threshold + moved <= c:
+            return False
+        if not (np.isfinite(c) and np.isfinite(rows).all()):
             raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
-        return not candidates.reference_threshold + moved <= c
+        return True
 
     def search(
         self, old: Candidates, rows: NDArray[np.float64], c: float, omega: NDArray[np.floating]

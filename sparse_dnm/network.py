@@ -108,6 +108,25 @@ class DynamicManifold(nn.Module):
         """omega of the candidates, or an empty array of the model's dtype."""
         return (self.edge_weight if self._windows.free else self.alpha[:0]).detach().numpy()
 
+    def _check_candidates(self) -> None:
+        """Raise ValueError unless the candidate buffers are a CSR of possible edges: kernels do not check."""
+        config, indptr, indices = self.config, self.candidate_indptr.numpy(), self.candidate_indices.numpy()
+        readers = np.repeat(np.arange(config.n_inputs, config.n_neurons), np.maximum(np.diff(indptr), 0))
+        if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
+            raise ValueError(f"candidate_indptr must rise from 0 to {len(indices)}, the number of candidate_indices")
+        wrong = np.flatnonzero((indices < 0) | (indices >= np.minimum(readers, config.n_sources)))
+        if len(wrong):
+            raise ValueError(
+                f"candidate edge {indices[wrong[0]]} -> {readers[wrong[0]]} is not possible in this manifold"
+            )
+        falls = np.flatnonzero((np.diff(indices) <= 0) & (np.diff(readers) == 0))
+        if len(falls):
+            raise ValueError(f"the candidate sources of neuron {readers[falls[0]]} must ascend")
+        if self._windows.free and len(self.edge_weight) != len(indices):
+            raise ValueError(
+                f"{len(self.edge_weight)} edge_weight for {len(indices)} candidate_indices; they must be as many"
+            )
+
     def _rebuild(self, candidates: Candidates, rows: Any, c: float) -> Candidates:
         """Find the candidates anew; omega, its gradient and its optimiser moments go with their edges."""
         with backend.use_threads(self.executor.threads):
@@ -253,11 +272,12 @@ class DynamicManifold(nn.Module):
                 mine.data = torch.empty(saved.shape, dtype=mine.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._evaluation = self._schedule = self._plan = None
+        self._check_candidates()
         if not complete:
             found = Candidates.none(self.config.n_rows)
             if self._windows.free:
                 rows = self._windows.rows(dict(self.named_parameters()))
-                threshold = self._windows.threshold(float(torch.sigmoid(self.cutoff.double())))
+                threshold = self._windows.threshold(float(torch.sigmoid(self.cutoff.detach().double())))
                 found = replace(self._candidates(), reference=rows, reference_threshold=threshold)
             self._set_candidates(found)
 

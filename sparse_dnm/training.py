@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numba
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,7 +60,6 @@ def one_torch_thread() -> Iterator[None]:
     would otherwise depend on the number of threads.
     """
     threads = torch.get_num_threads()
-    numba.get_num_threads()  # starts numba's threads, which resets torch's number where both share one OpenMP
     torch.set_num_threads(1)
     try:
         yield

@@ -156,6 +156,34 @@ def test_state_dict_moves_a_structure_between_models():
         assert torch.equal(other(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("candidate_indices", lambda v: v + 1000, "is not possible"),
+        ("candidate_indices", lambda v: -v - 1, "is not possible"),
+        ("candidate_indices", lambda v: v[:-1], "candidate_indptr"),
+        ("candidate_indptr", lambda v: v.flip(0), "candidate_indptr"),
+        ("edge_weight", lambda v: v[:-5], "edge_weight"),
+    ],
+)
+def test_a_corrupt_structure_is_refused(name, change, words):
+    model = DynamicManifold(ManifoldConfig.preset("toy"))
+    model.topology  # noqa: B018
+    state = {k: change(v) if k == name else v for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        DynamicManifold(model.config).load_state_dict(state)
+
+
+def test_the_state_of_a_dense_model_loads():
+    for edges in ("closeness", "free"):
+        model = DynamicManifold(ManifoldConfig.preset("toy", edges=edges))
+        x = rng_input(model, 3)
+        expected = model(x)
+        other = DynamicManifold(model.config)
+        other.load_state_dict(DenseManifold.from_manifold(model).state_dict())
+        assert torch.equal(other(x), expected)
+
+
 def test_omega_depends_on_seed_and_edge_alone():
     config = ManifoldConfig.preset("digits")
     wide = DynamicManifold(config, torch.Generator().manual_seed(0))

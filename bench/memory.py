@@ -1,0 +1,52 @@
+"""Peak memory of building a large manifold and of one training step: python -m bench.memory --neurons 200000."""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from sparse_dnm import DynamicManifold, ManifoldConfig
+
+
+def main() -> None:
+    """Print neurons, edges, seconds and peak resident memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--neurons", type=int, default=200_000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--sigma", type=float, default=18.0, help="width of a row's window, positions")
+    parser.add_argument("--edges", choices=("closeness", "free"), default="closeness")
+    options = parser.parse_args()
+    config = ManifoldConfig(
+        options.neurons,
+        784,
+        10,
+        period=28,
+        edges=options.edges,
+        sigma=(options.sigma, 1.0),
+        mu=(0.0, 3.0),
+        weight=(0.0, 0.1),
+    )
+    start = time.perf_counter()
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    edges = model.topology.n_edges
+    built = time.perf_counter() - start
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    model.follow(optimizer)
+    x = torch.randn(options.batch, config.n_inputs)
+    for step in ("first (JIT included)", "second"):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        print(f"{step} step {time.perf_counter() - start:.2f} s (perf_counter)")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{options.neurons:,} neurons, {edges:,} edges ({edges / options.neurons:.1f} each), "
+        f"depth {model.topology.depth:,}"
+    )
+    print(f"batch {options.batch}, built in {built:.2f} s, peak resident memory {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
