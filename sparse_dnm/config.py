@@ -324,12 +324,12 @@ PRESETS: dict[str, Preset] = {
             period=8.0,
             activation="silu",
             edges="free",
-            sigma=(150.0, 0.0),
+            sigma=(300.0, 0.0),
             mu=(0.0, 15.0),
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=3_000, lr=0.004, speed_coefficient=2.0),
+        TrainConfig(steps=3_000, lr=0.002, speed_coefficient=2.0),
     ),
     "mnist": Preset(
         ManifoldConfig(
