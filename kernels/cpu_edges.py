@@ -11,14 +11,17 @@ import math
 
 import numba
 import numpy as np
-from sparse_dnm.kernels import formulas
-from sparse_dnm.kernels.jit import inner, kernel
+from sparse_dnm.kernels import formulas, vector_math
+from sparse_dnm.kernels.jit import inner, inner_vector, kernel
 
 ALPHA, BETA, GAMMA, THETA, PHI, SIGMA, MU = range(7)
 OMEGA_LIMIT = 4.0  # standard deviations at which a fresh omega is cut off
 
 _sigmoid, _softplus = inner(formulas.sigmoid), inner(formulas.softplus)
-_position, _gaussian, _rhythm_base = inner(formulas.position), inner(formulas.gaussian), inner(formulas.rhythm_base)
+_position, _logarithm = inner(formulas.position), inner_vector(formulas.logarithm, vector_math)
+_gaussian, _rhythm = inner_vector(formulas.gaussian, vector_math), inner_vector(formulas.rhythm, vector_math)
+_rhythm_base, _gate = inner_vector(formulas.rhythm_base, vector_math), inner_vector(formulas.logistic, vector_math)
+_rhythm_phase_slope = inner_vector(formulas.rhythm_phase_slope, vector_math)
 _strength, _strength_by_cutoff = inner(formulas.strength), inner(formulas.strength_by_cutoff)
 _reach, _rhythm_bound = inner(formulas.reach), inner(formulas.rhythm_bound)
 _rhythm_slope, _rhythm_slope_beta = inner(formulas.rhythm_slope), inner(formulas.rhythm_slope_beta)
@@ -46,12 +49,21 @@ def _factor_bound(row, free, omega_bound):
 
 
 @inner
-def _closeness(row, p, period, free, omega):
-    """d_ij = alpha' g_ij (s_ij - gamma'), or alpha' g_ij omega_ij."""
-    factor = omega
-    if not free:
-        factor = _rhythm_base(p, row[BETA], row[THETA], row[PHI], period) ** row[BETA] - row[GAMMA]
-    return row[ALPHA] * _gaussian(p, row[MU], row[SIGMA]) * factor
+def _closeness(a, b, g, t, phi, s, mu, p, period):
+    """d_ij = alpha' g_ij (s_ij - gamma')"""
+    return a * _gaussian(p, mu, s) * (_rhythm(_rhythm_base(p, b, t, phi, period), b) - g)
+
+
+@inner
+def _free_closeness(a, s, mu, p, omega):
+    """d_ij = alpha' g_ij omega_ij"""
+    return a * _gaussian(p, mu, s) * omega
+
+
+@inner
+def _scalars(row):
+    """The seven scalars of a row: loops over edges vectorise only with them in local variables."""
+    return row[ALPHA], row[BETA], row[GAMMA], row[THETA], row[PHI], row[SIGMA], row[MU]
 
 
 @inner
@@ -100,12 +112,13 @@ def _scan_row(
     See `scan` for who does.  Where ``write``, they are written from position ``at`` on.
     """
     i = n_inputs + r
-    row, then = rows[r], reference[r]
+    a, b, g, t, phi, s, mu = _scalars(rows[r])
+    a_then, s_then, mu_then = reference[r, ALPHA], reference[r, SIGMA], reference[r, MU]
     limit = min(i, n_sources)
-    half = _reach(abs(row[ALPHA]) * _factor_bound(row, free, abs(mean) + OMEGA_LIMIT * std), threshold, row[SIGMA])
+    half = _reach(abs(a) * _factor_bound(rows[r], free, abs(mean) + OMEGA_LIMIT * std), threshold, s)
     first, last = 0, -1
     if half >= 0.0:
-        centre = i - offset + row[MU]
+        centre = i - offset + mu
         first = int(max(0.0, min(math.floor(centre - half), float(limit))))
         last = int(max(-1.0, min(math.ceil(centre + half), float(limit - 1))))
     k, end = old_indptr[r], old_indptr[r + 1]
@@ -117,13 +130,13 @@ def _scan_row(
         value, source_of_value = 0.0, -1
         if known:
             value, source_of_value = float(old_omega[k]), k
-            enters = abs(_closeness(row, p, period, free, value)) > threshold
+            enters = abs(_free_closeness(a, s, mu, p, value)) > threshold
+        elif free:
+            value = _fresh_omega(seed, i, source, mean, std)
+            enters = abs(_free_closeness(a, s, mu, p, value)) > threshold
+            enters = enters and abs(_free_closeness(a_then, s_then, mu_then, p, value)) <= reference_threshold
         else:
-            if free:
-                value = _fresh_omega(seed, i, source, mean, std)
-            enters = abs(_closeness(row, p, period, free, value)) > threshold
-            if enters and free:
-                enters = abs(_closeness(then, p, period, free, value)) <= reference_threshold
+            enters = abs(_closeness(a, b, g, t, phi, s, mu, p, period)) > threshold
         if enters:
             if write:
                 indices[at + count] = source
@@ -160,9 +173,14 @@ def scan(
 def closeness(rows, offsets, n_inputs, period, free, indptr, indices, omega, d):
     """d_ij of every candidate."""
     for r in numba.prange(rows.shape[0]):
-        for e in range(indptr[r], indptr[r + 1]):
-            p = _position(n_inputs + r, np.int64(indices[e]), offsets[r])
-            d[e] = _closeness(rows[r], p, period, free, float(omega[e]) if free else 0.0)
+        a, b, g, t, phi, s, mu = _scalars(rows[r])
+        i, offset = n_inputs + r, offsets[r]
+        if free:
+            for e in range(indptr[r], indptr[r + 1]):
+                d[e] = _free_closeness(a, s, mu, _position(i, np.int64(indices[e]), offset), omega[e])
+        else:
+            for e in range(indptr[r], indptr[r + 1]):
+                d[e] = _closeness(a, b, g, t, phi, s, mu, _position(i, np.int64(indices[e]), offset), period)
 
 
 @kernel
@@ -194,72 +212,83 @@ def compact(d, c, n_inputs, indptr, indices, row_starts, active, sources, values
                 at += 1
 
 
-@kernel(parallel=True)
+@inner
+def _gather_gradient(r, n_inputs, c, indptr, d, row_starts, active, value_gradient, d_gradient, out):
+    """out = dL/dd of a row's candidates, from both gradients; returns the row's part of dL/dc."""
+    by_cutoff = 0.0
+    for e in range(indptr[r], indptr[r + 1]):
+        out[e] = d_gradient[e]
+    for k in range(row_starts[n_inputs + r], row_starts[n_inputs + r + 1]):
+        e = active[k]
+        out[e] += value_gradient[k] / (1.0 - c)
+        by_cutoff += value_gradient[k] * _strength_by_cutoff(float(d[e]), c)
+    return by_cutoff
+
+
+@kernel(parallel=True, fastmath={"reassoc"})
 def strength_back(
     rows, offsets, n_inputs, period, free, c, indptr, indices, omega, d, row_starts, active, value_gradient,
-    d_gradient, row_gradient, cutoff_gradient, omega_gradient,
+    d_gradient, scratch, row_gradient, cutoff_gradient, omega_gradient,
 ):  # fmt: skip
     """Gradients of raw scalars from those of the active strengths and of every candidate's closeness.
 
     row_gradient float64 (n_rows, 7), cutoff_gradient float64 (n_rows,): parts of each row, with respect to the
-    *raw* scalars and to c; omega_gradient (n_candidates,) where edges are free.
+    *raw* scalars and to c; omega_gradient (n_candidates,) where edges are free; scratch float64 (n_candidates,).
     """
     for r in numba.prange(rows.shape[0]):
-        row, out = rows[r], row_gradient[r]
-        out[:] = 0.0
-        by_cutoff = 0.0
-        k, end = row_starts[n_inputs + r], row_starts[n_inputs + r + 1]
-        for e in range(indptr[r], indptr[r + 1]):
-            gradient = float(d_gradient[e])
-            if k < end and active[k] == e:
-                gradient += value_gradient[k] / (1.0 - c)
-                by_cutoff += value_gradient[k] * _strength_by_cutoff(float(d[e]), c)
-                k += 1
-            if free:
-                omega_gradient[e] = 0.0
-            if gradient == 0.0:
-                continue
-            p = _position(n_inputs + r, np.int64(indices[e]), offsets[r])
-            u = (p - row[MU]) / row[SIGMA]
-            gauss = _gaussian(p, row[MU], row[SIGMA])
-            if free:
-                factor = float(omega[e])
-                omega_gradient[e] = gradient * row[ALPHA] * gauss
-            else:
-                base = _rhythm_base(p, row[BETA], row[THETA], row[PHI], period)
-                power = base ** row[BETA]
-                factor = power - row[GAMMA]
-                phase = 2.0 * math.pi * p / (period * row[THETA])
-                by_phase = 0.5 * math.cos(phase + row[PHI]) * row[BETA] * power / base
-                scaled = gradient * row[ALPHA] * gauss
-                out[BETA] += scaled * power * math.log(base)
-                out[GAMMA] -= scaled
-                out[THETA] -= scaled * by_phase * phase / row[THETA]
-                out[PHI] += scaled * by_phase
-            out[ALPHA] += gradient * gauss * factor
-            whole = gradient * row[ALPHA] * gauss * factor
-            out[SIGMA] += whole * u * u / row[SIGMA]
-            out[MU] += whole * u / row[SIGMA]
-        out[ALPHA] *= 0.5 * (1.0 - row[ALPHA] * row[ALPHA])
-        out[SIGMA] *= -math.expm1(-row[SIGMA])
-        if not free:
-            out[GAMMA] *= row[GAMMA] * (1.0 - row[GAMMA])
-            out[THETA] *= -math.expm1(-row[THETA] * math.log(2.0)) / math.log(2.0)
-        cutoff_gradient[r] = by_cutoff
+        a, b, g, t, phi, s, mu = _scalars(rows[r])
+        out, i, offset = row_gradient[r], n_inputs + r, offsets[r]
+        cutoff_gradient[r] = _gather_gradient(
+            r, n_inputs, c, indptr, d, row_starts, active, value_gradient, d_gradient, scratch
+        )
+        by_alpha, by_beta, by_gamma, by_theta, by_phi, by_sigma, by_mu = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        if free:
+            for e in range(indptr[r], indptr[r + 1]):
+                p = _position(i, np.int64(indices[e]), offset)
+                u = (p - mu) / s
+                scaled = scratch[e] * _gaussian(p, mu, s)
+                omega_gradient[e] = scaled * a
+                part = scaled * omega[e]
+                by_alpha += part
+                by_mu += part * u
+                by_sigma += part * u * u
+        else:
+            for e in range(indptr[r], indptr[r + 1]):
+                p = _position(i, np.int64(indices[e]), offset)
+                u = (p - mu) / s
+                scaled = scratch[e] * _gaussian(p, mu, s)
+                base = _rhythm_base(p, b, t, phi, period)
+                power = _rhythm(base, b)
+                by_phase = scaled * _rhythm_phase_slope(p, b, t, phi, period, base, power)
+                part = scaled * (power - g)
+                by_alpha += part
+                by_mu += part * u
+                by_sigma += part * u * u
+                by_beta += scaled * power * _logarithm(base)
+                by_gamma += scaled
+                by_phi += by_phase
+                by_theta += by_phase * p
+            out[BETA] = a * by_beta
+            out[GAMMA] = -a * by_gamma * g * (1.0 - g)
+            out[THETA] = (
+                a * by_theta * -2.0 * math.pi / (period * t * t) * -math.expm1(-t * math.log(2.0)) / math.log(2.0)
+            )
+            out[PHI] = a * by_phi
+        out[ALPHA] = by_alpha * 0.5 * (1.0 - a * a)
+        out[SIGMA] = a * by_sigma / s * -math.expm1(-s)
+        out[MU] = a * by_mu / s
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, fastmath={"reassoc"})
 def gates(d, indptr, c, tau, threshold, row_sums, slopes):
     """Sum of the gates sigmoid((|d| - c) / tau) of a row's candidates above ``threshold``, and each one's dh/dd."""
     for r in numba.prange(indptr.size - 1):
         total = 0.0
         for e in range(indptr[r], indptr[r + 1]):
-            size = abs(float(d[e]))
-            slopes[e] = 0.0
-            if size > threshold:
-                h = _sigmoid((size - c) / tau)
-                total += h
-                slopes[e] = math.copysign(h * (1.0 - h) / tau, float(d[e]))
+            signed = float(d[e])
+            h = _gate((abs(signed) - c) / tau) if abs(signed) > threshold else 0.0
+            total += h
+            slopes[e] = math.copysign(h * (1.0 - h) / tau, signed)
         row_sums[r] = total
 
 

@@ -34,8 +34,23 @@ def gaussian(p, mu, s):
 
 
 def rhythm_base(p, b, t, phi, period):
-    """0.501 + 0.5 sin(2 pi p / (P t) + phi), in 0.001 .. 1.001; s_ij is this to the power b."""
+    """0.501 + 0.5 sin(2 pi p / (P t) + phi), in 0.001 .. 1.001."""
     return 0.501 + 0.5 * math.sin(2.0 * math.pi * p / (period * t) + phi)
+
+
+def rhythm(base, b):
+    """s_ij = base ** b, of a positive base."""
+    return math.exp(b * math.log(base))
+
+
+def rhythm_phase_slope(p, b, t, phi, period, base, s):
+    """Derivative of s_ij with respect to phi."""
+    return 0.5 * math.cos(2.0 * math.pi * p / (period * t) + phi) * b * s / base
+
+
+def logarithm(base):
+    """log(base): the derivative of s_ij with respect to b, over s_ij."""
+    return math.log(base)
 
 
 def strength(d, c):

@@ -5,6 +5,7 @@ inlines; here an edit of any file of this folder recompiles.
 """
 
 import hashlib
+import types
 from pathlib import Path
 
 import numba
@@ -20,15 +21,25 @@ def _stamp():
 STAMP = _stamp()
 
 
-def kernel(function=None, *, parallel=False):
-    """Decorate an entry point: compiled on its first call, cached on disk."""
+def kernel(function=None, *, parallel=False, fastmath=False):
+    """Decorate an entry point: compiled on its first call, cached on disk.
+
+    fastmath: LLVM's flags for the arithmetic written in the function itself; {"reassoc"} lets it add a sum up in
+    several lanes.
+    """
     if function is None:
-        return lambda f: kernel(f, parallel=parallel)
-    dispatcher = numba.njit(function, cache=True, parallel=parallel, error_model="numpy")
+        return lambda f: kernel(f, parallel=parallel, fastmath=fastmath)
+    dispatcher = numba.njit(function, cache=True, parallel=parallel, fastmath=fastmath, error_model="numpy")
     dispatcher._cache._cache_file._source_stamp = STAMP
     return dispatcher
 
 
 def inner(function):
-    """Decorate a function that only kernels call."""
-    return numba.njit(function, error_model="numpy")
+    """Decorate a function that only kernels call: it becomes part of them, so that loops around it vectorise."""
+    return numba.njit(function, error_model="numpy", forceinline=True)
+
+
+def inner_vector(function, math):
+    """As `inner`, with the module ``math`` in the place of the one that the function's text names."""
+    namespace = {**function.__globals__, "math": math}
+    return inner(types.FunctionType(function.__code__, namespace, function.__name__))

@@ -49,7 +49,7 @@ class EdgeStrength(torch.autograd.Function):
                 *(e.rows, windows.offsets, config.n_inputs, config.period, windows.free, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts, e.active),
                 *(strength_gradient.contiguous().numpy(), closeness_gradient.contiguous().numpy()),
-                *(by_row, by_cutoff, by_omega),
+                *(np.empty(len(e.d)), by_row, by_cutoff, by_omega),
             )
         like = ctx.like
         cutoff = torch.as_tensor(KERNELS.total(by_cutoff) * e.c * (1 - e.c), dtype=like.dtype)
