@@ -4,7 +4,7 @@ from sparse_dnm.kernels.cpu_edges import (
     OMEGA_LIMIT,
     closeness,
     compact,
-    drift,
+    find_stale,
     flows,
     flows_back,
     gates,
@@ -12,7 +12,6 @@ from sparse_dnm.kernels.cpu_edges import (
     scan,
     select,
     strength_back,
-    total,
 )
 from sparse_dnm.kernels.cpu_graph import levels_any_order, levels_in_order, mark_live, sort_by_level, transpose
 from sparse_dnm.kernels.cpu_propagate import gather_gradients, input_gradients, make
@@ -21,7 +20,7 @@ __all__ = [
     "OMEGA_LIMIT",
     "closeness",
     "compact",
-    "drift",
+    "find_stale",
     "flows",
     "flows_back",
     "gates",
@@ -36,6 +35,5 @@ __all__ = [
     "select",
     "sort_by_level",
     "strength_back",
-    "total",
     "transpose",
 ]

@@ -33,7 +33,6 @@ class EdgeStrength(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Hand out what the evaluation holds."""
         ctx.evaluation, ctx.windows = evaluation, windows
-        ctx.like, ctx.has_omega, ctx.n_scalars = cutoff.detach(), omega is not None, len(scalars)
         return torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
 
     @staticmethod
@@ -41,22 +40,19 @@ class EdgeStrength(torch.autograd.Function):
     def backward(ctx: Any, strength_gradient: Tensor, closeness_gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the raw scalars."""
         e, windows = ctx.evaluation, ctx.windows
-        config = windows.config
-        by_row, by_cutoff = np.empty_like(e.rows), np.empty(config.n_rows)
-        by_omega = np.empty(len(e.omega), e.d.dtype)
+        config, dtype = windows.config, e.d.dtype
+        by_scalar, by_omega = np.empty((len(SCALARS), config.n_rows), dtype), np.empty(len(e.omega), dtype)
         with backend.use_threads(e.threads):
-            KERNELS.strength_back(
+            by_cutoff = KERNELS.strength_back(
                 *(e.rows, windows.offsets, config.n_inputs, config.period, windows.free, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts, e.active),
                 *(strength_gradient.contiguous().numpy(), closeness_gradient.contiguous().numpy()),
-                *(np.empty(len(e.d)), by_row, by_cutoff, by_omega),
+                *(np.empty(len(e.d)), np.empty(config.n_rows), by_scalar, by_omega),
             )
-        like = ctx.like
-        cutoff = torch.as_tensor(KERNELS.total(by_cutoff) * e.c * (1 - e.c), dtype=like.dtype)
-        columns = torch.from_numpy(np.ascontiguousarray(by_row.T)).to(like.dtype)
-        if ctx.n_scalars < len(SCALARS):
-            columns = columns[[SCALARS.index(name) for name in ("alpha", "sigma", "mu")]]
-        return None, None, cutoff, torch.from_numpy(by_omega) if ctx.has_omega else None, *columns
+        columns = torch.from_numpy(by_scalar)
+        scalars = [columns[SCALARS.index(name)] for name in windows.scalars]
+        omega = torch.from_numpy(by_omega) if windows.free else None
+        return None, None, torch.tensor(by_cutoff, dtype=columns.dtype), omega, *scalars
 
 
 class GateSum(torch.autograd.Function):
@@ -69,21 +65,20 @@ class GateSum(torch.autograd.Function):
     def forward(ctx: Any, evaluation: Evaluation, tau: float, closeness: Tensor, cutoff: Tensor) -> Tensor:
         """Sum of the gates."""
         e = evaluation
-        row_sums, slopes = np.empty(len(e.rows)), np.empty(len(e.d))
+        d = closeness.detach().numpy()
+        slopes = np.empty_like(d)
         with backend.use_threads(e.threads):
-            KERNELS.gates(closeness.detach().numpy(), e.candidates.indptr, e.c, tau, e.threshold, row_sums, slopes)
-        ctx.c, ctx.slopes = e.c, slopes
-        ctx.save_for_backward(closeness)
-        return closeness.new_tensor(KERNELS.total(row_sums))
+            gate_sum, ctx.by_cutoff = KERNELS.gates(
+                d, e.candidates.indptr, e.c, tau, e.threshold, np.empty(len(d)), np.empty((2, len(e.rows))), slopes
+            )
+        ctx.slopes = torch.from_numpy(slopes)
+        return torch.tensor(gate_sum, dtype=closeness.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of closeness and of the raw cutoff."""
-        (closeness,) = ctx.saved_tensors
-        by_cutoff = -KERNELS.total(np.abs(ctx.slopes)) * ctx.c * (1 - ctx.c)
-        slopes = torch.from_numpy(ctx.slopes).to(closeness.dtype)
-        return None, None, gradient * slopes, gradient * closeness.new_tensor(by_cutoff)
+        return None, None, gradient * ctx.slopes, gradient * ctx.by_cutoff
 
 
 class FlowSums(torch.autograd.Function):
@@ -99,10 +94,9 @@ class FlowSums(torch.autograd.Function):
         ctx.threads = evaluation.threads
         ctx.edges = (evaluation.row_starts, evaluation.sources, config.n_inputs, config.n_sources)
         ctx.save_for_backward(strengths)
-        into_hidden, into_outputs = np.empty(config.n_neurons), np.empty(config.n_neurons)
         with backend.use_threads(evaluation.threads):
-            KERNELS.flows(strengths.detach().numpy(), *ctx.edges, into_hidden, into_outputs)
-        return strengths.new_tensor([KERNELS.total(into_hidden), KERNELS.total(into_outputs)])
+            sums = KERNELS.flows(strengths.detach().numpy(), *ctx.edges, np.empty((2, config.n_neurons)))
+        return torch.tensor(sums, dtype=strengths.dtype)
 
     @staticmethod
     @once_differentiable
@@ -154,7 +148,7 @@ class Propagate(torch.autograd.Function):
         topology, count = s.topology, tile_width(batch)
         w, b = plan.spread(weight, 1.0), plan.spread(bias, 0.0)
         size = -(-batch // count) * count * topology.n_neurons
-        buffers = np.empty(size, w.dtype), np.empty(size, w.dtype)
+        lease = plan.executor.buffers.lease(w.dtype, size, size)
         out = x.new_empty(batch, len(topology.outputs))
         name = plan.executor.choose("forward", batch, topology)
         run = KERNELS.make(count)[name][0]
@@ -163,16 +157,11 @@ class Propagate(torch.autograd.Function):
             run(
                 *(s.inputs, s.column, x.detach().contiguous().numpy(), s.order, s.waves),
                 *(topology.indptr, topology.indices, values.detach().numpy()),
-                *(plan.first_linear, w, b, plan.kind, plan.slope, topology.outputs, *buffers, out.numpy()),
+                *(plan.first_linear, w, b, plan.kind, plan.slope, topology.outputs, *lease.arrays, out.numpy()),
             )
             plan.executor.record("forward", batch, name, time.perf_counter() - start)
-        ctx.plan, ctx.count, ctx.batch, ctx.buffers, ctx.has_weight = (
-            plan,
-            count,
-            batch,
-            (w, b, *buffers),
-            weight is not None,
-        )
+        ctx.plan, ctx.count, ctx.batch, ctx.has_weight = plan, count, batch, weight is not None
+        ctx.scales, ctx.lease = (w, b), lease
         ctx.save_for_backward(values)
         return out
 
@@ -183,14 +172,11 @@ class Propagate(torch.autograd.Function):
         (values,) = ctx.saved_tensors
         plan, count, batch = ctx.plan, ctx.count, ctx.batch
         s, topology = plan.schedule, plan.schedule.topology
-        w, b, x, m = ctx.buffers
+        (w, b), (x, m) = ctx.scales, ctx.lease.arrays
         n, tiles = topology.n_neurons, -(-batch // count)
-        g = np.empty_like(x)
-        edges, weights, biases = (
-            np.empty(tiles * len(s.t_edge), w.dtype),
-            np.empty((tiles, n), w.dtype),
-            np.empty((tiles, n), w.dtype),
-        )
+        lease = plan.executor.buffers.lease(w.dtype, x.size, tiles * len(s.t_edge), tiles * n, tiles * n)
+        g, edges, weights, biases = lease.arrays
+        weights, biases = weights.reshape(tiles, n), biases.reshape(tiles, n)
         by_value, by_weight, by_bias = np.zeros(topology.n_edges, w.dtype), np.zeros(n, w.dtype), np.zeros(n, w.dtype)
         name = plan.executor.choose("backward", batch, topology)
         run = KERNELS.make(count)[name][1]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sparse_dnm import backend
 from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.initial import ROW_SCALARS
 
 KERNELS = backend.kernels(torch.device("cpu"))
 SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # in the order of the kernels' rows
@@ -32,20 +33,20 @@ CROWDED = 64  # candidates from which on a list that is mostly below the thresho
 class Candidates:
     """CSR of candidate edges: indptr int64 (n_rows + 1,), indices int32; the state that they were found in.
 
-    reference float64 (n_rows, 7), reference_threshold: row scalars and threshold at the last rebuild.
+    reference float64 (n_rows, 8): the scalars of each row when it was last scanned, and the threshold of then.
     """
 
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     reference: NDArray[np.float64]
-    reference_threshold: float
 
     @staticmethod
     def none(n_rows: int) -> Candidates:
         """No candidates yet, in a state from which every pair may enter."""
-        reference = np.zeros((n_rows, len(SCALARS)))
+        reference = np.zeros((n_rows, len(SCALARS) + 1))
         reference[:, SCALARS.index("sigma")] = 1.0
-        return Candidates(np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), reference, np.inf)
+        reference[:, -1] = np.inf
+        return Candidates(np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), reference)
 
 
 class Windows:
@@ -54,6 +55,7 @@ class Windows:
     def __init__(self, config: ManifoldConfig):
         self.config = config
         self.free = config.edges == "free"
+        self.scalars = ROW_SCALARS[config.edges]
         self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
         mean, std = config.omega
         self.omega_bound = abs(mean) + KERNELS.OMEGA_LIMIT * std
@@ -62,49 +64,57 @@ class Windows:
         """Closeness above which pairs are kept."""
         return max(c - self.config.skin, c / 2)
 
-    def rows(self, scalars: dict[str, Tensor]) -> NDArray[np.float64]:
-        """Transformed scalars, float64 (n_rows, 7)."""
-        out = np.zeros((self.config.n_rows, len(SCALARS)))
-        unused = scalars["alpha"].new_empty(0).numpy()
-        arrays = [scalars[name].detach().numpy() if name in scalars else unused for name in SCALARS]
+    def rows(self, scalars: list[Tensor]) -> NDArray[np.float64]:
+        """Transformed scalars, float64 (n_rows, 7), of those in ``self.scalars``."""
+        out = np.empty((self.config.n_rows, len(SCALARS)))
+        arrays = [scalar.detach().numpy() for scalar in scalars]
+        if self.free:
+            alpha, sigma, mu = arrays
+            arrays = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
+            out[:] = 0.0
         KERNELS.row_scalars(*arrays, self.free, out)
         return out
 
-    def stale(self, candidates: Candidates, rows: NDArray[np.float64], c: float) -> bool:
-        """A pair outside the candidates may have crossed the cutoff.  Raises ValueError where a scalar is NaN."""
-        moved = KERNELS.drift(rows, candidates.reference, self.config.period, self.free, self.omega_bound)
-        if candidates.reference_threshold + moved <= c:
-            return False
+    def stale(self, candidates: Candidates, rows: NDArray[np.float64], c: float) -> NDArray[np.bool_] | None:
+        """Rows to scan, bool (n_rows,), where a pair outside the candidates may have crossed the cutoff, else None.
+
+        Raises ValueError where a scalar is NaN or infinite.
+        """
+        out = np.empty(len(rows), np.bool_)
+        head = (rows, candidates.reference, c, self.threshold(c), self.config.period, self.free, self.omega_bound)
+        if not KERNELS.find_stale(*head, out):
+            return None
         if not (np.isfinite(c) and np.isfinite(rows).all()):
             raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
-        return True
+        return out
 
     def search(
-        self, old: Candidates, rows: NDArray[np.float64], c: float, omega: NDArray[np.floating]
+        self,
+        old: Candidates,
+        stale: NDArray[np.bool_],
+        rows: NDArray[np.float64],
+        c: float,
+        omega: NDArray[np.floating],
     ) -> tuple[Candidates, NDArray[np.floating], NDArray[np.int32]]:
-        """New candidates, their omega, and the place of each among the old ones (-1: new)."""
-        config = self.config
-        threshold = self.threshold(c)
-        none = Candidates.none(config.n_rows)
-        before = old if self.free else none
-        if not self.free:
-            omega = omega[:0]
+        """Candidates after a scan of the ``stale`` rows; free edges: their omega, and the place of each among the old
+        ones (-1: new)."""
+        config, threshold = self.config, self.threshold(c)
         indptr = np.zeros(config.n_rows + 1, np.int64)
         head = (
-            *(rows, old.reference, threshold, old.reference_threshold, self.offsets, config.n_inputs, config.n_sources),
-            *(config.period, self.free, config.seed, *config.omega, before.indptr, before.indices, omega),
+            *(rows, old.reference, stale, threshold, self.offsets, config.n_inputs, config.n_sources),
+            *(config.period, self.free, config.seed, *config.omega, old.indptr, old.indices, omega),
         )
-        KERNELS.scan(*head, False, indptr, none.indices, omega[:0], none.indices)
+        KERNELS.scan(*head, False, indptr, old.indices[:0], omega[:0], old.indices[:0])
         np.cumsum(indptr, out=indptr)
-        if indptr[-1] >= 2**31:
-            raise ValueError(
-                f"{indptr[-1]} candidate edges do not fit the int32 edge lists; narrow sigma or raise cutoff"
-            )
-        indices = np.empty(indptr[-1], np.int32)
-        origin = np.empty(indptr[-1] if self.free else 0, np.int32)
+        size = indptr[-1]
+        if size >= 2**31:
+            raise ValueError(f"{size} candidate edges do not fit the int32 edge lists; narrow sigma or raise cutoff")
+        indices, origin = np.empty(size, np.int32), np.empty(size if self.free else 0, np.int32)
         new_omega = np.empty(len(origin), omega.dtype)
         KERNELS.scan(*head, True, indptr, indices, new_omega, origin)
-        return Candidates(indptr, indices, rows, threshold), new_omega, origin
+        reference = old.reference.copy()
+        reference[stale, :-1], reference[stale, -1] = rows[stale], threshold
+        return Candidates(indptr, indices, reference), new_omega, origin
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import torch
 
+INSTALL_TORCH_SPARSE = (
+    "install it after torch with `pip install --no-build-isolation torch-scatter torch-sparse`, or the extra "
+    "`.[torch-sparse]` in the same way (they compile for 15 to 25 minutes), or choose another executor"
+)
+
+
+class MissingPackageError(ModuleNotFoundError, ValueError):
+    """An optional package that a setting asks for cannot be imported; the message says how to install it."""
+
+
+def require_torch_sparse() -> None:
+    """Load torch-sparse's operators.  Raises MissingPackageError where they are missing or do not fit torch."""
+    try:
+        import torch_sparse  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"executor='torch-sparse' needs the package {error.name}; {INSTALL_TORCH_SPARSE}"
+        ) from None
+    except (ImportError, OSError, RuntimeError) as error:  # compiled for another torch
+        raise MissingPackageError(
+            f"executor='torch-sparse' cannot load torch-sparse ({error}); {INSTALL_TORCH_SPARSE}"
+        ) from None
+
 
 def check_input(x: object, n_inputs: int, dtype: torch.dtype) -> None:
     """Raise ValueError unless ``x`` is a floating tensor (batch >= 1, n_inputs) of the model's ``dtype``."""

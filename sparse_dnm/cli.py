@@ -1,4 +1,4 @@
-"""Command line: train and evaluate.  Commands import torch and the engine themselves: --help is quick."""
+"""Command line: train, evaluate, bench.  Commands import torch and the engine themselves: --help is quick."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of initial values, data order and omega.")] = None,
     speed: Annotated[str | None, typer.Option(metavar="none|proxy", help="Speed term of the loss.")] = None,
     executor: Annotated[
-        str | None, typer.Option(metavar="auto|columns|wavefront", help="How the kernels walk the network.")
+        str | None,
+        typer.Option(
+            metavar="auto|columns|wavefront|torch-sparse",
+            help="How the kernels walk the network; torch-sparse: without them, through that package.",
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the kernels; 0: all cores.")] = None,
     data_dir: Annotated[
@@ -138,6 +142,38 @@ def evaluate(
             return
         typer.echo(f"differs: {SUMMARY} says {promised!r}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder of the results; files of an earlier run are replaced.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: about 20 s instead of about 2 min.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of the kernels and of torch; 0: all cores.")] = 0,
+) -> None:
+    """Measure on this machine how time depends on density, edges, depth, batch and threads."""
+    with _errors_reported():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from sparse_dnm import backend, benchmark, benchmark_report
+
+        settings = benchmark.Settings.quick(threads) if quick else benchmark.Settings(threads=threads)
+        total = benchmark.count_points(settings, backend.check_threads(threads))
+        out.mkdir(parents=True, exist_ok=True)
+        typer.echo("measuring; keep the machine quiet (kernels compile first where the cache is cold)")
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("density", total=total)
+            results = benchmark.run(settings, lambda name: bar.update(task, advance=1, description=name))
+        written = benchmark_report.write(out, results)
+        typer.echo(benchmark_report.caption(results))
+        for line in benchmark_report.warnings(results):
+            typer.secho(line, fg="yellow", err=True)
+        for line in benchmark_report.crossover_lines(results["crossover"]):
+            typer.echo(line)
+        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ OUTPUTS = ("linear", "square")
 SPEEDS = ("none", "proxy")
 PROXY_GRADIENTS = ("straight-through", "none")
 SCHEDULES = ("constant", "cosine")
-EXECUTORS = ("auto", "columns", "wavefront")
+EXECUTORS = ("auto", "columns", "wavefront", "torch-sparse")
 
 Normal = tuple[float, float]  # mean and standard deviation of a normal distribution
 C = TypeVar("C", "ManifoldConfig", "TrainConfig")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from sparse_dnm import backend
+from sparse_dnm import backend, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, FlowSums, GateSum, Plan, Propagate
-from sparse_dnm.candidates import SCALARS, Candidates, Evaluation, Windows, evaluate
+from sparse_dnm.candidates import Candidates, Evaluation, Windows, evaluate
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
 from sparse_dnm.initial import initial_scalars
@@ -27,6 +27,24 @@ DTYPES = (torch.float32, torch.float64)
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
+
+
+def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+    """Outputs of a DAG by the plan's executor."""
+    if plan.executor.name == "torch-sparse":
+        return torch_sparse_executor.propagate(plan, x, values, weight, bias)
+    return Propagate.apply(plan, x, values, weight, bias)
+
+
+@dataclass
+class _Found:
+    """What the last forward found: the structure, how it is run, and its values with their graph."""
+
+    schedule: Schedule | None = None
+    plan: Plan | None = None
+    evaluation: Evaluation | None = None
+    closeness: Tensor | None = None
+    strengths: Tensor | None = None
 
 
 class DynamicManifold(nn.Module):
@@ -49,7 +67,6 @@ class DynamicManifold(nn.Module):
     candidate_indptr: Tensor
     candidate_indices: Tensor
     _reference: Tensor
-    _reference_threshold: Tensor
 
     def __init__(
         self,
@@ -72,16 +89,11 @@ class DynamicManifold(nn.Module):
         self._inputs = np.arange(config.n_inputs, dtype=np.int32)
         self._outputs = np.arange(config.n_sources, config.n_neurons, dtype=np.int32)
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._schedule: Schedule | None = None
-        self._plan: Plan | None = None
-        self._evaluation: Evaluation | None = None
-        self._closeness: Tensor | None = None
-        self._strengths: Tensor | None = None
+        self._found = _Found()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without what is found anew, and without the optimisers that follow this model."""
-        found = ("_schedule", "_plan", "_evaluation", "_closeness", "_strengths")
-        return {**self.__dict__, **dict.fromkeys(found), "_optimizers": None}
+        return {**self.__dict__, "_found": _Found(), "_optimizers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
@@ -90,19 +102,24 @@ class DynamicManifold(nn.Module):
 
     def _set_candidates(self, candidates: Candidates) -> None:
         """Hold the candidates as buffers, so that a state_dict has them."""
-        threshold = torch.tensor(candidates.reference_threshold, dtype=torch.float64)
         self.register_buffer("candidate_indptr", torch.from_numpy(candidates.indptr))
         self.register_buffer("candidate_indices", torch.from_numpy(candidates.indices))
         self.register_buffer("_reference", torch.from_numpy(candidates.reference))
-        self.register_buffer("_reference_threshold", threshold)
 
     def _candidates(self) -> Candidates:
         return Candidates(
             self.candidate_indptr.numpy(),
             self.candidate_indices.numpy(),
             self._reference.double().numpy(),
-            float(self._reference_threshold),
         )
+
+    def _scalars(self) -> list[Tensor]:
+        """The row scalars that the edge mode has."""
+        return [self._parameters[name] for name in self._windows.scalars]  # type: ignore[misc]
+
+    def _cutoff(self) -> float:
+        """c = sigmoid(cutoff)"""
+        return float(torch.sigmoid(self.cutoff.detach().double()))
 
     def _omega(self) -> Any:
         """omega of the candidates, or an empty array of the model's dtype."""
@@ -127,10 +144,10 @@ class DynamicManifold(nn.Module):
                 f"{len(self.edge_weight)} edge_weight for {len(indices)} candidate_indices; they must be as many"
             )
 
-    def _rebuild(self, candidates: Candidates, rows: Any, c: float) -> Candidates:
-        """Find the candidates anew; omega, its gradient and its optimiser moments go with their edges."""
+    def _rebuild(self, candidates: Candidates, stale: Any, rows: Any, c: float) -> Candidates:
+        """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
         with backend.use_threads(self.executor.threads):
-            candidates, omega, origin = self._windows.search(candidates, rows, c, self._omega())
+            candidates, omega, origin = self._windows.search(candidates, stale, rows, c, self._omega())
         self._set_candidates(candidates)
         if self._windows.free:
             old = self.edge_weight
@@ -155,52 +172,53 @@ class DynamicManifold(nn.Module):
         _check_dtype(self.alpha.dtype)
         backend.kernels(self.alpha.device)
         threads = self.executor.threads
-        rows = self._windows.rows(dict(self.named_parameters()))
-        c = float(torch.sigmoid(self.cutoff.double()))
+        rows = self._windows.rows(self._scalars())
+        c = self._cutoff()
         candidates = self._candidates()
-        if self._windows.stale(candidates, rows, c):
-            candidates = self._rebuild(candidates, rows, c)
+        stale = self._windows.stale(candidates, rows, c)
+        if stale is not None:
+            candidates = self._rebuild(candidates, stale, rows, c)
         found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
         if found.crowded:
-            candidates = self._rebuild(candidates, rows, c)
+            candidates = self._rebuild(candidates, np.ones(len(rows), np.bool_), rows, c)
             found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
-        before = self._schedule.topology if self._schedule else None
+        before = self._found.schedule.topology if self._found.schedule else None
         if (
             before is None
             or not np.array_equal(before.indptr, found.row_starts)
             or not np.array_equal(before.indices, found.sources)
         ):
-            self._schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
+            self._found.schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
         return found
 
     def _current(self) -> Evaluation:
         """Structure of the present parameters, without a graph."""
-        if self._evaluation is None:
-            self._evaluation = self._find_structure()
-            self._strengths = torch.from_numpy(self._evaluation.strengths)
-            self._closeness = torch.from_numpy(self._evaluation.d)
-        return self._evaluation
+        if self._found.evaluation is None:
+            self._found.evaluation = self._find_structure()
+            self._found.strengths = torch.from_numpy(self._found.evaluation.strengths)
+            self._found.closeness = torch.from_numpy(self._found.evaluation.d)
+        return self._found.evaluation
 
     @property
     def topology(self) -> Topology:
         """Active edges of the last forward (of the present parameters where none was made)."""
         self._current()
-        assert self._schedule is not None
-        return self._schedule.topology
+        assert self._found.schedule is not None
+        return self._found.schedule.topology
 
     @property
     def strengths(self) -> Tensor:
         """D of the active edges (n_edges,) in the order of the topology's CSR, with its graph; as `topology`."""
         self._current()
-        assert self._strengths is not None
-        return self._strengths
+        assert self._found.strengths is not None
+        return self._found.strengths
 
     @property
     def closeness(self) -> Tensor:
         """d of the candidates (n_candidates,), with its graph; as `topology`."""
         self._current()
-        assert self._closeness is not None
-        return self._closeness
+        assert self._found.closeness is not None
+        return self._found.closeness
 
     @property
     def density(self) -> float:
@@ -221,28 +239,27 @@ class DynamicManifold(nn.Module):
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
         check_input(x, self.config.n_inputs, self.alpha.dtype)
         found = self._find_structure()
-        scalars = [getattr(self, name) for name in SCALARS if hasattr(self, name)]
         omega = self.edge_weight if self._windows.free else None
-        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *scalars)
-        self._evaluation, self._strengths, self._closeness = found, strengths, closeness
-        out = Propagate.apply(self._make_plan(), x, strengths, self.weight, self.bias)
+        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *self._scalars())
+        self._found.evaluation, self._found.strengths, self._found.closeness = found, strengths, closeness
+        out = _propagate(self._make_plan(), x, strengths, self.weight, self.bias)
         return out * out if self.config.output == "square" else out
 
     def _make_plan(self) -> Plan:
         """The plan of the current structure."""
-        assert self._schedule is not None
-        plan = self._plan
+        assert self._found.schedule is not None
+        plan = self._found.plan
         dtype = torch.empty(0, dtype=self.alpha.dtype).numpy().dtype
         if (
             plan is None
-            or plan.schedule is not self._schedule
+            or plan.schedule is not self._found.schedule
             or plan.slope.dtype != dtype
             or plan.executor is not self.executor
         ):
             kind, slope = backend.ACTIVATION_CODES[self.config.activation]
             n = self.config.n_neurons
-            self._plan = plan = Plan(
-                self._schedule,
+            self._found.plan = plan = Plan(
+                self._found.schedule,
                 self.executor,
                 np.full(n, kind, np.int8),
                 np.full(n, slope, dtype),
@@ -261,24 +278,23 @@ class DynamicManifold(nn.Module):
         A DenseManifold's state has no reference: then closeness finds its candidates anew, and free edges keep those
         that are saved, as if they had been found at the saved scalars.
         """
-        names = (f"{prefix}_reference", f"{prefix}_reference_threshold")
-        complete = any(name in state_dict for name in names)
+        complete = f"{prefix}_reference" in state_dict
         if not complete:
-            state_dict = {**state_dict, names[0]: self._reference, names[1]: self._reference_threshold}
+            state_dict = {**state_dict, f"{prefix}_reference": self._reference}
         for name in ("candidate_indices", "edge_weight"):
             saved = state_dict.get(prefix + name)
             mine = getattr(self, name, None)
             if mine is not None and saved is not None and saved.ndim == 1 and saved.shape != mine.shape:
                 mine.data = torch.empty(saved.shape, dtype=mine.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._evaluation = self._schedule = self._plan = None
+        self._found = _Found()
         self._check_candidates()
         if not complete:
             found = Candidates.none(self.config.n_rows)
             if self._windows.free:
-                rows = self._windows.rows(dict(self.named_parameters()))
-                threshold = self._windows.threshold(float(torch.sigmoid(self.cutoff.detach().double())))
-                found = replace(self._candidates(), reference=rows, reference_threshold=threshold)
+                rows = self._windows.rows(self._scalars())
+                threshold = self._windows.threshold(self._cutoff())
+                found = replace(self._candidates(), reference=np.c_[rows, np.full(len(rows), threshold)])
             self._set_candidates(found)
 
 
@@ -370,7 +386,7 @@ class SparseDAG(nn.Module):
             self.topology.n_neurons,
             self._biased,
         )
-        return Propagate.apply(plan, x, self.edge_weight, None, self.bias)
+        return _propagate(plan, x, self.edge_weight, None, self.bias)
 
 
 def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:

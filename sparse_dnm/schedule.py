@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from sparse_dnm import backend
+from sparse_dnm.buffers import BufferPool
+from sparse_dnm.checks import require_torch_sparse
 from sparse_dnm.config import EXECUTORS, check_choice
 from sparse_dnm.topology import Topology
 
@@ -83,8 +85,11 @@ class Executor:
 
     def __init__(self, name: str = "auto", threads: int = 0):
         check_choice("executor", name, EXECUTORS)
+        if name == "torch-sparse":
+            require_torch_sparse()
         self.name = name
         self.threads = backend.check_threads(threads)
+        self.buffers = BufferPool()
         self._trials: dict[tuple[str, int], _Trial] = {}
 
     def choose(self, phase: str, batch: int, topology: Topology) -> str:

@@ -147,6 +147,7 @@ class Trainer:
         self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
+        self._parameters = list(model.parameters())
         self._proxy = None
         if config.speed == "proxy":
             self._proxy = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
@@ -247,7 +248,8 @@ class Trainer:
         start = time.perf_counter()
         rows = self._order.next()
         x, y = self.data.x_train[rows], self.data.y_train[rows]
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         outputs, terms = self._forward(x, y, logging)
         terms.total.backward()
         for group in self._optimizer.param_groups:

@@ -1,0 +1,81 @@
+"""Kernel calls of the engine, recorded and run again: what the kernels alone cost, whatever their arguments are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numba
+
+from sparse_dnm import autograd, candidates, schedule, topology
+from sparse_dnm.backend import use_threads
+
+MODULES = (candidates, topology, schedule, autograd)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a kernel, with the threads that it ran on.  Its arrays stay alive and are written again."""
+
+    name: str
+    kernel: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    threads: int
+
+    def __call__(self) -> object:
+        """Run it again on the same arrays."""
+        with use_threads(self.threads):
+            return self.kernel(*self.arguments)
+
+
+class _Recorder:
+    """Stands in for a module of kernels and notes every call; ``make`` hands out recording kernels."""
+
+    def __init__(self, kernels: ModuleType, calls: list[Call]):
+        self._kernels, self._calls = kernels, calls
+
+    def _wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any) -> Any:
+            self._calls.append(Call(name, kernel, arguments, numba.get_num_threads()))
+            return kernel(*arguments)
+
+        return recorded
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._kernels, name)
+        if name == "make":
+            return lambda count: {
+                walk: tuple(
+                    self._wrap(f"{way} {walk}", kernel)
+                    for way, kernel in zip(("forward", "backward"), pair, strict=True)
+                )
+                for walk, pair in found(count).items()
+            }
+        return self._wrap(name, found) if callable(found) else found
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Note the kernel calls made inside, in their order."""
+    calls: list[Call] = []
+    before = {module: module.KERNELS for module in MODULES if hasattr(module, "KERNELS")}
+    for module, kernels in before.items():
+        module.KERNELS = _Recorder(kernels, calls)  # type: ignore[attr-defined]
+    try:
+        yield calls
+    finally:
+        for module, kernels in before.items():
+            module.KERNELS = kernels  # type: ignore[attr-defined]
+
+
+def replay(calls: list[Call]) -> Callable[[], None]:
+    """A function that runs ``calls`` again, in their order."""
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run

@@ -1,0 +1,148 @@
+"""The seed graph's kernels against their floors, and the training step taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from bench.limits import Floor, bandwidth, floors, peak
+from bench.peers import BLOCK, Cases, on, propagate_calls, seed_model
+from bench.replay import Call, recording, replay
+from bench.targets import Found
+from sparse_dnm import DenseManifold, DynamicManifold, Schedule, SparseDAG, Topology, Trainer
+from sparse_dnm.config import PRESETS
+from sparse_dnm.data import DIGITS, Dataset
+from sparse_dnm.schedule import tile_width
+from sparse_dnm.timing import Timing, interleave
+from sparse_dnm.training import one_torch_thread
+
+NEVER = 10**9  # steps
+SETTLED = 30  # steps after which kernels are compiled and "auto" has chosen
+
+
+def executed_edges(topology: Topology) -> int:
+    """Edges that run: those of live readers."""
+    return int(np.diff(topology.indptr)[topology.live].sum())
+
+
+def row(name: str, timing: Timing, floor: Floor | None = None) -> str:
+    """A line of a table in microseconds, with the percentage of the floor."""
+    share = "" if floor is None else f"{1e6 * floor.seconds:.1f} ({floor.kind}) | {floor.seconds / timing.median:.0%}"
+    return (
+        f"| {name} | {1e6 * timing.median:,.1f} | {1e6 * timing.low:,.1f}–{1e6 * timing.high:,.1f} | {share or ' | '} |"
+    )
+
+
+HEAD = ["| | median, µs | quartiles, µs | floor, µs | floor / time |", "|---|---|---|---|---|"]
+
+
+def floor_section(quick: bool, found: Found) -> list[str]:
+    """Forward and forward + backward kernels of the seed graph, one thread, by batch."""
+    out = ["One thread.  " + (limits_text()), "", *HEAD]
+    for batch in (64,) if quick else (8, 64, 256):
+        dag, x = seed_dag(batch, 1)
+        cases: Cases = {name: replay(calls) for name, calls in propagate_calls(dag, x).items()}
+        width = tile_width(batch)
+        least = floors(executed_edges(dag.topology), dag.topology.n_neurons, batch, width)
+        timings = interleave(cases, 30 if quick else 300, shortest_s=BLOCK)
+        for name, timing in timings.items():
+            out.append(row(f"{name}, batch {batch}, tiles of {width}", timing, least[name]))
+            if batch == 64:
+                found.floor_share[name] = least[name].seconds / timing.median
+                found.floor_s[name] = least[name].seconds
+    return out
+
+
+def limits_text() -> str:
+    """The formulas of the floors, as bench.limits has them."""
+    return (
+        "Floors: forward reads 4·edges·batch bytes and computes 2·edges·batch flops, backward 4·edges·batch and "
+        "4·edges·batch; each is divided by the read bandwidth of a buffer of 4·neurons·width bytes "
+        f"({bandwidth(4 * 1000 * 64) / 1e9:.0f} GB/s at width 64) or by the multiply-add peak "
+        f"({peak() / 1e9:.0f} GFLOP/s), and the larger counts; forward + backward is the sum of the two."
+    )
+
+
+def seed_dag(batch: int, threads: int) -> tuple[SparseDAG, torch.Tensor]:
+    """The seed graph as a SparseDAG, settled, and inputs."""
+    model = seed_model(threads)
+    dag = SparseDAG(model.topology, model.strengths, executor="columns", threads=threads)
+    x = torch.randn(batch, 784, generator=torch.Generator().manual_seed(1))
+    return dag, x
+
+
+def make_trainer(threads: int) -> Trainer:
+    """The original's training on random images (same sizes as MNIST), a model of seed 0."""
+    preset = PRESETS["original-mnist"]
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(5000, 784, generator=generator), torch.randint(10, (5000,), generator=generator)
+    data = Dataset("random images", "classification", x, y, x[:10], y[:10], 28.0, DIGITS)
+    config = replace(preset.train, steps=NEVER, log_every=NEVER, checkpoint_every=NEVER, threads=threads)
+    model = DynamicManifold(preset.manifold, torch.Generator().manual_seed(0), threads=threads)
+    return Trainer(model, data, config)
+
+
+def dense_step(method: str) -> Callable[[], object]:
+    """A training step of DenseManifold on two threads of torch: cross entropy, backward, Adam."""
+    dense = DenseManifold.from_manifold(seed_model(1), method)
+    optimizer = torch.optim.Adam(dense.parameters(), lr=0.002, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(50, 784, generator=generator), torch.randint(10, (50,), generator=generator)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        (1e3 * cross_entropy(dense(x), y)).backward()
+        optimizer.step()
+
+    return on(2, step)
+
+
+def step_section(quick: bool, found: Found) -> list[str]:
+    """The whole step against its parts and against DenseManifold's."""
+    cases: Cases = {}
+    parts: list[Call] = []
+    edges = []
+    for threads in (1, 2):
+        trainer = make_trainer(threads)
+        with one_torch_thread():
+            for _ in range(SETTLED):
+                trainer._advance()
+        cases[f"whole step, {threads} threads"] = on(1, trainer._advance)
+        edges.append(trainer.model.topology.n_edges)
+        with recording() as calls:
+            trainer._advance()
+        kernels = [c for c in calls if c.name.startswith(("forward", "backward")) or c.name == "gather_gradients"]
+        cases[f"its forward + backward kernels, {threads} threads"] = replay(kernels)
+        if threads == 1:
+            parts = calls
+            cases.update(other_parts(trainer.model))
+    names = dict.fromkeys(call.name for call in parts)
+    cases.update({f"kernel {name}": replay([c for c in parts if c.name == name]) for name in names})
+    for method in ("levels",) if quick else ("levels", "neurons"):
+        cases[f"DenseManifold {method}, whole step, 2 threads"] = dense_step(method)
+    timings = interleave(cases, 10 if quick else 150, budget_s=5 if quick else 60, shortest_s=5e-4)
+    found.steps = {name: timing.median for name, timing in timings.items()}
+    note = (
+        f"Random images; the step is the trainer's own, so the structure changes as it trains (about {edges[0]:,} "
+        "edges when the parts were recorded).  Parts on one thread; a kernel that is called several times counts once."
+    )
+    return [note, "", *HEAD, *(row(name, timing) for name, timing in timings.items())]
+
+
+def other_parts(model: DynamicManifold) -> Cases:
+    """Structure update after a change, and Adam."""
+    t = model.topology
+
+    def structure() -> object:
+        return Schedule(Topology(t.indptr, t.indices, t.inputs, t.outputs))
+
+    copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    for p in copies:
+        p.grad = torch.ones_like(p)
+    adam = torch.optim.Adam(copies, lr=1e-6, fused=True)
+    return {"structure update (Topology and Schedule)": structure, "Adam, fused": on(1, adam.step)}

@@ -1,0 +1,89 @@
+"""Measure everything and write bench/RESULTS.md: python -m bench.tables [--quick] [--data-dir DATA_DIR].
+
+Limits of the machine, peers, the training step, threads, scaling, latency, and the targets with what was reached.
+With --data-dir (MNIST's IDX files) the original's whole run is made too: 50,000 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import limits, peers, scaling, steps, targets
+from sparse_dnm.checkpoint import machine, read_json, versions
+from sparse_dnm.timing import load
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def large(neurons: int) -> dict[str, float]:
+    """One training step of a large manifold in a process of its own: edges, seconds, GiB."""
+    command = [sys.executable, "-m", "bench.memory", "--neurons", str(neurons), "--batch", "16"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent.parent).stdout
+
+    def number(pattern: str) -> float:
+        match = re.search(pattern, said)
+        if match is None:
+            raise ValueError(f"bench.memory printed no {pattern!r}:\n{said}")
+        return float(match[1].replace(",", ""))
+
+    return {
+        "edges": number(r"([\d,]+) edges"),
+        "seconds": number(r"second step ([\d.]+) s"),
+        "gib": number(r"memory ([\d.]+) GiB"),
+    }
+
+
+def original_run(data_dir: Path) -> float:
+    """Seconds of training (wall) of `train mnist --preset original-mnist --steps 50000`, JIT and tests included."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "sparse_dnm.cli", "train", "mnist", "--preset", "original-mnist"]
+        command += ["--steps", "50000", "--data-dir", str(data_dir), "--out", str(out)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = read_json(out / "summary.json")["train_seconds"]
+        assert isinstance(seconds, float)
+        return seconds
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller sizes")
+    parser.add_argument("--data-dir", type=Path, help="folder of MNIST's IDX files")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    about = machine()
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text = ["# Results", "", "Written by `python -m bench.tables" + (" --quick" if options.quick else "") + "`.", ""]
+    text += [f"{about['processor']}, {about['cores']} cores, {about['platform']}; {packages}; float32.", ""]
+    busy = load()
+    text += [f"Load per core before the start: {'unknown' if busy is None else f'{busy:.2f}'}.", ""]
+    text += ["Wall seconds (perf_counter), median and quartiles of interleaved rounds.  Threads are named in each row."]
+    found = targets.Found()
+    text += ["", "## Limits of one core", "", *limits.lines()]
+    sections = (
+        ("Peers", lambda: peers.section(options.quick, found)),
+        ("Kernels against their floors", lambda: steps.floor_section(options.quick, found)),
+        ("Training step, original-mnist, batch 50", lambda: steps.step_section(options.quick, found)),
+        ("Two threads over one", lambda: scaling.thread_section(options.quick, found)),
+        ("Cost per edge and column", lambda: scaling.edge_section(options.quick, found)),
+        ("Latency, batch 1", lambda: scaling.latency_section(options.quick, found)),
+    )
+    for title, section in sections:
+        print(title, file=sys.stderr, flush=True)
+        text += ["", f"## {title}", "", *section()]
+    found.large = large(100_000 if options.quick else 1_000_000)
+    if options.data_dir:
+        found.original_s = original_run(options.data_dir)
+    text += ["", "## Targets", "", *targets.lines(found)]
+    options.out.write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

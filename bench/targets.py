@@ -1,0 +1,112 @@
+"""The targets of the sparse step, and whether a run of bench.tables reached them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Found:
+    """Medians that the targets ask for, in seconds, filled in by the sections of bench.tables."""
+
+    peers: dict[str, float] = field(default_factory=dict)
+    floor_share: dict[str, float] = field(default_factory=dict)  # floor / time, batch 64
+    floor_s: dict[str, float] = field(default_factory=dict)  # seconds, batch 64
+    steps: dict[str, float] = field(default_factory=dict)
+    threads: dict[str, float] = field(default_factory=dict)  # one thread / two threads
+    per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
+    latency: dict[str, float] = field(default_factory=dict)
+    large: dict[str, float] = field(default_factory=dict)
+    original_s: float | None = None
+
+
+Row = tuple[str, str, str, bool | None]
+
+
+def _ratio(what: str, target: float, slow: float | None, fast: float | None, floor: float | None = None) -> Row:
+    """``slow / fast`` must be at least ``target``; where the floor itself forbids that, say so."""
+    if slow is None or fast is None:
+        return what, f"≥ {target:g}x", "not measured", None
+    said = f"{slow / fast:.1f}x"
+    if floor is not None and slow / floor < target:
+        said += f"; out of reach: at the floor, {1e6 * floor:.1f} µs, it would be {slow / floor:.1f}x"
+    return what, f"≥ {target:g}x", said, slow / fast >= target
+
+
+def _most(what: str, target: float, value: float | None, unit: str, note: str = "") -> Row:
+    """``value`` must be at most ``target``."""
+    if value is None:
+        return what, f"≤ {target:g} {unit}", "not measured", None
+    return what, f"≤ {target:g} {unit}", f"{value:.3g} {unit}{note}", value <= target
+
+
+def _kernels(found: Found) -> list[Row]:
+    p, both = found.peers, "forward + backward"
+    forward = p.get("kernels, 1 threads, forward")
+    full = p.get(f"kernels, 1 threads, {both}")
+    rows: list[Row] = []
+    for name, target in (("forward", 0.7), (both, 0.5)):
+        share = found.floor_share.get(name)
+        said = "not measured" if share is None else f"{share:.0%}"
+        ok = None if share is None else share >= target
+        rows.append((f"{name}, batch 64, 1 thread: floor / time", f"≥ {target:.0%}", said, ok))
+    spmm = p.get("torch.sparse CSR, one SpMM, 2 threads")
+    floor = found.floor_s
+    rows.append(_ratio("forward, over one torch.sparse SpMM, 2 threads", 3, spmm, forward, floor.get("forward")))
+    peer = min((p[name] for name in p if name.startswith("torch-sparse") and name.endswith(both)), default=None)
+    rows.append(_ratio(f"{both}, over torch-sparse", 15, peer, full, floor.get(both)))
+    rows.append(_ratio(f"{both}, over connex", 15, p.get(f"connex {both}"), full, floor.get(both)))
+    slow = {name: ratio for name, ratio in found.threads.items() if "backward" in name}
+    worst = min(slow, key=lambda name: slow[name], default=None)
+    said = "not measured" if worst is None else f"{slow[worst]:.2f}x at worst ({worst})"
+    rows.append(("2 threads over 1, batch ≥ 128", "≥ 1.8x", said, None if worst is None else slow[worst] >= 1.8))
+    return rows
+
+
+def _steps(found: Found) -> list[Row]:
+    s = found.steps
+    structure = s.get("structure update (Topology and Schedule)")
+    forward = found.peers.get("kernels, 1 threads, forward")
+    share = structure / forward if structure and forward else None
+    rows = [_most("structure update after a change", 1, share, "forwards of batch 64")]
+    steps = {n: s[f"whole step, {n} threads"] for n in (1, 2) if f"whole step, {n} threads" in s}
+    best = min(steps, key=lambda n: steps[n], default=None)
+    if best is None:
+        return rows
+    kernels = s[f"its forward + backward kernels, {best} threads"]
+    rows.append(
+        _most("whole training step, batch 50", 2.5, steps[best] / kernels, "x its kernels", f", {best} threads")
+    )
+    dense = [seconds for name, seconds in s.items() if name.startswith("DenseManifold")]
+    rows.append(_ratio("whole training step, over the best DenseManifold", 15, min(dense, default=None), steps[best]))
+    whole, note = found.original_s, ", measured"
+    if whole is None:
+        whole, note = 50_000 * steps[best], ", projected from the step (run with --data-dir to measure)"
+    rows.append(_most("original-mnist, 50,000 steps", 30, whole, "s", note))
+    return rows
+
+
+def _sizes(found: Found) -> list[Row]:
+    kernel, call = found.latency.get("kernel alone"), found.latency.get("model(x)")
+    rows = [
+        _most("batch 1, 6,000 edges, kernel", 10, kernel and 1e6 * kernel, "µs"),
+        _most("batch 1, 6,000 edges, model(x)", 25, call and 1e6 * call, "µs"),
+    ]
+    for name in ("forward", "forward + backward"):
+        costs = {size.split()[0]: pair for size, pair in found.per_edge.items() if size.partition(" ")[2] == name}
+        least = min((cost for cost, _ in costs.values()), default=0.0)
+        ok = all(cost <= 2 * least or share >= 0.5 for cost, share in costs.values()) if costs else None
+        said = ", ".join(f"{size}: {cost:.3f} ns" for size, (cost, _) in costs.items()) or "not measured"
+        rows.append((f"cost per edge and column, {name}", "within 2x, or 2x of the DRAM floor", said, ok))
+    big = found.large
+    note = f", {big['edges']:,.0f} edges, batch 16, step {big['seconds']:.2f} s" if big else ""
+    rows.append(_most("memory of a large manifold's training step", 8, big.get("gib"), "GiB", note))
+    return rows
+
+
+def lines(found: Found) -> list[str]:
+    """All targets as a Markdown table."""
+    out = ["| | target | measured | |", "|---|---|---|---|"]
+    for what, target, said, ok in [*_kernels(found), *_steps(found), *_sizes(found)]:
+        out.append(f"| {what} | {target} | {said} | {'—' if ok is None else 'met' if ok else '**missed**'} |")
+    return out
