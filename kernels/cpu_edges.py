@@ -113,8 +113,8 @@ def _window(r, n_inputs, n_sources, offset, half, mu):
     if not half >= 0.0:
         return 0, -1
     centre = n_inputs + r - offset + mu
-    first = max(0.0, min(math.floor(centre - half), float(limit)))
-    last = max(-1.0, min(math.ceil(centre + half), float(limit - 1)))
+    first = max(0.0, min(np.floor(centre - half), float(limit)))
+    last = max(-1.0, min(np.ceil(centre + half), float(limit - 1)))
     return int(first), int(last)
 
 

@@ -33,6 +33,8 @@ class EdgeStrength(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Hand out what the evaluation holds."""
         ctx.evaluation, ctx.windows = evaluation, windows
+        if omega is not None:
+            ctx.save_for_backward(omega)  # so that torch refuses a backward after it was changed in place
         return torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
 
     @staticmethod
@@ -40,6 +42,12 @@ class EdgeStrength(torch.autograd.Function):
     def backward(ctx: Any, strength_gradient: Tensor, closeness_gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the raw scalars."""
         e, windows = ctx.evaluation, ctx.windows
+        if windows.free and windows.latest is not e.candidates:
+            raise RuntimeError(
+                "the candidate edges have changed since this forward, and edge_weight with them: "
+                "call backward before parameters change and the model is called again"
+            )
+        ctx.saved_tensors  # noqa: B018 - raises where omega has changed
         config, dtype = windows.config, e.d.dtype
         by_scalar, by_omega = np.empty((len(SCALARS), config.n_rows), dtype), np.empty(len(e.omega), dtype)
         with backend.use_threads(e.threads):

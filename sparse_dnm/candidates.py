@@ -49,6 +49,27 @@ class Candidates:
         return Candidates(np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), reference)
 
 
+def check_candidates(
+    config: ManifoldConfig, indptr: NDArray[np.integer], indices: NDArray[np.integer], n_omega: int
+) -> None:
+    """Raise ValueError unless the arrays are a CSR of possible edges with as many omega: kernels do not check."""
+    if indptr.shape != (config.n_rows + 1,) or indices.ndim != 1:
+        raise ValueError(
+            f"candidate_indptr of shape {indptr.shape} does not fit this manifold: it must be ({config.n_rows + 1},)"
+        )
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
+        raise ValueError(f"candidate_indptr must rise from 0 to {len(indices)}, the number of candidate_indices")
+    readers = np.repeat(np.arange(config.n_inputs, config.n_neurons), np.diff(indptr))
+    wrong = np.flatnonzero((indices < 0) | (indices >= np.minimum(readers, config.n_sources)))
+    if len(wrong):
+        raise ValueError(f"candidate edge {indices[wrong[0]]} -> {readers[wrong[0]]} is not possible in this manifold")
+    falls = np.flatnonzero((np.diff(indices) <= 0) & (np.diff(readers) == 0))
+    if len(falls):
+        raise ValueError(f"the candidate sources of neuron {readers[falls[0]]} must ascend")
+    if n_omega != len(indices):
+        raise ValueError(f"{n_omega} edge_weight for {len(indices)} candidate_indices; they must be as many")
+
+
 class Windows:
     """The geometry of a manifold's rows, and the search for candidates in their windows."""
 
@@ -56,6 +77,7 @@ class Windows:
         self.config = config
         self.free = config.edges == "free"
         self.scalars = ROW_SCALARS[config.edges]
+        self.latest = Candidates.none(config.n_rows)  # those that the model holds
         self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
         mean, std = config.omega
         self.omega_bound = abs(mean) + KERNELS.OMEGA_LIMIT * std

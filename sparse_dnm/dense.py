@@ -87,6 +87,7 @@ class DenseManifold(nn.Module):
     @classmethod
     def from_manifold(cls, model: Any, method: str = "levels") -> DenseManifold:
         """A dense copy of a DynamicManifold: its config, dtype, device and values as they are now."""
+        _ = model.topology  # finds the candidates of the present parameters, if nobody asked yet
         dense = cls(model.config, None, model.cutoff.dtype, method, state=model.state_dict())
         return dense.to(model.cutoff.device)
 

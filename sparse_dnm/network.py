@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, FlowSums, GateSum, Plan, Propagate
-from sparse_dnm.candidates import Candidates, Evaluation, Windows, evaluate
+from sparse_dnm.candidates import Candidates, Evaluation, Windows, check_candidates, evaluate
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
 from sparse_dnm.initial import initial_scalars
@@ -55,7 +56,7 @@ class DynamicManifold(nn.Module):
 
     Parameters: alpha, mu, sigma (and beta, gamma, theta, phi where ``edges="closeness"``), each (n_rows,); cutoff ();
     weight, bias (n_sources,); edge_weight (n_candidates,) where ``edges="free"``.  edge_weight changes its length
-    when the structure does: call ``follow(optimizer)`` so that the optimiser's moments move with their edges.
+    when the structure does; the moments of torch's optimisers that hold it move with their edges (see `follow`).
     Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.
     """
 
@@ -85,6 +86,7 @@ class DynamicManifold(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
         if config.edges == "free":
             self.edge_weight = nn.Parameter(torch.empty(0, dtype=dtype))
+            _FREE_MODELS.add(self)
         self._set_candidates(Candidates.none(config.n_rows))
         self._inputs = np.arange(config.n_inputs, dtype=np.int32)
         self._outputs = np.arange(config.n_sources, config.n_neurons, dtype=np.int32)
@@ -97,21 +99,17 @@ class DynamicManifold(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
+        if self._windows.free:
+            _FREE_MODELS.add(self)
 
     # -- structure -------------------------------------------------------------------------------------------
 
     def _set_candidates(self, candidates: Candidates) -> None:
-        """Hold the candidates as buffers, so that a state_dict has them."""
+        """Hold the candidates, as buffers too, so that a state_dict has them."""
+        self._windows.latest = candidates
         self.register_buffer("candidate_indptr", torch.from_numpy(candidates.indptr))
         self.register_buffer("candidate_indices", torch.from_numpy(candidates.indices))
         self.register_buffer("_reference", torch.from_numpy(candidates.reference))
-
-    def _candidates(self) -> Candidates:
-        return Candidates(
-            self.candidate_indptr.numpy(),
-            self.candidate_indices.numpy(),
-            self._reference.double().numpy(),
-        )
 
     def _scalars(self) -> list[Tensor]:
         """The row scalars that the edge mode has."""
@@ -125,46 +123,30 @@ class DynamicManifold(nn.Module):
         """omega of the candidates, or an empty array of the model's dtype."""
         return (self.edge_weight if self._windows.free else self.alpha[:0]).detach().numpy()
 
-    def _check_candidates(self) -> None:
-        """Raise ValueError unless the candidate buffers are a CSR of possible edges: kernels do not check."""
-        config, indptr, indices = self.config, self.candidate_indptr.numpy(), self.candidate_indices.numpy()
-        readers = np.repeat(np.arange(config.n_inputs, config.n_neurons), np.maximum(np.diff(indptr), 0))
-        if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
-            raise ValueError(f"candidate_indptr must rise from 0 to {len(indices)}, the number of candidate_indices")
-        wrong = np.flatnonzero((indices < 0) | (indices >= np.minimum(readers, config.n_sources)))
-        if len(wrong):
-            raise ValueError(
-                f"candidate edge {indices[wrong[0]]} -> {readers[wrong[0]]} is not possible in this manifold"
-            )
-        falls = np.flatnonzero((np.diff(indices) <= 0) & (np.diff(readers) == 0))
-        if len(falls):
-            raise ValueError(f"the candidate sources of neuron {readers[falls[0]]} must ascend")
-        if self._windows.free and len(self.edge_weight) != len(indices):
-            raise ValueError(
-                f"{len(self.edge_weight)} edge_weight for {len(indices)} candidate_indices; they must be as many"
-            )
-
     def _rebuild(self, candidates: Candidates, stale: Any, rows: Any, c: float) -> Candidates:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
         with backend.use_threads(self.executor.threads):
             candidates, omega, origin = self._windows.search(candidates, stale, rows, c, self._omega())
         self._set_candidates(candidates)
         if self._windows.free:
-            old = self.edge_weight
-            n_old, places = len(old), torch.from_numpy(origin.astype(np.int64))
-            gradient, old.grad = old.grad, None
-            # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it
-            # only where the type of the data changes.
-            old.data = torch.empty(0, dtype=torch.float16)
-            old.data = torch.from_numpy(omega)
-            if gradient is not None:
-                old.grad = _follow(gradient, places)
-            for optimizer in self._optimizers:
-                state = optimizer.state.get(old, {})
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == (n_old,):
-                        state[key] = _follow(value, places)
+            self._replace_omega(torch.from_numpy(omega), torch.from_numpy(origin.astype(np.int64)))
         return candidates
+
+    def _replace_omega(self, omega: Tensor, places: Tensor) -> None:
+        """Give edge_weight new values; its gradient and moments are taken from ``places`` of the old, 0 where -1."""
+        old, n_old = self.edge_weight, len(self.edge_weight)
+        gradient, old.grad = old.grad, None
+        # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it only
+        # where the type of the data changes.
+        old.data = torch.empty(0, dtype=torch.float16)
+        old.data = omega
+        if gradient is not None:
+            old.grad = _follow(gradient, places)
+        for optimizer in self._optimizers:
+            state = optimizer.state.get(old, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == (n_old,):
+                    state[key] = _follow(value, places)
 
     @torch.no_grad()
     def _find_structure(self) -> Evaluation:
@@ -174,7 +156,7 @@ class DynamicManifold(nn.Module):
         threads = self.executor.threads
         rows = self._windows.rows(self._scalars())
         c = self._cutoff()
-        candidates = self._candidates()
+        candidates = self._windows.latest
         stale = self._windows.stale(candidates, rows, c)
         if stale is not None:
             candidates = self._rebuild(candidates, stale, rows, c)
@@ -191,13 +173,22 @@ class DynamicManifold(nn.Module):
             self._found.schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
         return found
 
+    def _evaluate(self) -> Evaluation:
+        """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
+        found = self._find_structure()
+        omega = self.edge_weight if self._windows.free else None
+        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *self._scalars())
+        self._found.evaluation, self._found.strengths, self._found.closeness = found, strengths, closeness
+        return found
+
     def _current(self) -> Evaluation:
-        """Structure of the present parameters, without a graph."""
-        if self._found.evaluation is None:
-            self._found.evaluation = self._find_structure()
-            self._found.strengths = torch.from_numpy(self._found.evaluation.strengths)
-            self._found.closeness = torch.from_numpy(self._found.evaluation.d)
-        return self._found.evaluation
+        """Structure of the last forward; evaluated again where it was made without a graph and one is wanted now."""
+        held = self._found
+        if held.evaluation is None or held.strengths is None:
+            return self._evaluate()
+        if torch.is_grad_enabled() and not held.strengths.requires_grad and self.cutoff.requires_grad:
+            return self._evaluate()
+        return held.evaluation
 
     @property
     def topology(self) -> Topology:
@@ -238,11 +229,8 @@ class DynamicManifold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
         check_input(x, self.config.n_inputs, self.alpha.dtype)
-        found = self._find_structure()
-        omega = self.edge_weight if self._windows.free else None
-        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *self._scalars())
-        self._found.evaluation, self._found.strengths, self._found.closeness = found, strengths, closeness
-        out = _propagate(self._make_plan(), x, strengths, self.weight, self.bias)
+        self._evaluate()
+        out = _propagate(self._make_plan(), x, self.strengths, self.weight, self.bias)
         return out * out if self.config.output == "square" else out
 
     def _make_plan(self) -> Plan:
@@ -269,33 +257,59 @@ class DynamicManifold(nn.Module):
         return plan
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the optimiser's moments of edge_weight follow their edges; those of a new edge start at zero."""
+        """Make the optimiser's moments of edge_weight follow their edges; those of a new edge start at zero.
+
+        Every torch.optim optimiser that holds edge_weight is followed from its first step on; a call is needed only
+        for one whose state was loaded and is to live through a forward before that step.
+        """
         self._optimizers.add(optimizer)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take over the length of the saved candidates before torch compares shapes.
+        """Take over the saved candidates, whatever their number.
 
         A DenseManifold's state has no reference: then closeness finds its candidates anew, and free edges keep those
-        that are saved, as if they had been found at the saved scalars.
+        that are saved, as if every row had been scanned at the saved scalars.  Moments of edge_weight start at zero.
+        Raises ValueError, nothing changed, where the candidates are not possible edges: kernels do not check.
         """
+        names = ["candidate_indptr", "candidate_indices"] + ["edge_weight"] * self._windows.free
+        if any(prefix + name not in state_dict for name in names):
+            rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in names}
+            super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
+            return
+        saved = [state_dict[prefix + name] for name in names]
+        indptr, indices = (value.detach().cpu().numpy().copy() for value in saved[:2])
+        check_candidates(self.config, indptr, indices, len(saved[2]) if self._windows.free else len(indices))
+        found = Candidates.none(self.config.n_rows)
         complete = f"{prefix}_reference" in state_dict
+        if complete or self._windows.free:
+            found = replace(found, indptr=indptr, indices=indices)
+        if self._windows.free:
+            places = torch.full((len(indices),), -1)
+            self._replace_omega(self.edge_weight.new_empty(len(indices)), places)
+            self.edge_weight.grad = None
+        self._set_candidates(found)
+        state = dict(state_dict)
         if not complete:
-            state_dict = {**state_dict, f"{prefix}_reference": self._reference}
-        for name in ("candidate_indices", "edge_weight"):
-            saved = state_dict.get(prefix + name)
-            mine = getattr(self, name, None)
-            if mine is not None and saved is not None and saved.ndim == 1 and saved.shape != mine.shape:
-                mine.data = torch.empty(saved.shape, dtype=mine.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._found = _Found()
-        self._check_candidates()
-        if not complete:
-            found = Candidates.none(self.config.n_rows)
-            if self._windows.free:
-                rows = self._windows.rows(self._scalars())
-                threshold = self._windows.threshold(self._cutoff())
-                found = replace(self._candidates(), reference=np.c_[rows, np.full(len(rows), threshold)])
+            state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
+        super()._load_from_state_dict(state, prefix, *args)
+        if self._windows.free and not complete:
+            rows, threshold = self._windows.rows(self._scalars()), self._windows.threshold(self._cutoff())
+            found = replace(found, reference=np.c_[rows, np.full(len(rows), threshold)])
             self._set_candidates(found)
+        self._found = _Found()
+
+
+def _follow_from_first_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Before every step of any optimiser: let the manifold whose edge_weight it holds know it."""
+    for model in _FREE_MODELS:
+        if optimizer not in model._optimizers and any(
+            p is model.edge_weight for group in optimizer.param_groups for p in group["params"]
+        ):
+            model.follow(optimizer)
+
+
+_FREE_MODELS: weakref.WeakSet[DynamicManifold] = weakref.WeakSet()
+register_optimizer_step_pre_hook(_follow_from_first_step)
 
 
 def _follow(values: Tensor, places: Tensor) -> Tensor:

@@ -178,6 +178,7 @@ def test_state_dict_moves_a_structure_between_models():
         ("candidate_indices", lambda v: -v - 1, "is not possible"),
         ("candidate_indices", lambda v: v[:-1], "candidate_indptr"),
         ("candidate_indptr", lambda v: v.flip(0), "candidate_indptr"),
+        ("candidate_indptr", lambda v: v[:-3], "does not fit"),
         ("edge_weight", lambda v: v[:-5], "edge_weight"),
     ],
 )
@@ -187,6 +188,112 @@ def test_a_corrupt_structure_is_refused(name, change, words):
     state = {k: change(v) if k == name else v for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=words):
         DynamicManifold(model.config).load_state_dict(state)
+
+
+def manifold(seed, **changes):
+    model = DynamicManifold(ManifoldConfig.preset("toy", **changes), torch.Generator().manual_seed(seed))
+    model(torch.zeros(1, 5))
+    return model
+
+
+def test_a_refused_state_leaves_a_model_that_works():
+    x = torch.randn(3, 5)
+    for change in ("candidate_indices", "candidate_indptr", "edge_weight"):
+        model, other = manifold(0), manifold(1)
+        indices = model.candidate_indices.clone()
+        state = {k: v for k, v in other.state_dict().items() if k != change}
+        with pytest.raises(RuntimeError, match=change):
+            model.load_state_dict(state)
+        assert torch.equal(model.candidate_indices, indices)
+        assert torch.isfinite(model(x)).all()
+    model = manifold(0)
+    expected = model(x)
+    big = DynamicManifold(ManifoldConfig.preset("digits"))
+    big(torch.zeros(1, 64))
+    with pytest.raises(ValueError, match="does not fit"):
+        model.load_state_dict(big.state_dict())
+    assert torch.equal(model(x), expected)
+
+
+def test_training_goes_on_after_a_state_of_another_length():
+    x = torch.randn(8, 5)
+    model, other = manifold(0), manifold(1, cutoff=-3.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    for _ in range(3):
+        loss = model(x).square().sum()
+        loss.backward()
+        optimizer.step()
+    model.load_state_dict({k: v for k, v in other.state_dict().items()})
+    assert model.edge_weight.grad is None
+    assert optimizer.state[model.edge_weight]["exp_avg"].shape == model.edge_weight.shape
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert torch.isfinite(model(x)).all()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "NAdam", "SGD"])
+def test_optimisers_are_followed_without_being_asked(kind):
+    model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01, **options)
+    x, lengths = rng_input(model, 10), set()
+    for _ in range(25):
+        optimizer.zero_grad()
+        (model(x).square().mean() + 5 * model.soft_edges(0.03) / 1e4).backward()
+        optimizer.step()
+        lengths.add(len(model.edge_weight))
+        with torch.no_grad():
+            model.sigma.mul_(0.9)
+    assert len(lengths) > 1
+    moments = [v for v in optimizer.state[model.edge_weight].values() if v is not None and v.ndim == 1]
+    assert moments
+    assert all(v.shape == model.edge_weight.shape for v in moments)
+
+
+def test_backward_through_an_outdated_structure_is_refused():
+    model = manifold(0)
+    x = torch.randn(3, 5)
+    first = model(x).sum()
+    with torch.no_grad():
+        model.cutoff.sub_(1.5)
+    model(x)
+    with pytest.raises(RuntimeError, match="candidate edges have changed"):
+        first.backward()
+    second = model(x).sum()
+    with torch.no_grad():
+        model.edge_weight.mul_(0.999)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward()
+
+
+def test_terms_have_gradients_after_a_call_without():
+    model = manifold(0)
+    expected = None
+    for before in (lambda: model(torch.zeros(1, 5)), lambda: None):
+        model(torch.zeros(1, 5))
+        with torch.no_grad():
+            model(torch.zeros(2, 5))
+        before()
+        model.zero_grad()
+        model.soft_edges(0.03).backward()
+        expected = model.alpha.grad.clone() if expected is None else expected
+        assert model.alpha.grad.abs().sum() > 0
+        assert torch.equal(model.alpha.grad, expected)
+    fresh = DynamicManifold(ManifoldConfig.preset("toy"))
+    fresh.flow_sums().sum().backward()
+    assert fresh.alpha.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("changes", [{"sigma": (1e25, 0.0)}, {"cutoff": -1000.0}, {"mu": (0.0, 1e30)}])
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_extreme_settings_find_their_edges(edges, changes):
+    config = ManifoldConfig.preset("toy", edges=edges, **changes)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)
+    expected = int((DenseManifold.from_manifold(model).strengths_matrix() != 0).sum())
+    assert model.topology.n_edges == expected
+    assert expected > 100 or "mu" in changes
 
 
 def test_the_state_of_a_dense_model_loads():
