@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sparse_dnm.config import ManifoldConfig, TrainConfig, from_dict
-from sparse_dnm.data import BatchOrder, Dataset
+from sparse_dnm.data import NAMES, BatchOrder, Dataset
 from sparse_dnm.data import load as load_data
 
 FORMAT = "sparse-dnm checkpoint"
@@ -30,6 +30,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CHANGEABLE = ("steps", "executor", "threads", "log_every", "checkpoint_every")  # in the middle of a run
+DATA_CHANGEABLE = ("name",)  # the path of a file that has moved
 RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
 
 
@@ -50,8 +51,24 @@ class Checkpoint:
         return {name[len(start) :]: t for name, t in self.tensors.items() if name.startswith(start)}
 
 
+@contextlib.contextmanager
+def doing(what: str, path: Path) -> Iterator[None]:
+    """Let an OSError say what failed and where: that of a full disk names no file, others a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot {what} {path}: {error.strerror}") from error
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``: a reader, or a crash, sees the old file or the new one."""
+    with doing("write", path):
+        _write_atomic(path, content)
+
+
+def _write_atomic(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -142,16 +159,31 @@ def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a run's data came from, as the user wrote it, so that the run can be reloaded."""
+    """Where a run's data came from, so that the run can be reloaded from anywhere: paths become absolute."""
 
     dataset: str  # toy, digits, mnist, or the path of a file
-    data_dir: str | None = None
+    data_dir: str | None = None  # folder of mnist's files
     target: str | None = None  # label column of a .csv file
 
-    def load(self, data_dir: Path | None = None) -> Dataset:
-        """Read the data, from ``data_dir`` if given, else from where they were."""
-        folder = data_dir or (Path(self.data_dir) if self.data_dir else None)
-        return load_data(self.dataset, folder, self.target)
+    def __post_init__(self) -> None:
+        if self.is_file:
+            object.__setattr__(self, "dataset", os.path.abspath(os.path.expanduser(self.dataset)))
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", os.path.abspath(os.path.expanduser(self.data_dir)))
+
+    @property
+    def is_file(self) -> bool:
+        """The data are a file rather than a data set known by name."""
+        return self.dataset not in NAMES and Path(self.dataset).suffix.lower() in (".npz", ".csv")
+
+    def moved(self, folder: Path) -> DataSource:
+        """The same data, now in ``folder``."""
+        name = str(folder / Path(self.dataset).name) if self.is_file else self.dataset
+        return replace(self, dataset=name, data_dir=str(folder))
+
+    def load(self) -> Dataset:
+        """Read the data."""
+        return load_data(self.dataset, None if self.data_dir is None else Path(self.data_dir), self.target)
 
 
 def describe(data: Dataset) -> dict[str, Any]:
@@ -219,18 +251,30 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
     _check_same(path, "manifold", saved.header, asdict(manifold))
     _check_same(path, "data", saved.header, description)
     _check_same(path, "train", saved.header, asdict(train))
-    _check_same(out / CONFIG, "data", {"data": description}, describe(data))
+    changed = _differences(description, describe(data))
+    if changed:
+        what = "contents" if changed == ["sha256"] else ", ".join(k for k in changed if k != "sha256")
+        raise CheckpointError(
+            f"the data {data.name} have changed since the run in {out} began ({what}); give the original data, "
+            "with --data-dir where they are elsewhere, or start a new run"
+        )
     return manifold, train, source, saved
 
 
 def _check_same(path: Path, what: str, holder: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise CheckpointError listing where ``holder[what]`` differs from ``expected`` but for CHANGEABLE."""
+    """Raise CheckpointError listing the _differences between ``holder[what]`` and ``expected``."""
     found = holder.get(what) or {}
     expected = json.loads(json.dumps(expected))  # tuples become lists, as in the file
-    keys = [k for k in {**found, **expected} if k not in CHANGEABLE and found.get(k) != expected.get(k)]
+    keys = _differences(found, expected)
     if keys:
         listed = ", ".join(f"{k} is {found.get(k)!r} there, {expected.get(k)!r} here" for k in keys)
         raise CheckpointError(f"{path} belongs to another run ({what}: {listed})")
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Keys that differ, but for those that may."""
+    free = (*CHANGEABLE, *DATA_CHANGEABLE)
+    return [k for k in {**found, **expected} if k not in free and found.get(k) != expected.get(k)]
 
 
 def check_free(out: Path) -> None:
@@ -247,12 +291,14 @@ def check_free(out: Path) -> None:
 
 def fresh_directory(parent: Path, dataset: str, seed: int) -> Path:
     """Create ``parent/DATASET-SEED-n`` with the first n = 1, 2, ... that is free, and return it."""
-    parent.mkdir(parents=True, exist_ok=True)
+    with doing("create the directory", parent):
+        parent.mkdir(parents=True, exist_ok=True)
     n = 1
     while True:
         out = parent / f"{dataset}-{seed}-{n}"
         try:
-            out.mkdir()
+            with doing("create the directory", out):
+                out.mkdir()
         except FileExistsError:
             n += 1
         else:
@@ -260,7 +306,7 @@ def fresh_directory(parent: Path, dataset: str, seed: int) -> Path:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    with open(path, "ab") as file:
+    with doing("write", path), open(path, "ab") as file:
         file.write((json.dumps(record, allow_nan=False) + "\n").encode())
 
 

@@ -9,6 +9,8 @@ INSTALL_TORCH_SPARSE = (
     "`.[torch-sparse]` in the same way (they compile for 15 to 25 minutes), or choose another executor"
 )
 
+CPU = torch.device("cpu")
+
 
 class MissingPackageError(ModuleNotFoundError, ValueError):
     """An optional package that a setting asks for cannot be imported; the message says how to install it."""
@@ -28,10 +30,16 @@ def require_torch_sparse() -> None:
         ) from None
 
 
-def check_input(x: object, n_inputs: int, dtype: torch.dtype) -> None:
-    """Raise ValueError unless ``x`` is a floating tensor (batch >= 1, n_inputs) of the model's ``dtype``."""
+def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
+    """Raise ValueError unless ``x`` is a dense floating (batch >= 1, n_inputs) of the model's dtype and device."""
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"x is a {type(x).__name__}, not a torch.Tensor; convert it with torch.as_tensor")
+    if x.layout != torch.strided:
+        raise ValueError(f"x has layout {x.layout}; it must be dense: convert it with x.to_dense()")
+    if x.device.type != device.type:
+        raise ValueError(
+            f"x is on device {str(x.device)!r}, not on {str(device)!r}; move it with x.to({str(device)!r})"
+        )
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, which is not floating; convert it with x.to({dtype})")
     if x.ndim != 2 or x.shape[1] != n_inputs:

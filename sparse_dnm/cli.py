@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from sparse_dnm.training import Record, Trainer
 
 COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+OTHER_OUT = "or choose another --out"
+WAYS_OUT = {  # of an operating system's error
+    errno.EACCES: f"get the permission, {OTHER_OUT}",
+    errno.EPERM: f"get the permission, {OTHER_OUT}",
+    errno.EROFS: "choose another --out",
+    errno.ENOTDIR: "a part of this path is a file: choose another --out",
+    errno.EEXIST: "a file has this name: choose another --out",
+    errno.ENOSPC: f"free some space, {OTHER_OUT}",
+    errno.EDQUOT: f"free some space, {OTHER_OUT}",
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), use fewer neurons, {OTHER_OUT}",
+}
 FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
 
 app = typer.Typer(
@@ -33,7 +45,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command sparse-dnm."""
-    app(prog_name="sparse-dnm")
+    try:
+        app(prog_name="sparse-dnm")
+    except KeyboardInterrupt:  # before a command has begun
+        typer.echo("aborted", err=True)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,7 +88,10 @@ def train(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the kernels; 0: all cores.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA.")
+        Path | None,
+        typer.Option(
+            help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA. With --resume: of the data, where moved."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to create; default runs/DATASET-SEED-<n>.")] = None,
     resume: Annotated[
@@ -109,7 +128,7 @@ def train(
             from sparse_dnm.checkpoint import DataSource
 
             source = DataSource(dataset or "digits", None if data_dir is None else str(data_dir), target)
-            _train(lambda: _new_trainer(source, preset, settings, out))
+            _train(lambda: _new_trainer(source, preset, settings, out), keep=out is not None and out.exists())
             return
         given = [name for name, value in fixed.items() if value is not None]
         if given:
@@ -184,9 +203,23 @@ def _errors_reported() -> Iterator[None]:
     except KeyboardInterrupt as stop:  # training.Interrupted, if a checkpoint was saved
         typer.echo(str(stop) or "aborted", err=True)
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
-    except (ValueError, OSError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's MemoryError
+            raise
+        typer.secho(f"error: {_explain(error)}", fg="red", err=True)
         raise typer.Exit(2) from None
+
+
+def _explain(error: Exception) -> str:
+    """One line: what failed, why, and the way out."""
+    if isinstance(error, (MemoryError, RuntimeError)):
+        what = str(error).partition("\n")[0] or "the system refused it"
+        return f"not enough memory: {what}; use fewer neurons, a smaller batch"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        way_out = WAYS_OUT.get(error.errno, f"correct it, {OTHER_OUT}")
+        return f"{where}{error.strerror}; {way_out}"
+    return str(error)
 
 
 def _new_trainer(source: DataSource, preset: str | None, settings: list[str], out: Path | None) -> Trainer:
@@ -234,11 +267,20 @@ def _resumed_trainer(run: Path, data_dir: Path | None, *changes: Any) -> Trainer
     source = read_config(run)[2]
     if source is None:
         raise ValueError(f"{run} was trained from Python and does not name its data; use Trainer.resume there")
-    return Trainer.resume(run, source.load(data_dir), *changes)
+    if data_dir is not None:
+        source = source.moved(data_dir)
+    elif source.is_file and not Path(source.dataset).is_file():
+        raise ValueError(f"the data {source.dataset} are not there any more; name their folder with --data-dir")
+    trainer = Trainer.resume(run, source.load(), *changes)
+    trainer.source = source
+    return trainer
 
 
-def _train(build: Callable[[], Trainer]) -> None:
-    """Build a trainer and run it, with a live display on a terminal and plain lines elsewhere."""
+def _train(build: Callable[[], Trainer], keep: bool = True) -> None:
+    """Build a trainer and run it, with a live display on a terminal and plain lines elsewhere.
+
+    A run directory left empty by a failure is removed unless ``keep``.
+    """
     from rich.console import Console
 
     console = Console()
@@ -250,8 +292,14 @@ def _train(build: Callable[[], Trainer]) -> None:
         return
     typer.echo(f"{trainer.data.name}: {_sizes(trainer)}")
     typer.echo(f"run directory: {trainer.out}")
-    with _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log:
-        summary = trainer.run(on_log)
+    try:
+        with _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log:
+            summary = trainer.run(on_log)
+    except BaseException:
+        if not keep and trainer.out is not None:
+            with contextlib.suppress(OSError):  # it holds a checkpoint, or was never made
+                trainer.out.rmdir()
+        raise
     console.print(_table(summary))
     typer.echo(f"run directory: {trainer.out}")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 ACTIVATIONS = ("leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity")
@@ -23,6 +26,38 @@ def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
     """Raise ValueError listing the legal values unless ``value`` is one of them."""
     if value not in legal:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(legal)}")
+
+
+def _number(rule: str, name: str, value: object, part: object) -> float:
+    """``part`` of ``value`` as a float."""
+    if isinstance(part, Real) and not isinstance(part, bool):
+        with contextlib.suppress(OverflowError):
+            return float(part)
+    raise ValueError(f"{name}={value!r} must be {rule}")
+
+
+def convert_fields(config: ManifoldConfig | TrainConfig) -> None:
+    """Make every field an int, a float or a pair of floats, as declared; numpy's numbers will do.
+
+    Raises ValueError naming the field, its value and the rule.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.type == "int":
+            try:
+                if isinstance(value, bool):
+                    raise TypeError
+                value = operator.index(value)
+            except TypeError:
+                raise ValueError(f"{f.name}={value!r} must be an integer") from None
+        elif f.type == "float":
+            value = _number("a number", f.name, value, value)
+        elif f.type == "Normal":
+            rule = "a pair of numbers: mean, standard deviation"
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                raise ValueError(f"{f.name}={value!r} must be {rule}")
+            value = tuple(_number(rule, f.name, value, part) for part in value)
+        object.__setattr__(config, f.name, value)
 
 
 @dataclass(frozen=True)
@@ -56,9 +91,10 @@ class ManifoldConfig:
     seed: int = 0  # key of the counter-based generator of omega
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for name in ("n_neurons", "n_inputs", "n_outputs"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name}={value!r} must be a positive integer")
         if self.n_inputs + self.n_outputs >= self.n_neurons:
             raise ValueError(
@@ -72,14 +108,9 @@ class ManifoldConfig:
         check_choice("output", self.output, OUTPUTS)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type == "Normal":
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise ValueError(f"{f.name}={value!r} must be a pair: mean, standard deviation")
-                pair = (float(value[0]), float(value[1]))
-                if not all(map(math.isfinite, pair)) or pair[1] < 0:
-                    raise ValueError(f"{f.name}={value!r} must be finite with a standard deviation >= 0")
-                object.__setattr__(self, f.name, pair)
-            elif f.type == "float" and not math.isfinite(value):
+            if f.type == "Normal" and (not all(map(math.isfinite, value)) or value[1] < 0):
+                raise ValueError(f"{f.name}={value!r} must be finite with a standard deviation >= 0")
+            if f.type == "float" and not math.isfinite(value):
                 raise ValueError(f"{f.name}={value!r} must be a finite number")
         if self.period <= 0:
             raise ValueError(f"period={self.period!r} must be > 0 positions")
@@ -130,6 +161,7 @@ class ManifoldConfig:
             "mu": (0.0, 0.1 * n),
             "weight": (1.0, 0.0),
             "bias": (0.0, 0.0),
+            "cutoff": -2.0,
         }
         return ManifoldConfig(**{**values, **changes})
 
@@ -156,6 +188,7 @@ class TrainConfig:
     threads: int = 0  # threads of the engine; 0: all cores
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("speed", self.speed, SPEEDS)
         check_choice("proxy_gradient", self.proxy_gradient, PROXY_GRADIENTS)
@@ -170,7 +203,7 @@ class TrainConfig:
             ("threads", 0),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if value < least:
                 raise ValueError(f"{name}={value!r} must be an integer >= {least}")
         for name in ("objective", "flow", "speed_coefficient"):
             value = getattr(self, name)

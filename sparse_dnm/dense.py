@@ -93,7 +93,7 @@ class DenseManifold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, n_inputs) -> (batch, n_outputs).  Raises ValueError as check_input does."""
-        check_input(x, self.config.n_inputs, self.cutoff.dtype)
+        check_input(x, self.config.n_inputs, self.cutoff.dtype, self.cutoff.device)
         run = self._by_levels if self.method == "levels" else self._by_neurons
         y = run(x.t(), self.strengths_matrix()).t()
         return y.square() if self.config.output == "square" else y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,14 @@ class Topology:
         without sources, ``outputs`` to those that nobody reads, both ascending.
         Raises ValueError naming the edge that is out of range, there twice, or closing a cycle.
         """
-        pairs = np.asarray(edges if isinstance(edges, (np.ndarray, list, tuple)) else list(edges))
+        edges = edges if isinstance(edges, (np.ndarray, list, tuple)) else list(edges)
+        try:
+            pairs = np.asarray(edges)
+        except ValueError:  # ragged
+            k = next((k for k, pair in enumerate(edges) if np.ndim(pair) == 0 or len(pair) != 2), 0)
+            raise ValueError(
+                f"edges[{k}]={edges[k]!r} must be, as all edges, a pair of integers: source, reader"
+            ) from None
         if pairs.size == 0:
             pairs = np.empty((0, 2), np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
@@ -139,7 +147,11 @@ class Topology:
                 f"edges of shape {pairs.shape} and dtype {pairs.dtype} must be integer pairs (n_edges, 2): "
                 "source, reader"
             )
-        n = int(pairs.max(initial=-1)) + 1 if n_neurons is None else n_neurons
+        largest = int(pairs.max()) if pairs.size else -1
+        try:
+            n = largest + 1 if n_neurons is None else operator.index(n_neurons)
+        except TypeError:
+            raise ValueError(f"n_neurons={n_neurons!r} must be an integer in 1 .. 2**31 - 1") from None
         if not 0 < n < 2**31:
             raise ValueError(f"n_neurons={n} must be in 1 .. 2**31 - 1")
         if len(pairs) >= 2**31:
@@ -148,8 +160,8 @@ class Topology:
         if len(wrong):
             u, v = pairs[wrong[0]]
             raise ValueError(f"edge {u} -> {v} is out of range; neurons are 0 .. {n - 1}")
-        place = np.lexsort((pairs[:, 0], pairs[:, 1]))
-        pairs = pairs[place].astype(np.int64)
+        pairs = pairs.astype(np.int64)
+        pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
         twice = np.flatnonzero((pairs[1:] == pairs[:-1]).all(axis=1))
         if len(twice):
             u, v = pairs[twice[0]]
@@ -180,8 +192,11 @@ class Topology:
         number = {node: k for k, node in enumerate(graph)}
 
         def numbers(nodes: Iterable[Any] | None, name: str) -> list[int] | None:
+            """The numbers of ``nodes``; ``name`` is for errors."""
             if nodes is None:
                 return None
+            if isinstance(nodes, (str, bytes)):
+                raise ValueError(f"{name}={nodes!r} must be a list of nodes; one node is [{nodes!r}]")
             nodes = list(nodes)
             for node in nodes:
                 if node not in number:

@@ -227,8 +227,9 @@ class Trainer:
             return
         self._check_connected()
         if self._saved is None:
-            files.check_free(self.out)
-            self.out.mkdir(parents=True, exist_ok=True)
+            with files.doing("create the directory", self.out):
+                files.check_free(self.out)
+                self.out.mkdir(parents=True, exist_ok=True)
             self._save()
         about = {
             "manifold": dataclasses.asdict(self.model.config),
@@ -338,12 +339,19 @@ class Trainer:
         if self.model.topology.n_live_inputs:
             return
         self._check_parameters()
-        config = self.config
+        config, manifold = self.config, self.model.config
+        if self.step == 0:
+            omega = f", or a larger --set omega=0,std (now {manifold.omega[1]:g})" if manifold.edges == "free" else ""
+            raise TrainingError(
+                f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
+                f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}. {self._kept()}"
+            )
         raise TrainingError(
             f"the network has cut itself in two after step {self.step}: no input reaches any output. "
-            f"Try a lower --set speed_coefficient= (now {config.speed_coefficient:g}), "
+            "Start a new run, with another --out or the default, and "
+            f"a lower --set speed_coefficient= (now {config.speed_coefficient:g}), "
             f"a higher --set flow= (now {config.flow:g}), a lower --set cutoff= (now "
-            f"{self.model.config.cutoff:g}), or a lower --lr (now {config.lr:g}). {self._kept()}"
+            f"{manifold.cutoff:g}), or a lower --lr (now {config.lr:g}). {self._kept()}"
         )
 
     def _check_parameters(self) -> None:
@@ -354,14 +362,15 @@ class Trainer:
     def _diverged(self, what: str) -> TrainingError:
         last = "" if math.isnan(self._last_loss) else f"; the last finite loss was {self._last_loss:.6g}"
         return TrainingError(
-            f"training diverged: {what}{last}. Try a lower --lr (now {self.config.lr:g}), a larger "
-            f"--batch-size (now {self.config.batch_size}), or lower coefficients of the loss. {self._kept()}"
+            f"training diverged: {what}{last}. Start a new run, with another --out or the default, and a lower "
+            f"--lr (now {self.config.lr:g}), a larger --batch-size (now {self.config.batch_size}), or lower "
+            f"coefficients of the loss. {self._kept()}"
         )
 
     def _kept(self) -> str:
         if self._saved is None:
             return "Nothing was saved"
-        return f"The last good checkpoint, of step {self._saved}, is kept in {self.out}"
+        return f"The last good checkpoint, of step {self._saved}, is kept in {self.out} (for evaluate)"
 
     def _elapsed(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
@@ -395,7 +404,7 @@ class Trainer:
 
     def _finish(self) -> Record:
         """The summary of the trained model, written to the run directory."""
-        test = self._test()
+        test, executor = self._test(), self.model.executor
         summary = {
             **test,
             **self._structure(),
@@ -403,8 +412,8 @@ class Trainer:
             "train_seconds": self._elapsed(),
             "step_seconds": self._median_step(),
             "clock": CLOCK,
-            "threads": self.model.executor.threads,
-            "executor": self.model.executor.chosen(),
+            "threads": 1 if executor.name == "torch-sparse" else executor.threads,  # torch's, see one_torch_thread
+            "executor": executor.chosen(),
             "versions": files.versions(),
             "machine": files.machine(),
         }

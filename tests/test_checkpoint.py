@@ -1,14 +1,16 @@
 """Files of a run directory: atomic writes, what a checkpoint refuses, metrics cut back."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sparse_dnm import checkpoint as files
-from sparse_dnm.checkpoint import Checkpoint, CheckpointError
+from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 
 TENSORS = {
     "model/weight": torch.tensor([1.5, -2.0, 1e-30]),
@@ -101,6 +103,26 @@ def test_failed_write_keeps_the_old_file(path, monkeypatch):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_failed_write_names_the_file(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"cannot write {path}: No space left") as error:
+        files.write_atomic(path, b"new")
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_sources_of_data_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = DataSource("table.csv", "folder", "kind")
+    assert source == DataSource(str(tmp_path / "table.csv"), str(tmp_path / "folder"), "kind")
+    moved = source.moved(tmp_path / "new")
+    assert moved == DataSource(str(tmp_path / "new" / "table.csv"), str(tmp_path / "new"), "kind")
+    assert DataSource("mnist").moved(Path("new")) == DataSource("mnist", str(tmp_path / "new"))
+    assert DataSource("toy").dataset == "toy"
 
 
 def test_metrics_are_cut_back(tmp_path):

@@ -1,8 +1,12 @@
 """The command line: real processes that train, are stopped and resumed, and errors that a user can cause."""
 
+import contextlib
+import errno
+import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +14,11 @@ import time
 
 import numpy as np
 import pytest
+import typer
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from sparse_dnm import cli
 from sparse_dnm.cli import app
 
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
@@ -88,7 +94,7 @@ def test_csv_end_to_end(csv_run):
     assert set(summary) == SUMMARY | {"test_accuracy"}
     assert summary["steps"] == 60
     config = json.loads((out / "config.json").read_text())
-    assert config["source"] == {"dataset": "table.csv", "data_dir": None, "target": "kind"}
+    assert config["source"] == {"dataset": str(folder / "table.csv"), "data_dir": None, "target": "kind"}
     assert (config["data"]["classes"], config["manifold"]["seed"], config["train"]["seed"]) == (["down", "up"], 7, 7)
     assert [line["step"] for line in lines(out)] == [0, 20, 40, 60]
 
@@ -111,10 +117,32 @@ def test_evaluate_compares_with_the_summary(csv_run, monkeypatch, tmp_path):
     copy.mkdir()
     for name in ("config.json", CHECKPOINT):
         (copy / name).write_bytes((out / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["evaluate", str(copy)])
     assert (result.exit_code, "nothing to compare with" in result.output) == (0, True)
     (copy / "summary.json").write_text('{"test_accuracy": 0.123}')
     assert "differs: summary.json says 0.123" in invoke("evaluate", copy, code=1)
+
+
+def test_a_file_that_has_moved_is_found_by_data_dir(csv_run, tmp_path):
+    folder, out, _ = csv_run
+    new, copy = tmp_path / "new", tmp_path / "copy"
+    shutil.copytree(out, copy)
+    new.mkdir()
+    config = json.loads((copy / "config.json").read_text())
+    config["source"]["dataset"] = str(tmp_path / "table.csv")
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "not there any more; name their folder with --data-dir" in invoke("evaluate", copy)
+    assert "table.csv does not exist" in invoke("evaluate", copy, "--data-dir", new)
+    text = (folder / "table.csv").read_text()
+    (new / "table.csv").write_text(text)
+    assert CliRunner().invoke(app, ["evaluate", str(copy), "--data-dir", str(new)]).exit_code == 0
+    arguments = ["train", "--resume", str(copy), "--data-dir", str(new), "--steps", "61"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert json.loads((copy / "config.json").read_text())["source"]["dataset"] == str(new / "table.csv")
+    (new / "table.csv").write_text(text.replace("up", "upper"))
+    error = invoke("evaluate", copy)
+    assert f"the data {new / 'table.csv'} have changed since the run in {copy} began (classes" in error
 
 
 def wait_for(process, out, step):
@@ -215,8 +243,66 @@ def test_diverging_loss(tmp_path):
 def test_network_cut_in_two(tmp_path):
     error = invoke("train", "toy", "--batch-size", 16, "--set", "cutoff=20", "--out", tmp_path / "run")
     assert "no input reaches any output" in error
-    for hint in ("--set speed_coefficient= (now ", "--set flow= (now ", "--set cutoff= (now 20)"):
+    for hint in ("--set cutoff= (now 20)", "--set sigma=mean,std (now 25,0)", "--set omega=0,std (now 0.3)"):
         assert hint in error
+
+
+def test_a_failed_start_leaves_no_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut = ("train", "toy", "--batch-size", 16, "--set", "cutoff=20")
+    invoke(*cut)
+    invoke(*cut, "--out", "new")
+    (tmp_path / "mine").mkdir()
+    invoke(*cut, "--out", "mine")
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert sorted(os.listdir(tmp_path)) == ["mine", "runs"]
+
+
+def explained(error):
+    """What the command line prints of an error, and its exit code."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(typer.Exit) as stop, cli._errors_reported():
+        raise error
+    assert stop.value.exit_code == 2
+    return errors.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError("Unable to allocate 15 GiB"), "not enough memory: Unable to allocate 15 GiB; use fewer neurons"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes\nframes"), "not enough memory: Default"),
+        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: No space left; free some space, or choose another --out"),
+        (OSError(errno.EFBIG, "cannot write a: File too large"), "cannot write a: File too large; raise the limit"),
+        (OSError(errno.EACCES, "Permission denied", "a"), "a: Permission denied; get the permission, or choose"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, line):
+    printed = explained(error)
+    assert printed.startswith(f"error: {line}")
+    assert printed.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a bug"), cli._errors_reported():
+        raise RuntimeError("a bug")
+
+
+def test_out_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    error = invoke("train", "toy", "--steps", 0, "--out", tmp_path / "file" / "run")
+    assert error.startswith(f"error: cannot create the directory {tmp_path / 'file' / 'run'}: ")
+    assert error.endswith("choose another --out\n")
+
+
+def test_interrupt_before_a_command_begins(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code, capsys.readouterr().err) == (130, "aborted\n")
 
 
 @pytest.mark.parametrize(

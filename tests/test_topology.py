@@ -103,6 +103,10 @@ def test_networkx_nodes_may_be_anything():
         ([(0.5, 1)], {}, "integer pairs"),
         ([(0, 1, 2)], {}, r"\(1, 3\)"),
         ([(0, 1)], {"n_neurons": -3}, "n_neurons=-3"),
+        ([(0, 1)], {"n_neurons": 2.0}, r"n_neurons=2\.0 must be an integer"),
+        ([(0, 1), (1,)], {}, r"edges\[1\]=\(1,\) must be"),
+        ([(0, 1), 2], {}, r"edges\[1\]=2 must be"),
+        (np.array([[0, 2**63]], np.uint64), {"n_neurons": 2}, "edge 0 -> 9223372036854775808 is out of range"),
     ],
 )
 def test_bad_graphs_are_named(edges, options, words):
@@ -127,6 +131,13 @@ def test_the_edge_named_in_a_cycle_closes_one(dag, data):
     assert nx.has_path(graph, b, a)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
+def test_edges_of_any_integer_dtype(dtype):
+    topology = Topology.from_edges(np.array([[0, 1], [1, 2]], dtype))
+    assert topology.edges().tolist() == [[0, 1], [1, 2]]
+    assert Topology.from_edges(np.array([[0, 1]], dtype), n_neurons=np.int64(300)).n_neurons == 300
+
+
 def test_wrong_objects_are_named():
     with pytest.raises(ValueError, match=r"\(2, 3\).*square"):
         Topology.from_scipy(sparse.csr_array(np.ones((2, 3))))
@@ -134,6 +145,8 @@ def test_wrong_objects_are_named():
         Topology.from_networkx(nx.path_graph(3))
     with pytest.raises(ValueError, match=r"'z'.*not a node"):
         Topology.from_networkx(nx.DiGraph([("a", "b")]), inputs=["z"])
+    with pytest.raises(ValueError, match=r"inputs='a' must be a list of nodes; one node is \['a'\]"):
+        Topology.from_networkx(nx.DiGraph([("a", "b")]), inputs="a")
     with pytest.raises(ValueError, match=r"values of shape \(2,\)"):
         Topology.from_edges([(0, 1)]).to_scipy(torch.ones(2))
 
