@@ -28,7 +28,7 @@ def main() -> None:
         weight=(0.0, 0.1),
     )
     start = time.perf_counter()
-    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), executor="columns")
     edges = model.topology.n_edges
     built = time.perf_counter() - start
     optimizer = torch.optim.Adam(model.parameters(), fused=True)

@@ -9,16 +9,22 @@ from types import ModuleType
 from typing import Any
 
 import numba
+import numpy as np
 
 from sparse_dnm import autograd, candidates, schedule, topology
 from sparse_dnm.backend import use_threads
+from sparse_dnm.buffers import CACHE_LINE
 
 MODULES = (candidates, topology, schedule, autograd)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a kernel, with the threads that it ran on.  Its arrays stay alive and are written again."""
+    """One call of a kernel, with the threads that it ran on.
+
+    Its arrays are copies, taken before the call: the engine's own change as training goes on, and kernels that trust
+    their arguments would then write more than their outputs hold.
+    """
 
     name: str
     kernel: Callable[..., Any]
@@ -31,6 +37,15 @@ class Call:
             return self.kernel(*self.arguments)
 
 
+def _copy(array: np.ndarray) -> np.ndarray:
+    """A copy that starts at a cache line, as the engine's buffers do."""
+    memory = np.empty(array.nbytes + CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % CACHE_LINE
+    out = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
+
+
 class _Recorder:
     """Stands in for a module of kernels and notes every call; ``make`` hands out recording kernels."""
 
@@ -39,7 +54,8 @@ class _Recorder:
 
     def _wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*arguments: Any) -> Any:
-            self._calls.append(Call(name, kernel, arguments, numba.get_num_threads()))
+            copies = tuple(_copy(a) if isinstance(a, np.ndarray) else a for a in arguments)
+            self._calls.append(Call(name, kernel, copies, numba.get_num_threads()))
             return kernel(*arguments)
 
         return recorded

@@ -60,7 +60,7 @@ def main() -> None:
     about = machine()
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = ["# Results", "", "Written by `python -m bench.tables" + (" --quick" if options.quick else "") + "`.", ""]
-    text += [f"{about['processor']}, {about['cores']} cores, {about['platform']}; {packages}; float32.", ""]
+    text += [f"{about['processor']}, {about['cores']} cores, {about['system']}; {packages}; float32.", ""]
     busy = load()
     text += [f"Load per core before the start: {'unknown' if busy is None else f'{busy:.2f}'}.", ""]
     text += ["Wall seconds (perf_counter), median and quartiles of interleaved rounds.  Threads are named in each row."]

@@ -337,11 +337,11 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Processor, cores and platform; not the name of the host."""
+    """Processor, cores and system; not the name of the host."""
     processor = platform.processor()
     with contextlib.suppress(OSError):  # Linux: platform.processor() gives the architecture only
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
-    return {"processor": processor, "cores": os.cpu_count(), "platform": platform.platform()}
+    return {"processor": processor, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
