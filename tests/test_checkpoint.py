@@ -167,4 +167,4 @@ def test_damaged_config(tmp_path, content, reason):
 
 def test_where_the_run_was_made():
     assert set(files.versions()) == {"python", "sparse_dnm", "torch", "numba", "numpy"}
-    assert set(files.machine()) == {"processor", "cores", "platform"}  # and not the name of the host
+    assert set(files.machine()) == {"processor", "cores", "system"}  # and not the name of the host
