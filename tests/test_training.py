@@ -292,7 +292,7 @@ def test_other_data(finished):
 
 
 def test_data_under_another_name_are_the_same(finished):
-    Trainer.resume(finished[0], dataclasses.replace(dataset("classification"), name="moved"))
+    assert Trainer.resume(finished[0], dataclasses.replace(dataset("classification"), name="moved")).finished
 
 
 def test_torch_sparse_runs_on_one_thread():
