@@ -16,6 +16,8 @@ from sparse_dnm.kernels import formulas, simd
 from sparse_dnm.kernels.jit import inner, kernel
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
+GROUP = simd.GROUP
+BLOCK = 64  # inputs that a thread of `wavefront` reads at a time
 
 _leaky_relu, _leaky_relu_back = inner(formulas.leaky_relu), inner(formulas.leaky_relu_back)
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -58,12 +60,58 @@ def _activate_back(x, g, at, width, weight, bias, kind, slope):
 
 
 @inner
-def _read_columns(table, column, tile, x, at, width):
-    """Copy a tile of rows of ``table[:, column]`` to x from ``at`` on; the last row fills up the width."""
-    first = tile * width
-    last = table.shape[0] - 1
+def _read_column(flat, n_columns, column, tile, x, at, width):
+    """Copy a tile of rows of the table's ``column`` to x from ``at`` on; the last row fills up the width."""
+    first, last = tile * width, flat.size // n_columns - 1
     for c in range(width):
-        x[at + c] = table[min(first + c, last), column]
+        x[at + c] = flat[min(first + c, last) * n_columns + column]
+
+
+@inner
+def _read_block(flat, n_columns, column, tile, x, at, width):
+    """As `_read_column` for GROUP columns, whose neurons follow each other in x; width a multiple of GROUP."""
+    first, last = tile * width, flat.size // n_columns - 1
+    group = simd.width_of(GROUP)
+    for c in range(0, width, GROUP):
+        r = first + c
+        block = simd.transpose(
+            simd.load(flat, min(r, last) * n_columns + column, group),
+            simd.load(flat, min(r + 1, last) * n_columns + column, group),
+            simd.load(flat, min(r + 2, last) * n_columns + column, group),
+            simd.load(flat, min(r + 3, last) * n_columns + column, group),
+            simd.load(flat, min(r + 4, last) * n_columns + column, group),
+            simd.load(flat, min(r + 5, last) * n_columns + column, group),
+            simd.load(flat, min(r + 6, last) * n_columns + column, group),
+            simd.load(flat, min(r + 7, last) * n_columns + column, group),
+        )
+        simd.store(x, at + c, block[0])
+        simd.store(x, at + width + c, block[1])
+        simd.store(x, at + 2 * width + c, block[2])
+        simd.store(x, at + 3 * width + c, block[3])
+        simd.store(x, at + 4 * width + c, block[4])
+        simd.store(x, at + 5 * width + c, block[5])
+        simd.store(x, at + 6 * width + c, block[6])
+        simd.store(x, at + 7 * width + c, block[7])
+
+
+@inner
+def _read_inputs(width, first, last, tile, n, inputs, column, table, weight, bias, kind, slope, x, m):
+    """Values and messages of the executed inputs first .. last, in one tile; neighbours are read together."""
+    w, n_columns = width.count, table.shape[1]
+    flat = table.reshape(table.size)
+    q = first
+    while q < last:
+        i, end = np.int64(inputs[q]), q + GROUP - 1
+        at = (tile * n + i) * w
+        size = 1
+        if w % GROUP == 0 and end < last and inputs[end] - i == column[end] - column[q] == GROUP - 1:
+            _read_block(flat, n_columns, np.int64(column[q]), tile, x, at, w)
+            size = GROUP
+        else:
+            _read_column(flat, n_columns, np.int64(column[q]), tile, x, at, w)
+        for k in range(i, i + size):
+            _activate(x, m, (tile * n + k) * w, w, weight[k], bias[k], kind[k], slope[k])
+        q += size
 
 
 @inner
@@ -177,11 +225,7 @@ def make(count):
         for tile in numba.prange(x.size // (n * count)):
             width = simd.width_of(count)
             base = tile * n * count
-            for q in range(inputs.size):
-                i = inputs[q]
-                at = base + np.int64(i) * count
-                _read_columns(table, column[q], tile, x, at, count)
-                _activate(x, m, at, count, weight[i], bias[i], kind[i], slope[i])
+            _read_inputs(width, 0, inputs.size, tile, n, inputs, column, table, weight, bias, kind, slope, x, m)
             for q in range(order.size):
                 _forward_neuron(
                     width, order[q], base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
@@ -198,12 +242,14 @@ def make(count):
     ):  # fmt: skip
         n = indptr.size - 1
         tiles = x.size // (n * count)
-        for q in numba.prange(inputs.size):
+        for block in numba.prange(-(-inputs.size // BLOCK)):
+            width = simd.width_of(count)
+            first = block * BLOCK
             for tile in range(tiles):
-                i = inputs[q]
-                at = (tile * n + i) * count
-                _read_columns(table, column[q], tile, x, at, count)
-                _activate(x, m, at, count, weight[i], bias[i], kind[i], slope[i])
+                _read_inputs(
+                    width, first, min(first + BLOCK, inputs.size), tile, n, inputs, column, table, weight, bias, kind,
+                    slope, x, m,
+                )  # fmt: skip
         for level in range(waves.size - 1):
             for q in numba.prange(waves[level], waves[level + 1]):
                 width = simd.width_of(count)

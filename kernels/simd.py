@@ -260,3 +260,22 @@ def dot(typingctx, a, b):
         return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
     return a.dtype(a, b), codegen
+
+
+@intrinsic
+def transpose(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):
+    """The GROUP x GROUP block of these rows as a tuple of its columns (Eklundh 1972: swaps of halves)."""
+    block = types.UniTuple(v0, GROUP)
+
+    def codegen(context, builder, signature, args):
+        rows = [builder.extract_value(arg, 0) for arg in args]
+        for step in (4, 2, 1):
+            for k in range(GROUP):
+                if not k & step:
+                    a, b = rows[k], rows[k + step]
+                    low = [lane + GROUP - step if lane & step else lane for lane in range(GROUP)]
+                    high = [lane + GROUP if lane & step else lane + step for lane in range(GROUP)]
+                    rows[k], rows[k + step] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+        return context.make_tuple(builder, block, [_pack(builder, [row]) for row in rows])
+
+    return block(v0, v1, v2, v3, v4, v5, v6, v7), codegen
