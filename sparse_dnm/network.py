@@ -186,8 +186,10 @@ class DynamicManifold(nn.Module):
         held = self._found
         if held.evaluation is None or held.strengths is None:
             return self._evaluate()
-        if torch.is_grad_enabled() and not held.strengths.requires_grad and self.cutoff.requires_grad:
-            return self._evaluate()
+        if torch.is_grad_enabled() and not held.strengths.requires_grad:
+            trained = (name for name, p in self.named_parameters() if p.requires_grad)
+            if not {"weight", "bias"}.issuperset(trained):
+                return self._evaluate()
         return held.evaluation
 
     @property
@@ -285,7 +287,7 @@ class DynamicManifold(nn.Module):
             found = replace(found, indptr=indptr, indices=indices)
         if self._windows.free:
             places = torch.full((len(indices),), -1)
-            self._replace_omega(self.edge_weight.new_empty(len(indices)), places)
+            self._replace_omega(self.edge_weight.new_zeros(len(indices)), places)
             self.edge_weight.grad = None
         self._set_candidates(found)
         state = dict(state_dict)
