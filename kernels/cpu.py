@@ -13,7 +13,7 @@ from sparse_dnm.kernels.cpu_edges import (
     select,
     strength_back,
 )
-from sparse_dnm.kernels.cpu_graph import levels_any_order, levels_in_order, mark_live, sort_by_level, transpose
+from sparse_dnm.kernels.cpu_graph import schedule, survey
 from sparse_dnm.kernels.cpu_propagate import gather_gradients, input_gradients, make
 
 __all__ = [
@@ -26,14 +26,11 @@ __all__ = [
     "gates",
     "gather_gradients",
     "input_gradients",
-    "levels_any_order",
-    "levels_in_order",
     "make",
-    "mark_live",
     "row_scalars",
     "scan",
+    "schedule",
     "select",
-    "sort_by_level",
     "strength_back",
-    "transpose",
+    "survey",
 ]

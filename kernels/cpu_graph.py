@@ -1,36 +1,51 @@
-"""Structure of a DAG on the CPU: levels, live neurons, transpose.  O(neurons + edges) each, one thread."""
+"""Structure of a DAG on the CPU: transpose, levels, live neurons, order of execution.  O(neurons + edges), one thread.
+
+Readers are the neurons that read a neuron: row j of the transpose lists them.
+"""
 
 import numpy as np
-from sparse_dnm.kernels.jit import kernel
+from sparse_dnm.kernels.jit import inner, kernel
 
 
-@kernel
-def levels_in_order(indptr, indices, levels):
-    """level[i] = 1 + max(level[j]) over the sources j of i, 0 without sources, in one sweep over i.
+@inner
+def _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge):
+    """Transpose, and levels in the same sweep; returns False where those need another: a source follows its reader.
 
-    Returns False, with levels unfinished, where a source does not precede its reader: see `levels_any_order`.
-    """
-    for i in range(indptr.size - 1):
-        level = np.int32(0)
-        for e in range(indptr[i], indptr[i + 1]):
-            j = indices[e]
-            if j >= i:
-                return False
-            level = max(level, levels[j] + np.int32(1))
-        levels[i] = level
-    return True
-
-
-@kernel
-def levels_any_order(indptr, indices, t_indptr, t_indices, waiting, queue, levels):
-    """Levels of any graph, by removing neurons whose sources are all removed (Kahn 1962).
-
-    waiting, queue int32 (n,) are scratch.  Returns how many neurons have a level: fewer than n where a cycle is, and
-    then ``waiting`` is > 0 for the neurons on a cycle and those behind it.
+    Unsigned indices: for signed ones Numba tests at each access whether they count from the end.
     """
     n = indptr.size - 1
-    tail = 0
+    place = np.zeros(n, np.uint32)
+    ordered = True
     for i in range(n):
+        first, last = indptr[i], indptr[i + 1]
+        ordered &= first == last or indices[last - 1] < i
+        level = np.int32(-1)
+        for e in range(first, last):
+            j = np.uint32(indices[e])
+            level = max(level, levels[j])
+            place[j] += np.uint32(1)
+        levels[i] = level + np.int32(1)
+    total = np.uint32(0)
+    for j in range(n):
+        t_indptr[j] = total
+        total += place[j]
+        place[j] = t_indptr[j]
+    t_indptr[n] = total
+    for i in range(n):
+        reader = np.int32(i)
+        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            j = np.uint32(indices[e])
+            at = place[j]
+            t_indices[at], t_edge[at] = reader, np.int32(e)
+            place[j] = at + np.uint32(1)
+    return ordered
+
+
+@inner
+def _level_any_order(indptr, t_indptr, t_indices, waiting, queue, levels):
+    """Levels of any graph, by removing neurons whose sources are all removed (Kahn 1962); returns how many are."""
+    tail = 0
+    for i in range(levels.size):
         waiting[i] = indptr[i + 1] - indptr[i]
         levels[i] = 0
         if waiting[i] == 0:
@@ -50,53 +65,109 @@ def levels_any_order(indptr, indices, t_indptr, t_indices, waiting, queue, level
     return tail
 
 
-@kernel
-def sort_by_level(levels, starts, order):
-    """Order neurons by (level, index): starts int64 (depth + 2,) where each level begins in order int32 (n,)."""
+@inner
+def _sort_by_level(levels, starts, order):
+    """Order neurons by (level, index); starts[l] is where level l begins in order.  Returns the largest level."""
+    depth = np.int32(0)
     starts[:] = 0
     for i in range(levels.size):
         starts[levels[i] + 1] += 1
-    for level in range(1, starts.size):
+        depth = max(depth, levels[i])
+    for level in range(1, depth + 2):
         starts[level] += starts[level - 1]
     for i in range(levels.size):
         order[starts[levels[i]]] = i
         starts[levels[i]] += 1
-    for level in range(starts.size - 1, 0, -1):
+    for level in range(depth + 1, 0, -1):
         starts[level] = starts[level - 1]
     starts[0] = 0
+    return depth
 
 
-@kernel
-def mark_live(indptr, indices, order, live):
-    """Spread ``live`` (True for the outputs at the start) to every neuron that reaches a live one."""
+@inner
+def _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
+    """Which neurons reach an output.  Returns True where all do that read another."""
+    live[:] = False
+    for q in range(outputs.size):
+        live[outputs[q]] = True
+    complete = True
     for q in range(order.size - 1, -1, -1):
-        i = order[q]
-        if live[i]:
-            for e in range(indptr[i], indptr[i + 1]):
-                live[indices[e]] = True
+        j = order[q]
+        k, last = t_indptr[j], t_indptr[j + 1]
+        while not live[j] and k < last:
+            live[j] = live[t_indices[k]]
+            k += 1
+        complete &= live[j] or indptr[j] == indptr[j + 1]
+    return complete
+
+
+@inner
+def _drop_dead(live, t_indptr, t_indices, t_edge):
+    """Take the readers that are not live out of the transpose."""
+    at, first = np.int64(0), np.int64(0)
+    for j in range(live.size):
+        last = t_indptr[j + 1]
+        for k in range(first, last):
+            if live[t_indices[k]]:
+                t_indices[at], t_edge[at] = t_indices[k], t_edge[k]
+                at += 1
+        first = last
+        t_indptr[j + 1] = at
 
 
 @kernel
-def transpose(indptr, indices, keep, t_indptr, t_indices, t_edge):
-    """Readers of each neuron, among the rows to ``keep``: t_indices int32 ascending, t_edge int32 the edge's place.
+def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_indptr, t_indices, t_edge):
+    """All that follows from a CSR whose rows ascend: levels, order, live neurons, and the transpose among those.
 
-    Returns the number of edges kept, which are the first ones of t_indices and t_edge.
+    levels     int32 (n,)      0 without sources, else 1 + max over the sources
+    starts     int64 (n + 2,)  where each level begins in ``order`` int32 (n,), the neurons by (level, index)
+    live       bool (n,)       the neuron reaches one of ``outputs``
+    t_indptr   int64 (n + 1,)  t_indices int32: the live readers of each neuron, ascending; t_edge int32: the place of
+                               the edge in the CSR; what lies beyond t_indptr[n] is of no meaning
+    Returns the largest level, or -1 where a cycle is: then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle
+    and those behind it.
     """
-    n = indptr.size - 1
-    t_indptr[:] = 0
-    for i in range(n):
-        if keep[i]:
-            for e in range(indptr[i], indptr[i + 1]):
-                t_indptr[indices[e] + 1] += 1
-    for j in range(n):
-        t_indptr[j + 1] += t_indptr[j]
-    for i in range(n):
-        if keep[i]:
-            for e in range(indptr[i], indptr[i + 1]):
-                at = t_indptr[indices[e]]
-                t_indices[at], t_edge[at] = i, e
-                t_indptr[indices[e]] = at + 1
-    for j in range(n, 0, -1):
-        t_indptr[j] = t_indptr[j - 1]
-    t_indptr[0] = 0
-    return t_indptr[n]
+    levels[:] = 0
+    ordered = _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge)
+    if not ordered and _level_any_order(indptr, t_indptr, t_indices, waiting, order, levels) < levels.size:
+        return -1
+    depth = _sort_by_level(levels, starts, order)
+    if not _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
+        _drop_dead(live, t_indptr, t_indices, t_edge)
+    return depth
+
+
+@kernel
+def schedule(inputs, outputs, levels, order, live, executed, column, waves, column_of):
+    """What runs, in which order: ``executed`` int32, the live inputs and then the other live neurons by level.
+
+    column     int32             position among ``inputs`` of each of the first
+    waves      int64 (depth+2,)  where each level begins among the others
+    column_of  int32 (n,)        position of a neuron among ``outputs``, or -1
+    Returns how many inputs and how many neurons are executed.
+    """
+    column_of[:] = 0
+    n_inputs = 0
+    for k in range(inputs.size):
+        i = inputs[k]
+        column_of[i] = 1
+        if live[i]:
+            executed[n_inputs], column[n_inputs] = i, k
+            n_inputs += 1
+    count, level = n_inputs, 0
+    waves[0] = 0
+    for q in range(order.size):
+        i = order[q]
+        while level < levels[i]:
+            level += 1
+            waves[level] = count - n_inputs
+        if live[i] and column_of[i] == 0:
+            executed[count] = i
+            count += 1
+    while level < waves.size - 1:
+        level += 1
+        waves[level] = count - n_inputs
+    column_of[:] = -1
+    for k in range(outputs.size):
+        column_of[outputs[k]] = k
+    return n_inputs, count

@@ -182,7 +182,7 @@ class Propagate(torch.autograd.Function):
         s, topology = plan.schedule, plan.schedule.topology
         (w, b), (x, m) = ctx.scales, ctx.lease.arrays
         n, tiles = topology.n_neurons, -(-batch // count)
-        lease = plan.executor.buffers.lease(w.dtype, x.size, tiles * len(s.t_edge), tiles * n, tiles * n)
+        lease = plan.executor.buffers.lease(w.dtype, x.size, tiles * len(topology.t_edge), tiles * n, tiles * n)
         g, edges, weights, biases = lease.arrays
         weights, biases = weights.reshape(tiles, n), biases.reshape(tiles, n)
         by_value, by_weight, by_bias = np.zeros(topology.n_edges, w.dtype), np.zeros(n, w.dtype), np.zeros(n, w.dtype)
@@ -191,11 +191,19 @@ class Propagate(torch.autograd.Function):
         with backend.use_threads(plan.executor.threads_for(name, batch)):
             start = time.perf_counter()
             run(
-                *(s.inputs, s.order, s.waves, s.t_indptr, s.t_indices, s.t_edge, values.detach().numpy()),
+                *(
+                    s.inputs,
+                    s.order,
+                    s.waves,
+                    topology.t_indptr,
+                    topology.t_indices,
+                    topology.t_edge,
+                    values.detach().numpy(),
+                ),
                 *(plan.first_linear, w, b, plan.kind, plan.slope, s.column_of, x, m),
                 *(gradient.contiguous().numpy(), g, edges, weights, biases),
             )
-            KERNELS.gather_gradients(s.t_edge, edges, weights, biases, s.executed, by_value, by_weight, by_bias)
+            KERNELS.gather_gradients(topology.t_edge, edges, weights, biases, s.executed, by_value, by_weight, by_bias)
             plan.executor.record("backward", batch, name, time.perf_counter() - start)
         by_x = None
         if ctx.needs_input_grad[1]:

@@ -30,31 +30,23 @@ def tile_width(batch: int) -> int:
 
 
 class Schedule:
-    """Execution order of a Topology: its live neurons by wavefront, and the transpose of their edges.
+    """Execution order of a Topology: its live neurons by wavefront.
 
-    inputs     int32  live inputs, and ``column`` int32 the input column of each
-    order      int32  the other live neurons by (level, index); ``waves`` int64 where each level starts in it
+    executed   int32  live inputs, then the other live neurons by (level, index)
+    inputs     int32  the first of them, and ``column`` int32 the input column of each
+    order      int32  the others; ``waves`` int64 where each level starts among them
     column_of  int32 (n,)  the output column of a neuron, or -1
-    t_indptr, t_indices, t_edge  readers of each neuron among the live, and the place of the edge in the CSR
     """
 
     def __init__(self, topology: Topology):
-        self.topology = topology
-        live = topology.live
-        self.column = np.flatnonzero(live[topology.inputs]).astype(np.int32)
-        self.inputs = topology.inputs[self.column]
-        runs = live.copy()
-        runs[topology.inputs] = False
-        self.order = topology.order[runs[topology.order]]
-        levels = topology.levels[self.order]
-        self.waves = np.searchsorted(levels, np.arange(topology.depth + 2)).astype(np.int64)
-        self.column_of = np.full(topology.n_neurons, -1, np.int32)
-        self.column_of[topology.outputs] = np.arange(len(topology.outputs), dtype=np.int32)
-        self.executed = np.concatenate([self.inputs, self.order])
-        self.t_indptr = np.empty_like(topology.indptr)
-        readers, edges = np.empty_like(topology.indices), np.empty_like(topology.indices)
-        kept = KERNELS.transpose(topology.indptr, topology.indices, live, self.t_indptr, readers, edges)
-        self.t_indices, self.t_edge = readers[:kept], edges[:kept]
+        self.topology = t = topology
+        executed, column = np.empty(t.n_neurons, np.int32), np.empty(len(t.inputs), np.int32)
+        self.waves, self.column_of = np.empty(t.depth + 2, np.int64), np.empty(t.n_neurons, np.int32)
+        n_inputs, n_executed = KERNELS.schedule(
+            *(t.inputs, t.outputs, t.levels, t.order, t.live), *(executed, column, self.waves, self.column_of)
+        )
+        self.executed, self.column = executed[:n_executed], column[:n_inputs]
+        self.inputs, self.order = executed[:n_inputs], executed[n_inputs:n_executed]
 
 
 @dataclass

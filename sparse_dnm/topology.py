@@ -31,6 +31,8 @@ class Topology:
     levels    int32 (n,)        0 without sources, else 1 + max over the sources: the longest path, hence minimal
     live      bool (n,)         the neuron reaches an output; others need not be executed
     order     int32 (n,)        neurons by (level, index)
+    t_indptr  int64 (n + 1,)    the transpose of the edges to live neurons: row j of t_indices int32 lists the readers
+                                of neuron j, ascending, and t_edge int32 the places of those edges in the CSR
 
     The arrays are read by kernels without a check and must not be written to.  Build one with `from_edges`,
     `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles.
@@ -39,28 +41,24 @@ class Topology:
 
     def __init__(self, indptr: Int64, indices: Int32, inputs: Int32, outputs: Int32):
         self.indptr, self.indices, self.inputs, self.outputs = indptr, indices, inputs, outputs
-        n = self.n_neurons
-        self.levels = np.empty(n, np.int32)
-        if not KERNELS.levels_in_order(indptr, indices, self.levels):
-            self._level_any_order()
-        self.depth = int(self.levels.max(initial=0))
-        self._level_starts = np.empty(self.depth + 2, np.int64)
-        self.order = np.empty(n, np.int32)
-        KERNELS.sort_by_level(self.levels, self._level_starts, self.order)
-        self.live = np.zeros(n, np.bool_)
-        self.live[outputs] = True
-        KERNELS.mark_live(indptr, indices, self.order, self.live)
-
-    def _level_any_order(self) -> None:
-        readers, edges = np.empty_like(self.indices), np.empty_like(self.indices)
-        indptr = np.empty_like(self.indptr)
-        every = np.ones(self.n_neurons, np.bool_)
-        KERNELS.transpose(self.indptr, self.indices, every, indptr, readers, edges)
-        waiting, queue = np.empty(self.n_neurons, np.int32), np.empty(self.n_neurons, np.int32)
-        done = KERNELS.levels_any_order(self.indptr, self.indices, indptr, readers, waiting, queue, self.levels)
-        if done < self.n_neurons:
+        n, n_edges = len(indptr) - 1, len(indices)
+        waiting, starts = np.empty(n, np.int32), np.empty(n + 2, np.int64)
+        self.levels, self.order, self.live = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.bool_)
+        self.t_indptr, readers, edges = (
+            np.empty(n + 1, np.int64),
+            np.empty(n_edges, np.int32),
+            np.empty(n_edges, np.int32),
+        )
+        self.depth = KERNELS.survey(
+            *(indptr, indices, outputs, waiting),
+            *(self.levels, starts, self.order, self.live, self.t_indptr, readers, edges),
+        )
+        if self.depth < 0:
             u, v = self._closing_edge(waiting > 0)
             raise ValueError(f"edge {u} -> {v} closes a cycle; a Topology must be acyclic: remove or turn an edge")
+        kept = self.t_indptr[-1]
+        self.t_indices, self.t_edge = readers[:kept], edges[:kept]
+        self._level_starts = starts[: self.depth + 2]
 
     def _closing_edge(self, stuck: NDArray[np.bool_]) -> tuple[int, int]:
         """An edge source -> reader on a cycle: walk back through stuck sources until one comes again."""

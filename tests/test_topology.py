@@ -58,10 +58,10 @@ def test_schedule_runs_every_source_first_and_transposes(dag):
         assert set(topology.levels[wave]) <= {level}
     readers = topology.edges()[:, 1]
     for j in range(n):
-        mine = slice(schedule.t_indptr[j], schedule.t_indptr[j + 1])
-        assert (topology.indices[schedule.t_edge[mine]] == j).all()
-        assert (readers[schedule.t_edge[mine]] == schedule.t_indices[mine]).all()
-    assert len(schedule.t_edge) == sum(bool(topology.live[v]) for _, v in edges.tolist())
+        mine = slice(topology.t_indptr[j], topology.t_indptr[j + 1])
+        assert (topology.indices[topology.t_edge[mine]] == j).all()
+        assert (readers[topology.t_edge[mine]] == topology.t_indices[mine]).all()
+    assert len(topology.t_edge) == sum(bool(topology.live[v]) for _, v in edges.tolist())
 
 
 @given(dags())
