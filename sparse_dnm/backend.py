@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import threading
 from typing import Any
 
 import numba
@@ -44,15 +43,22 @@ def check_threads(threads: int) -> int:
     return threads or most
 
 
-@contextlib.contextmanager
-def use_threads(threads: int) -> Iterator[None]:
+class use_threads:
     """Run the kernels inside on ``threads`` threads."""
-    before = numba.get_num_threads()
-    if before == threads:
-        yield
-        return
-    numba.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+
+    _current = threading.local()
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        self.before: int | None = getattr(self._current, "threads", None)
+        if self.before != self.threads:
+            self.outside = numba.get_num_threads() if self.before is None else self.before
+            numba.set_num_threads(self.threads)
+            self._current.threads = self.threads
+
+    def __exit__(self, *_: object) -> None:
+        if self.before != self.threads:
+            numba.set_num_threads(self.outside)
+            self._current.threads = self.before

@@ -44,9 +44,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terms(NamedTuple):
-    """The loss and its terms before their coefficients, scalars; flow and speed only where wanted."""
+    """The loss, and its terms before their coefficients, scalars; flow and speed only where wanted."""
 
-    total: Tensor
+    total: float
     objective: Tensor
     flow: Tensor | None
     speed: Tensor | None
@@ -151,6 +151,7 @@ class Trainer:
         self._proxy = None
         if config.speed == "proxy":
             self._proxy = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+        self._coefficients = [torch.tensor(c) for c in (config.objective, config.flow, config.speed_coefficient)]
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -248,11 +249,11 @@ class Trainer:
         logging = saving or number % config.log_every == 0
         start = time.perf_counter()
         rows = self._order.next()
-        x, y = self.data.x_train[rows], self.data.y_train[rows]
+        x, y = self.data.x_train.index_select(0, rows), self.data.y_train.index_select(0, rows)
         for parameter in self._parameters:
             parameter.grad = None
         outputs, terms = self._forward(x, y, logging)
-        terms.total.backward()
+        self._backward(terms)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
         self._optimizer.step()
@@ -273,19 +274,28 @@ class Trainer:
         self._check_connected()
         loss = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         objective = loss(outputs, y)
-        total = config.objective * objective
         values: list[Tensor | None] = []
         for coefficient, term in ((config.flow, flow_loss), (config.speed_coefficient, self._proxy)):
             value = None
             if term is not None and (coefficient or report):
                 with contextlib.nullcontext() if coefficient else torch.no_grad():
                     value = term(self.model)
-                total = total + coefficient * value if coefficient else total
             values.append(value)
-        if not math.isfinite(total.item()):
-            raise self._diverged(f"the loss became {total.item()} in step {self.step + 1}")
-        self._last_loss = total.item()
+        terms = [(config.objective, objective), (config.flow, values[0]), (config.speed_coefficient, values[1])]
+        total = sum(coefficient * value.item() for coefficient, value in terms if value is not None)
+        if not math.isfinite(total):
+            raise self._diverged(f"the loss became {total} in step {self.step + 1}")
+        self._last_loss = total
         return outputs, Terms(total, objective, values[0], values[1])
+
+    def _backward(self, terms: Terms) -> None:
+        """Gradient of the loss; its terms are the roots, so that adding them up makes no graph."""
+        roots = [
+            (term, coefficient)
+            for term, coefficient in zip(terms[1:], self._coefficients, strict=True)
+            if term is not None and term.requires_grad
+        ]
+        torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
 
     def _first_line(self) -> Record:
         """The untrained model, on the first rows of the training set."""
@@ -300,7 +310,7 @@ class Trainer:
         self._logged = len(self._times)
         line = {
             "step": self.step,
-            "loss": terms.total.item(),
+            "loss": terms.total,
             "objective": terms.objective.item(),
             "flow": 0.0 if terms.flow is None else terms.flow.item(),
             "speed": 0.0 if terms.speed is None else terms.speed.item(),
