@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparse_dnm import backend
+from sparse_dnm.buffers import Lease
 from sparse_dnm.candidates import SCALARS, Evaluation, Windows
 from sparse_dnm.schedule import Executor, Schedule, tile_width
 
@@ -135,10 +136,33 @@ class Plan:
 
     def spread(self, values: Tensor | None, fill: float) -> NDArray[np.floating]:
         """One value per neuron, ``fill`` where none is given."""
-        out = np.full(len(self.kind), fill, self.slope.dtype)
+        out = np.empty(len(self.kind), self.slope.dtype)
+        out.fill(fill)
         if values is not None:
             out[self.weighted] = values.detach().numpy()
         return out
+
+    def run_forward(
+        self, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor
+    ) -> tuple[Tensor, NDArray[np.floating], NDArray[np.floating], Lease]:
+        """Walk the DAG.  Outputs; weight and bias of every neuron; the lease of the values and messages of all."""
+        s, batch = self.schedule, len(x)
+        topology, count = s.topology, tile_width(batch)
+        w, b = self.spread(weight, 1.0), self.spread(bias, 0.0)
+        size = -(-batch // count) * count * topology.n_neurons
+        lease = self.executor.buffers.lease(w.dtype, size, size)
+        out = x.new_empty(batch, len(topology.outputs))
+        name = self.executor.choose("forward", batch, topology)
+        run = KERNELS.make(count)[name][0]
+        with backend.use_threads(self.executor.threads_for(name, batch)):
+            start = time.perf_counter()
+            run(
+                *(s.inputs, s.column, x.detach().contiguous().numpy(), s.order, s.waves),
+                *(topology.indptr, topology.indices, values.detach().numpy()),
+                *(self.first_linear, w, b, self.kind, self.slope, topology.outputs, *lease.arrays, out.numpy()),
+            )
+            self.executor.record("forward", batch, name, time.perf_counter() - start)
+        return out, w, b, lease
 
 
 class Propagate(torch.autograd.Function):
@@ -152,24 +176,9 @@ class Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """Walk the DAG."""
-        s, batch = plan.schedule, len(x)
-        topology, count = s.topology, tile_width(batch)
-        w, b = plan.spread(weight, 1.0), plan.spread(bias, 0.0)
-        size = -(-batch // count) * count * topology.n_neurons
-        lease = plan.executor.buffers.lease(w.dtype, size, size)
-        out = x.new_empty(batch, len(topology.outputs))
-        name = plan.executor.choose("forward", batch, topology)
-        run = KERNELS.make(count)[name][0]
-        with backend.use_threads(plan.executor.threads_for(name, batch)):
-            start = time.perf_counter()
-            run(
-                *(s.inputs, s.column, x.detach().contiguous().numpy(), s.order, s.waves),
-                *(topology.indptr, topology.indices, values.detach().numpy()),
-                *(plan.first_linear, w, b, plan.kind, plan.slope, topology.outputs, *lease.arrays, out.numpy()),
-            )
-            plan.executor.record("forward", batch, name, time.perf_counter() - start)
-        ctx.plan, ctx.count, ctx.batch, ctx.has_weight = plan, count, batch, weight is not None
-        ctx.scales, ctx.lease = (w, b), lease
+        out, w, b, ctx.lease = plan.run_forward(x, values, weight, bias)
+        ctx.plan, ctx.count, ctx.batch, ctx.has_weight = plan, tile_width(len(x)), len(x), weight is not None
+        ctx.scales = w, b
         ctx.save_for_backward(values)
         return out
 

@@ -22,7 +22,7 @@ from sparse_dnm.initial import initial_scalars
 from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.topology import Topology
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -34,13 +34,34 @@ def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bia
     """Outputs of a DAG by the plan's executor."""
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
-    return Propagate.apply(plan, x, values, weight, bias)
+    if torch.is_grad_enabled():
+        return Propagate.apply(plan, x, values, weight, bias)
+    return plan.run_forward(x, values, weight, bias)[0]
+
+
+class _Snapshot:
+    """The bits of some tensors, to tell later whether they are still the same."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self._places = [t.data_ptr() for t in tensors]
+        self._arrays = [t.detach().numpy() for t in tensors]
+        self._bits = [array.tobytes() for array in self._arrays]
+
+    def matches(self, tensors: list[Tensor]) -> bool:
+        """Every tensor lies where it lay and holds what it held."""
+        return [t.data_ptr() for t in tensors] == self._places and [
+            array.tobytes() for array in self._arrays
+        ] == self._bits
 
 
 @dataclass
 class _Found:
-    """What the last forward found: the structure, how it is run, and its values with their graph."""
+    """What the last forward found: the structure, how it is run, and its values with their graph.
 
+    ``made_from``: the parameters that it was found from, where no graph was wanted: while they stay, so does it.
+    """
+
+    made_from: _Snapshot | None = None
     schedule: Schedule | None = None
     plan: Plan | None = None
     evaluation: Evaluation | None = None
@@ -179,7 +200,13 @@ class DynamicManifold(nn.Module):
         omega = self.edge_weight if self._windows.free else None
         strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *self._scalars())
         self._found.evaluation, self._found.strengths, self._found.closeness = found, strengths, closeness
+        self._found.made_from = None if torch.is_grad_enabled() else _Snapshot(self._structural())
         return found
+
+    def _structural(self) -> list[Tensor]:
+        """The parameters that structure and strengths are made from."""
+        names = ("cutoff", "edge_weight") if self._windows.free else ("cutoff",)
+        return [*(self._parameters[name] for name in names), *self._scalars()]  # type: ignore[list-item]
 
     def _current(self) -> Evaluation:
         """Structure of the last forward; evaluated again where it was made without a graph and one is wanted now."""
@@ -231,7 +258,9 @@ class DynamicManifold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
         check_input(x, self.config.n_inputs, self.alpha.dtype)
-        self._evaluate()
+        before = self._found.made_from
+        if torch.is_grad_enabled() or before is None or not before.matches(self._structural()):
+            self._evaluate()
         out = _propagate(self._make_plan(), x, self.strengths, self.weight, self.bias)
         return out * out if self.config.output == "square" else out
 
@@ -239,7 +268,7 @@ class DynamicManifold(nn.Module):
         """The plan of the current structure."""
         assert self._found.schedule is not None
         plan = self._found.plan
-        dtype = torch.empty(0, dtype=self.alpha.dtype).numpy().dtype
+        dtype = DTYPES[self.alpha.dtype]
         if (
             plan is None
             or plan.schedule is not self._found.schedule

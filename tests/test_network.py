@@ -461,3 +461,32 @@ def test_wrong_settings_are_named():
         model.mu[3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         model(torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("change", ["data", "numpy", "in place", "replaced", "loaded"])
+def test_without_gradients_a_structure_is_used_again_until_a_parameter_changes(edges, change):
+    config = ManifoldConfig.preset("toy", edges=edges)
+    model, other = (DynamicManifold(config, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    x = torch.randn(3, config.n_inputs, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        first = model(x)
+        found = model._found.evaluation
+        assert torch.equal(model(x), first)
+        assert model._found.evaluation is found
+        if change == "loaded":
+            other(x)
+            model.load_state_dict(other.state_dict())
+        elif change == "data":
+            model.mu.data.add_(1.5)
+        elif change == "numpy":
+            model.mu.detach().numpy()[:] += 1.5
+        elif change == "in place":
+            model.mu.add_(1.5)
+        else:
+            model.mu.data = model.mu.data + 1.5
+        changed = model(x)
+        assert model._found.evaluation is not found
+        assert not torch.equal(changed, first)
+    assert torch.equal(model(x).detach(), changed)
+    assert model.strengths.requires_grad
