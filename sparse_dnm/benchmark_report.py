@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from sparse_dnm.benchmark import Sweep
 from sparse_dnm.checkpoint import write_atomic, write_json
@@ -140,6 +141,9 @@ def figure(sweep: Sweep, text: str) -> Figure:
         if sweep.name in ("threads", "batch"):
             axis.set_xticks([p.x for p in points], [f"{p.x:g}" for p in points])
             axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(True, which="major", alpha=0.3)
     axes[0].set_ylabel("time per call (µs), median and quartiles")
     axes[0].legend(fontsize=8)

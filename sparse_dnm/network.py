@@ -389,7 +389,7 @@ class SparseDAG(nn.Module):
         kind, slope = backend.ACTIVATION_CODES[activation]
         identity_kind, identity_slope = backend.ACTIVATION_CODES["identity"]
         self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
-        self._slope = np.where(is_input, identity_slope, slope)
+        self._slope = np.where(is_input, identity_slope, slope).astype(DTYPES[dtype])
         self._schedule = Schedule(topology)
 
     @classmethod
@@ -427,7 +427,7 @@ class SparseDAG(nn.Module):
             self._schedule,
             self.executor,
             self._kind,
-            self._slope.astype(dtype),
+            self._slope.astype(dtype, copy=False),
             self.topology.n_neurons,
             self._biased,
         )
