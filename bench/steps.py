@@ -116,7 +116,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
         edges.append(trainer.model.topology.n_edges)
         with recording() as calls:
             trainer._advance()
-        kernels = [c for c in calls if c.name.startswith(("forward", "backward")) or c.name == "gather_gradients"]
+        kernels = [c for c in calls if c.name.startswith(("forward", "backward")) or c.name == "add_tiles"]
         cases[f"its forward + backward kernels, {threads} threads"] = replay(kernels)
         if threads == 1:
             parts = calls

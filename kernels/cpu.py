@@ -14,17 +14,17 @@ from sparse_dnm.kernels.cpu_edges import (
     strength_back,
 )
 from sparse_dnm.kernels.cpu_graph import schedule, survey
-from sparse_dnm.kernels.cpu_propagate import gather_gradients, input_gradients, make
+from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
 __all__ = [
     "OMEGA_LIMIT",
+    "add_tiles",
     "closeness",
     "compact",
     "find_stale",
     "flows",
     "flows_back",
     "gates",
-    "gather_gradients",
     "input_gradients",
     "make",
     "row_scalars",

@@ -4,6 +4,8 @@ Neuron i holds x_i = sum over its edges of value * message, z_i = weight_i x_i +
 from ``first_linear`` on read z of their sources, the others m.  The value of an output neuron is its z.
 Buffers ``x``, ``m``, ``g`` are flat, tile-major ``[tile][neuron][width]``: a tile stays in cache, an edge reads
 consecutive numbers.  Columns beyond the batch repeat its last one, with gradient zero.
+Indices in hot loops are unsigned: for signed ones Numba tests at each access whether they count from the end, and the
+loop does not vectorise.
 Every column is computed alone and sums over columns run in tile order, so the bits depend neither on the number of
 threads nor on which of the two walks (`columns`: a thread per tile; `wavefront`: all threads on a level) is taken.
 """
@@ -19,7 +21,6 @@ LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
 BLOCK = 64  # inputs that a thread of `wavefront` reads at a time
 
-_leaky_relu, _leaky_relu_back = inner(formulas.leaky_relu), inner(formulas.leaky_relu_back)
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
 _tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
 _silu, _silu_back = inner(formulas.silu), inner(formulas.silu_back)
@@ -27,36 +28,41 @@ _silu, _silu_back = inner(formulas.silu), inner(formulas.silu_back)
 
 @inner
 def _activate(x, m, at, width, weight, bias, kind, slope):
-    """m = act(weight * x + bias) for one neuron of one tile, from element ``at`` on."""
+    """m = act(weight * x + bias) for one neuron of one tile, from element ``at`` on; `simd.leaky` is the formula of
+    formulas.leaky_relu in registers."""
     if kind == LEAKY:
-        for c in range(at, at + width):
-            m[c] = _leaky_relu(weight * x[c] + bias, slope)
-    elif kind == LOGISTIC:
-        for c in range(at, at + width):
-            m[c] = _logistic(weight * x[c] + bias)
-    elif kind == TANH:
-        for c in range(at, at + width):
-            m[c] = _tanh(weight * x[c] + bias)
+        z = simd.affine(weight, simd.load(x, at, width), bias)
+        simd.store(m, at, simd.leaky(z, z, slope))
     else:
-        for c in range(at, at + width):
-            m[c] = _silu(weight * x[c] + bias)
+        first, last = np.uint64(at), np.uint64(at + width.count)
+        if kind == LOGISTIC:
+            for c in range(first, last):
+                m[c] = _logistic(weight * x[c] + bias)
+        elif kind == TANH:
+            for c in range(first, last):
+                m[c] = _tanh(weight * x[c] + bias)
+        else:
+            for c in range(first, last):
+                m[c] = _silu(weight * x[c] + bias)
 
 
 @inner
-def _activate_back(x, g, at, width, weight, bias, kind, slope):
-    """Turn g from the gradient of m into that of z, for one neuron of one tile."""
+def _activate_back(x, g, at, gradient, width, weight, bias, kind, slope):
+    """From the ``gradient`` of m to that of z, for one neuron of one tile; g, from ``at`` on, is scratch."""
     if kind == LEAKY:
-        for c in range(at, at + width):
-            g[c] = _leaky_relu_back(weight * x[c] + bias, g[c], slope)
-    elif kind == LOGISTIC:
-        for c in range(at, at + width):
+        return simd.leaky(simd.affine(weight, simd.load(x, at, width), bias), gradient, slope)
+    simd.store(g, at, gradient)
+    first, last = np.uint64(at), np.uint64(at + width.count)
+    if kind == LOGISTIC:
+        for c in range(first, last):
             g[c] = _logistic_back(weight * x[c] + bias, g[c])
     elif kind == TANH:
-        for c in range(at, at + width):
+        for c in range(first, last):
             g[c] = _tanh_back(weight * x[c] + bias, g[c])
     else:
-        for c in range(at, at + width):
+        for c in range(first, last):
             g[c] = _silu_back(weight * x[c] + bias, g[c])
+    return simd.load(g, at, width)
 
 
 @inner
@@ -110,7 +116,7 @@ def _read_inputs(width, first, last, tile, n, inputs, column, table, weight, bia
         else:
             _read_column(flat, n_columns, np.int64(column[q]), tile, x, at, w)
         for k in range(i, i + size):
-            _activate(x, m, (tile * n + k) * w, w, weight[k], bias[k], kind[k], slope[k])
+            _activate(x, m, (tile * n + k) * w, width, weight[k], bias[k], kind[k], slope[k])
         q += size
 
 
@@ -121,46 +127,63 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
     total = simd.zeros(x, width)
     at = base + np.int64(i) * w
     if i < first_linear:
-        for e in range(indptr[i], indptr[i + 1]):
+        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             total = simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
     else:
-        for e in range(indptr[i], indptr[i + 1]):
+        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             j = np.int64(indices[e])
             z = simd.affine(weight[j], simd.load(x, base + j * w, width), bias[j])
             total = simd.scaled_add(total, values[e], z)
     simd.store(x, at, total)
-    _activate(x, m, at, w, weight[i], bias[i], kind[i], slope[i])
+    _activate(x, m, at, width, weight[i], bias[i], kind[i], slope[i])
 
 
 @inner
 def _edges_back(width, total, message, first, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient):
     """Add value * g over transposed edges first .. last to ``total``, and write <g, message> of each edge."""
     w = width.count
-    k = first
-    while k + simd.GROUP <= last:
-        g0 = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        g1 = simd.load(g, base + np.int64(t_indices[k + 1]) * w, width)
-        g2 = simd.load(g, base + np.int64(t_indices[k + 2]) * w, width)
-        g3 = simd.load(g, base + np.int64(t_indices[k + 3]) * w, width)
-        total = simd.scaled_add(total, values[t_edge[k]], g0)
-        total = simd.scaled_add(total, values[t_edge[k + 1]], g1)
-        total = simd.scaled_add(total, values[t_edge[k + 2]], g2)
-        total = simd.scaled_add(total, values[t_edge[k + 3]], g3)
-        g4 = simd.load(g, base + np.int64(t_indices[k + 4]) * w, width)
-        g5 = simd.load(g, base + np.int64(t_indices[k + 5]) * w, width)
-        g6 = simd.load(g, base + np.int64(t_indices[k + 6]) * w, width)
-        g7 = simd.load(g, base + np.int64(t_indices[k + 7]) * w, width)
-        total = simd.scaled_add(total, values[t_edge[k + 4]], g4)
-        total = simd.scaled_add(total, values[t_edge[k + 5]], g5)
-        total = simd.scaled_add(total, values[t_edge[k + 6]], g6)
-        total = simd.scaled_add(total, values[t_edge[k + 7]], g7)
-        simd.store(edge_gradient, edge_at + k, simd.dots(message, g0, g1, g2, g3, g4, g5, g6, g7))
-        k += simd.GROUP
-    while k < last:
-        g0 = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[t_edge[k]], g0)
-        edge_gradient[edge_at + k] = simd.dot(message, g0)
-        k += 1
+    k, end = np.uint64(first), np.uint64(last)
+    one = np.uint64(1)
+    while k + np.uint64(GROUP) <= end:
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p0 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p1 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p2 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p3 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p4 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p5 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p6 = simd.products(message, g_k)
+        k += one
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        p7 = simd.products(message, g_k)
+        k += one
+        sums = simd.lane_sums(p0, p1, p2, p3, p4, p5, p6, p7)
+        simd.scatter(edge_gradient, edge_at, t_edge, np.int64(k) - GROUP, sums)
+    while k < end:
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
+        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
+        edge_gradient[np.uint64(edge_at) + np.uint32(t_edge[k])] = simd.dot(message, g_k)
+        k += one
     return total
 
 
@@ -173,7 +196,7 @@ def _backward_neuron(
     w = width.count
     base = tile * n * w
     at = base + np.int64(j) * w
-    edge_at = tile * t_indices.size
+    edge_at = tile * values.size
     first, last = t_indptr[j], t_indptr[j + 1]
     middle = last
     while middle > first and t_indices[middle - 1] >= first_linear:
@@ -184,9 +207,7 @@ def _backward_neuron(
             width, total, simd.load(m, at, width), first, middle, base, t_indices, t_edge, values, g, edge_at,
             edge_gradient,
         )  # fmt: skip
-        simd.store(g, at, total)
-        _activate_back(x, g, at, w, weight[j], bias[j], kind[j], slope[j])
-        total = simd.load(g, at, width)
+        total = _activate_back(x, g, at, total, width, weight[j], bias[j], kind[j], slope[j])
     if middle < last:
         z = simd.affine(weight[j], simd.load(x, at, width), bias[j])
         total = _edges_back(
@@ -197,8 +218,7 @@ def _backward_neuron(
         for c in range(min(w, out_gradient.shape[0] - tile * w)):
             g[at + c] += out_gradient[tile * w + c, column_of[j]]
         total = simd.load(g, at, width)
-    weight_gradient[tile, j] = simd.dot(total, simd.load(x, at, width))
-    bias_gradient[tile, j] = simd.dot(total, simd.ones_like(total))
+    weight_gradient[tile * n + j], bias_gradient[tile * n + j] = simd.dot_and_sum(total, simd.load(x, at, width))
     simd.store(g, at, simd.affine(weight[j], total, weight[j] * 0))
 
 
@@ -213,7 +233,8 @@ def make(count):
             outputs, x, m, out)
     backward(inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
              outputs, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
-    with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_* (tiles, …).
+    with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
+    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,); of one tile they are the gradients.
     """
 
     @kernel(parallel=True)
@@ -302,22 +323,18 @@ def make(count):
 
 
 @kernel
-def gather_gradients(t_edge, partial_edges, partial_weight, partial_bias, neurons, values, weight, bias):
-    """Sum the tiles' partial gradients, in tile order, of edges (back in CSR order) and of the executed neurons."""
-    tiles = partial_weight.shape[0]
-    n_edges = t_edge.size
-    for k in range(n_edges):
-        total = partial_edges[k]
-        for tile in range(1, tiles):
-            total += partial_edges[tile * n_edges + k]
-        values[t_edge[k]] = total
+def add_tiles(partial_edges, partial_weight, partial_bias, neurons, values, weight, bias):
+    """Sum the tiles' partial gradients, in tile order, of the edges and of the executed neurons."""
+    n_edges, n = values.size, weight.size
+    tiles = partial_weight.size // n
+    values[:] = partial_edges[:n_edges]
+    for tile in range(1, tiles):
+        values += partial_edges[tile * n_edges : (tile + 1) * n_edges]
     for q in range(neurons.size):
-        j = neurons[q]
-        weight_total, bias_total = partial_weight[0, j], partial_bias[0, j]
-        for tile in range(1, tiles):
-            weight_total += partial_weight[tile, j]
-            bias_total += partial_bias[tile, j]
-        weight[j], bias[j] = weight_total, bias_total
+        j = np.int64(neurons[q])
+        for tile in range(tiles):
+            weight[j] += partial_weight[tile * n + j]
+            bias[j] += partial_bias[tile * n + j]
 
 
 @kernel

@@ -13,7 +13,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload_attribute
 
 PART_BYTES = 64
-GROUP = 8  # edges whose dot products are reduced together by `dots`
+GROUP = 8  # edges whose dot products are reduced together by `lane_sums`
 
 
 class Vector(types.Type):
@@ -179,6 +179,20 @@ def affine(typingctx, weight, vector, bias):
 
 
 @intrinsic
+def leaky(typingctx, z, vector, slope):
+    """vector where z > 0, else slope * vector."""
+
+    def codegen(context, builder, signature, args):
+        out = []
+        for x, v in zip(_unpack(builder, args[0]), _unpack(builder, args[1]), strict=True):
+            positive = builder.fcmp_ordered(">", x, ir.Constant(x.type, None))
+            out.append(builder.select(positive, v, builder.fmul(_splat(builder, args[2], v.type), v)))
+        return _pack(builder, out)
+
+    return vector(z, vector, vector.dtype), codegen
+
+
+@intrinsic
 def add(typingctx, a, b):
     """a + b"""
 
@@ -187,16 +201,6 @@ def add(typingctx, a, b):
         return _pack(builder, [builder.fadd(x, y) for x, y in pairs])
 
     return a(a, b), codegen
-
-
-@intrinsic
-def ones_like(typingctx, vector):
-    """Vector of ones."""
-
-    def codegen(context, builder, signature, args):
-        return _pack(builder, [ir.Constant(p, [1.0] * p.count) for p in _parts(vector)])
-
-    return vector(vector), codegen
 
 
 def _lane_products(builder, a, b):
@@ -234,24 +238,58 @@ def _transpose_sum(builder, vectors):
 
 
 @intrinsic
-def dots(typingctx, m, g0, g1, g2, g3, g4, g5, g6, g7):
-    """Vector of GROUP dot products: <m, g0> … <m, g7>."""
+def products(typingctx, a, b):
+    """Products of two Vectors, summed into GROUP lanes: a dot product but for its last additions."""
 
     def codegen(context, builder, signature, args):
-        lanes = [_lane_products(builder, args[0], g) for g in args[1:]]
-        result = _transpose_sum(builder, lanes)
-        parts, at = [], 0
-        for part in _parts(signature.return_type):
-            parts.append(_shuffle(builder, result, result, range(at, at + part.count)))
-            at += part.count
-        return _pack(builder, parts)
+        lanes = _lane_products(builder, args[0], args[1])
+        return _regroup(builder, lanes, signature.return_type)
 
-    return Vector(m.dtype, GROUP)(m, *[m] * GROUP), codegen
+    return Vector(a.dtype, GROUP)(a, b), codegen
+
+
+def _regroup(builder, lanes, vector):
+    """GROUP lanes as a Vector, whose parts may be shorter."""
+    parts, at = [], 0
+    for part in _parts(vector):
+        parts.append(_shuffle(builder, lanes, lanes, range(at, at + part.count)))
+        at += part.count
+    return _pack(builder, parts)
+
+
+@intrinsic
+def lane_sums(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):
+    """Vector of the sums of these Vectors' GROUP lanes each."""
+
+    def codegen(context, builder, signature, args):
+        result = _transpose_sum(builder, [builder.extract_value(arg, 0) for arg in args])
+        return _regroup(builder, result, signature.return_type)
+
+    return v0(v0, v1, v2, v3, v4, v5, v6, v7), codegen
+
+
+@intrinsic
+def scatter(typingctx, array, start, places, first, vector):
+    """array[start + places[first + lane]] = vector[lane]"""
+
+    def codegen(context, builder, signature, args):
+        out = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = context.make_array(signature.args[2])(context, builder, args[2]).data
+        at = args[3]
+        for part in _unpack(builder, args[4]):
+            for lane in range(part.type.count):
+                index = builder.zext(builder.load(builder.gep(place, [at])), args[1].type)
+                number = builder.extract_element(part, ir.Constant(ir.IntType(32), lane))
+                builder.store(number, builder.gep(out, [builder.add(args[1], index)]))
+                at = builder.add(at, ir.Constant(at.type, 1))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, places, types.int64, vector), codegen
 
 
 @intrinsic
 def dot(typingctx, a, b):
-    """<a, b>, added in the same order as `dots`."""
+    """<a, b>, added in the same order as `products` and `lane_sums`."""
 
     def codegen(context, builder, signature, args):
         lanes = _lane_products(builder, args[0], args[1])
@@ -260,6 +298,22 @@ def dot(typingctx, a, b):
         return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
     return a.dtype(a, b), codegen
+
+
+@intrinsic
+def dot_and_sum(typingctx, a, b):
+    """(<a, b>, sum of a), each added in the same order as `dot`."""
+    pair = types.UniTuple(a.dtype, 2)
+
+    def codegen(context, builder, signature, args):
+        ones = _pack(builder, [ir.Constant(p, [1.0] * p.count) for p in _parts(a)])
+        lanes = [_lane_products(builder, args[0], other) for other in (args[1], ones)]
+        zero = ir.Constant(lanes[0].type, None)
+        total = _transpose_sum(builder, lanes + [zero] * (GROUP - 2))
+        ends = [builder.extract_element(total, ir.Constant(ir.IntType(32), k)) for k in (0, 1)]
+        return context.make_tuple(builder, pair, ends)
+
+    return pair(a, b), codegen
 
 
 @intrinsic

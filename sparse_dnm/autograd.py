@@ -191,10 +191,16 @@ class Propagate(torch.autograd.Function):
         s, topology = plan.schedule, plan.schedule.topology
         (w, b), (x, m) = ctx.scales, ctx.lease.arrays
         n, tiles = topology.n_neurons, -(-batch // count)
-        lease = plan.executor.buffers.lease(w.dtype, x.size, tiles * len(topology.t_edge), tiles * n, tiles * n)
-        g, edges, weights, biases = lease.arrays
-        weights, biases = weights.reshape(tiles, n), biases.reshape(tiles, n)
         by_value, by_weight, by_bias = np.zeros(topology.n_edges, w.dtype), np.zeros(n, w.dtype), np.zeros(n, w.dtype)
+        totals = by_value, by_weight, by_bias
+        if tiles == 1:
+            lease, parts = plan.executor.buffers.lease(w.dtype, x.size), totals
+        else:
+            lease = plan.executor.buffers.lease(w.dtype, x.size, tiles * topology.n_edges, tiles * n, tiles * n)
+            parts = lease.arrays[1:]
+            if len(topology.t_edge) < topology.n_edges:
+                parts[0].fill(0)  # edges of neurons that are not executed
+        g = lease.arrays[0]
         name = plan.executor.choose("backward", batch, topology)
         run = KERNELS.make(count)[name][1]
         with backend.use_threads(plan.executor.threads_for(name, batch)):
@@ -210,9 +216,10 @@ class Propagate(torch.autograd.Function):
                     values.detach().numpy(),
                 ),
                 *(plan.first_linear, w, b, plan.kind, plan.slope, s.column_of, x, m),
-                *(gradient.contiguous().numpy(), g, edges, weights, biases),
+                *(gradient.contiguous().numpy(), g, *parts),
             )
-            KERNELS.gather_gradients(topology.t_edge, edges, weights, biases, s.executed, by_value, by_weight, by_bias)
+            if tiles > 1:
+                KERNELS.add_tiles(*parts, s.executed, *totals)
             plan.executor.record("backward", batch, name, time.perf_counter() - start)
         by_x = None
         if ctx.needs_input_grad[1]:
