@@ -1,36 +1,30 @@
 """The CPU kernels, by name: what sparse_dnm.backend offers for device "cpu"."""
 
 from sparse_dnm.kernels.cpu_edges import (
+    CHUNK,
     OMEGA_LIMIT,
-    closeness,
-    compact,
-    find_stale,
-    flows,
+    ROWS,
+    evaluate,
     flows_back,
     gates,
-    row_scalars,
     scan,
-    select,
     strength_back,
 )
 from sparse_dnm.kernels.cpu_graph import schedule, survey
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
 __all__ = [
+    "CHUNK",
     "OMEGA_LIMIT",
+    "ROWS",
     "add_tiles",
-    "closeness",
-    "compact",
-    "find_stale",
-    "flows",
+    "evaluate",
     "flows_back",
     "gates",
     "input_gradients",
     "make",
-    "row_scalars",
     "scan",
     "schedule",
-    "select",
     "strength_back",
     "survey",
 ]

@@ -1,70 +1,166 @@
 """From raw scalars to the strengths of edges, and back, on the CPU (DESIGN, sections 2 and 4.1).
 
-Row r is neuron i = n_inputs + r.  ``rows`` is float64 (n_rows, 7): the transformed scalars of a row, in the order
-of the constants below; ``reference`` (n_rows, 8) those at the row's last scan, and the threshold of then.
-Candidates are CSR: ``indptr`` int64 (n_rows + 1,), ``indices`` int32, ascending in a row.  ``omega`` holds one number
-per candidate where edges are free, and is empty otherwise (``free`` says which).  Arithmetic is in float64 whatever
-the dtype of the parameters.  Rows are independent and sums run in row order, so the bits do not depend on the number
-of threads.
+Row r is neuron i = n_inputs + r.  ``rows`` is float64 (ROWS, n_rows): the transformed scalars of the rows, in the
+order of the constants below; ``reference`` float64 (n_rows, 8) the first seven of each row at its last scan, and the
+threshold of then.  Candidates are CSR: ``indptr`` int64 (n_rows + 1,), ``indices`` int32, ascending in a row.
+``omega`` holds one number per candidate where edges are free, and is empty otherwise (``free`` says which).
+
+What belongs to a row is float64, what belongs to a candidate is computed in the dtype of the model, `lanes.COUNT` at
+a time.  A candidate's closeness has the same bits wherever it is computed.  Rows are independent and sums run in row
+order, so the bits do not depend on the number of threads.
 """
 
 import math
 
 import numba
 import numpy as np
-from sparse_dnm.kernels import formulas, vector_math
+from sparse_dnm.kernels import formulas, lanes, vector_math
 from sparse_dnm.kernels.jit import inner, inner_vector, kernel
 
 ALPHA, BETA, GAMMA, THETA, PHI, SIGMA, MU, THRESHOLD = range(8)
+THETA_SLOPE, SIGMA_SLOPE, ROWS = 7, 8, 9  # derivatives of theta' and sigma' with respect to the raw scalars
+CUTOFF = 7  # row of the gradients' sums that belongs to the cutoff
 OMEGA_LIMIT = 4.0  # standard deviations at which a fresh omega is cut off
+ROUNDING = 128.0  # ulp by which the closeness of two computations in the model's dtype may differ
+CHUNK = 1024  # candidates or edges that are summed together
+LN2 = math.log(2.0)
 
-_sigmoid, _softplus = inner(formulas.sigmoid), inner(formulas.softplus)
-_position, _logarithm = inner(formulas.position), inner_vector(formulas.logarithm, vector_math)
-_gaussian, _rhythm = inner_vector(formulas.gaussian, vector_math), inner_vector(formulas.rhythm, vector_math)
-_rhythm_base, _gate = inner_vector(formulas.rhythm_base, vector_math), inner_vector(formulas.logistic, vector_math)
-_rhythm_phase_slope = inner_vector(formulas.rhythm_phase_slope, vector_math)
-_strength, _strength_by_cutoff = inner(formulas.strength), inner(formulas.strength_by_cutoff)
-_reach, _rhythm_bound = inner(formulas.reach), inner(formulas.rhythm_bound)
-_rhythm_slope, _rhythm_slope_beta = inner(formulas.rhythm_slope), inner(formulas.rhythm_slope_beta)
+_softplus, _logistic = inner_vector(formulas.softplus, vector_math), inner_vector(formulas.logistic, vector_math)
+_gaussian = inner_vector(formulas.gaussian, vector_math)
+_base, _base_slope = inner(formulas.rhythm_base), inner(formulas.rhythm_base_slope)
+_turns, _turns_beyond = inner(formulas.turns), inner_vector(formulas.turns_beyond, vector_math)
+_power_below = inner_vector(formulas.power_below, vector_math)
+_strength = inner_vector(formulas.strength, vector_math)
+_strength_by_cutoff = inner_vector(formulas.strength_by_cutoff, vector_math)
+_rhythm_bound = inner_vector(formulas.rhythm_bound, vector_math)
+_rhythm_slope = inner_vector(formulas.rhythm_slope, vector_math)
+_rhythm_slope_beta = inner_vector(formulas.rhythm_slope_beta, vector_math)
+_position, _reach, _one_gaussian = inner(formulas.position), inner(formulas.reach), inner(formulas.gaussian)
 _philox, _normal = inner(formulas.philox), inner(formulas.normal)
 
 
-@kernel
-def row_scalars(alpha, beta, gamma, theta, phi, sigma, mu, free, rows):
-    """Transform the raw scalars of every row."""
-    for r in range(alpha.size):
-        rows[r, ALPHA] = 2.0 * _sigmoid(float(alpha[r])) - 1.0
-        rows[r, SIGMA] = _softplus(float(sigma[r]))
-        rows[r, MU] = mu[r]
+@inner
+def _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows):
+    """Write the transformed scalars of every row."""
+    for r in range(0, alpha.size, lanes.COUNT):
+        inside = lanes.first(alpha.size - r)
+        a, s = _raw(alpha, r, inside, rows), _raw(sigma, r, inside, rows)
+        lanes.store(rows[ALPHA], r, inside, 2.0 * _logistic(a) - 1.0)
+        lanes.store(rows[SIGMA], r, inside, _softplus(s))
+        lanes.store(rows[SIGMA_SLOPE], r, inside, _logistic(s))
+        lanes.store(rows[MU], r, inside, _raw(mu, r, inside, rows))
         if not free:
-            rows[r, BETA] = 1.0 + beta[r]
-            rows[r, GAMMA] = _sigmoid(float(gamma[r]))
-            rows[r, THETA] = _softplus(float(theta[r])) / math.log(2.0)
-            rows[r, PHI] = phi[r]
+            t = _raw(theta, r, inside, rows)
+            lanes.store(rows[BETA], r, inside, 1.0 + _raw(beta, r, inside, rows))
+            lanes.store(rows[GAMMA], r, inside, _logistic(_raw(gamma, r, inside, rows)))
+            lanes.store(rows[THETA], r, inside, _softplus(t) * (1.0 / LN2))
+            lanes.store(rows[THETA_SLOPE], r, inside, _logistic(t) * (1.0 / LN2))
+            lanes.store(rows[PHI], r, inside, _raw(phi, r, inside, rows))
 
 
 @inner
-def _factor_bound(row, free, omega_bound):
+def _raw(scalar, r, inside, rows):
+    """Raw scalars of the rows from r on, in float64."""
+    return lanes.convert(lanes.load(scalar, r, inside, 0.0), rows)
+
+
+@inner
+def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, stale):
+    """Has the closeness of a pair outside the candidates possibly crossed the cutoff c?
+
+    A row's pairs outside lay at or below its reference threshold when it was last scanned, and have moved since by
+    at most the sum over its scalars of change times largest slope on the way.  Where that may reach c in any row,
+    returns True; ``stale`` bool (n_rows,) are the rows to scan: those that have come more than half the way from
+    ``threshold`` to c, so that rows do not ask for a scan one by one.  ``ulp``: that of 1 in the model's dtype.
+    """
+    crossed = 0
+    for r in range(0, stale.size, lanes.COUNT):
+        inside = lanes.first(stale.size - r)
+        alpha, alpha_then = lanes.load(rows[ALPHA], r, inside, 0.0), lanes.column(reference, r, ALPHA, inside)
+        sigma, sigma_then = lanes.load(rows[SIGMA], r, inside, 0.0), lanes.column(reference, r, SIGMA, inside)
+        mu, mu_then = lanes.load(rows[MU], r, inside, 0.0), lanes.column(reference, r, MU, inside)
+        amplitude = max(abs(alpha), abs(alpha_then))
+        narrow, wide = min(sigma, sigma_then), max(sigma, sigma_then)
+        gauss = abs(mu - mu_then) * math.exp(-0.5) / narrow + abs(sigma - sigma_then) * (2.0 / math.e) / narrow
+        bound, slope, factor = lanes.fill(rows, omega_bound), lanes.fill(rows, 0.0), lanes.fill(rows, 0.0)
+        if not free:
+            beta, beta_then = lanes.load(rows[BETA], r, inside, 0.0), lanes.column(reference, r, BETA, inside)
+            gamma, gamma_then = lanes.load(rows[GAMMA], r, inside, 0.0), lanes.column(reference, r, GAMMA, inside)
+            theta, theta_then = lanes.load(rows[THETA], r, inside, 0.0), lanes.column(reference, r, THETA, inside)
+            phi, phi_then = lanes.load(rows[PHI], r, inside, 0.0), lanes.column(reference, r, PHI, inside)
+            bound = max(_rhythm_bound(beta, gamma), _rhythm_bound(beta_then, gamma_then))
+            slope = max(_rhythm_slope(beta), _rhythm_slope(beta_then))
+            farthest = max(abs(mu), abs(mu_then)) + wide * math.exp(-0.5)
+            phase = 2.0 * math.pi / period * abs(1.0 / theta - 1.0 / theta_then) * farthest + abs(phi - phi_then)
+            factor = slope * phase + abs(gamma - gamma_then)
+            factor += max(_rhythm_slope_beta(beta), _rhythm_slope_beta(beta_then)) * abs(beta - beta_then)
+        moved = abs(alpha - alpha_then) * bound + amplitude * (bound * gauss + factor)
+        # Rounding may differ where anything has moved.
+        moved += lanes.select(moved == 0.0, 0.0, ROUNDING * ulp * amplitude * (bound + slope))
+        highest = lanes.column(reference, r, THRESHOLD, inside) + moved
+        lanes.store(stale, r, inside, ~(highest <= 0.5 * (threshold + c)))  # NaN counts as far
+        crossed += lanes.count(inside) - lanes.count(inside & (highest <= c))
+    return crossed > 0
+
+
+@inner
+def _factor_bound(rows, r, free, omega_bound):
     """Largest |s - gamma'|, or |omega| of a fresh edge, that a row can have."""
-    return omega_bound if free else _rhythm_bound(row[BETA], row[GAMMA])
+    if free:
+        return omega_bound
+    b, g = rows[BETA, r], rows[GAMMA, r]
+    return max(abs(0.001**b - g), abs(1.001**b - g))
 
 
 @inner
-def _closeness(a, b, g, t, phi, s, mu, p, period):
-    """d_ij = alpha' g_ij (s_ij - gamma')"""
-    return a * _gaussian(p, mu, s) * (_rhythm(_rhythm_base(p, b, t, phi, period), b) - g)
+def _line(rows, r, i, n_sources, offset, period, free, array):
+    """What `_gauss` and `_wave` need of a row.
+
+    The position of a source is taken from the source that is nearest to mu, to which it is a small whole number; the
+    position and the phase of that one are float64.  ``array`` tells the dtype that the products are exact for.
+    """
+    s, mu = rows[SIGMA, r], rows[MU, r]
+    centre = max(0.0, min(np.rint(i - offset + mu), float(n_sources)))
+    p = centre - i + offset
+    frequency, rest, start = 0.0, 0.0, 0.0
+    if not free:
+        exact = 1.0 / (period * rows[THETA, r])
+        frequency = float(array.dtype.type(exact))
+        rest = exact - frequency
+        start = _turns(p, rows[THETA, r], rows[PHI, r], period)
+        start -= np.rint(start)
+    return np.int32(centre), p, p - mu, 1.0 / s, frequency, rest, start
 
 
 @inner
-def _free_closeness(a, s, mu, p, omega):
+def _steps(sources, line, array):
+    """How far sources lie from the centre of the row."""
+    return lanes.convert(sources - line[0], array)
+
+
+@inner
+def _deviation(x, line):
+    """u = (p - mu) / sigma'"""
+    return (x + line[2]) * line[3]
+
+
+@inner
+def _turn(x, line):
+    """Turns of the phase."""
+    return _turns_beyond(x, line[4], line[5], line[6])
+
+
+@inner
+def _closeness(x, a, b, g, line):
+    """d_ij = alpha' g_ij (s_ij - gamma') of sources x positions from the centre."""
+    base = _base(vector_math.sin_pi(_turn(x, line)))
+    return a * _gaussian(_deviation(x, line)) * (base * _power_below(b, vector_math.log(base)) - g)
+
+
+@inner
+def _free_closeness(a, gauss, omega):
     """d_ij = alpha' g_ij omega_ij"""
-    return a * _gaussian(p, mu, s) * omega
-
-
-@inner
-def _scalars(row):
-    """The seven scalars of a row: loops over edges vectorise only with them in local variables."""
-    return row[ALPHA], row[BETA], row[GAMMA], row[THETA], row[PHI], row[SIGMA], row[MU]
+    return a * gauss * omega
 
 
 @inner
@@ -72,38 +168,6 @@ def _fresh_omega(seed, i, j, mean, std):
     """The omega with which edge i <- j is born: a function of (seed, i, j) alone."""
     word0, word1 = _philox(np.int64(i), np.int64(j), seed & 0xFFFFFFFF, seed >> 32)
     return mean + std * _normal(float(word0), float(word1), OMEGA_LIMIT)
-
-
-@kernel
-def find_stale(rows, reference, c, threshold, period, free, omega_bound, stale):
-    """Has the closeness of a pair outside the candidates possibly crossed the cutoff c?
-
-    A row's pairs outside lay at or below its reference threshold when it was last scanned, and have moved since by
-    at most the sum over its scalars of change times largest slope on the way.  Where that may reach c in any row,
-    returns True; ``stale`` bool (n_rows,) are the rows to scan: those that have come more than half the way from
-    ``threshold`` to c, so that rows do not ask for a scan one by one.
-    """
-    crossed = False
-    for r in range(rows.shape[0]):
-        now, then = rows[r], reference[r]
-        bound = max(_factor_bound(now, free, omega_bound), _factor_bound(then, free, omega_bound))
-        amplitude = max(abs(now[ALPHA]), abs(then[ALPHA]))
-        narrow, wide = min(now[SIGMA], then[SIGMA]), max(now[SIGMA], then[SIGMA])
-        gauss = abs(now[MU] - then[MU]) * math.exp(-0.5) / narrow
-        gauss += abs(now[SIGMA] - then[SIGMA]) * 2.0 / (math.e * narrow)
-        moved = abs(now[ALPHA] - then[ALPHA]) * bound + amplitude * bound * gauss
-        if not free:
-            farthest = max(abs(now[MU]), abs(then[MU])) + wide * math.exp(-0.5)
-            phase = 2.0 * math.pi / period * abs(1.0 / now[THETA] - 1.0 / then[THETA]) * farthest
-            phase += abs(now[PHI] - then[PHI])
-            factor = max(_rhythm_slope(now[BETA]), _rhythm_slope(then[BETA])) * phase
-            factor += max(_rhythm_slope_beta(now[BETA]), _rhythm_slope_beta(then[BETA])) * abs(now[BETA] - then[BETA])
-            factor += abs(now[GAMMA] - then[GAMMA])
-            moved += amplitude * factor
-        highest = then[THRESHOLD] + moved
-        stale[r] = not highest <= 0.5 * (threshold + c)  # NaN counts as far
-        crossed |= not highest <= c
-    return crossed
 
 
 @inner
@@ -119,37 +183,33 @@ def _window(r, n_inputs, n_sources, offset, half, mu):
 
 
 @inner
-def _scan_closeness(i, first, last, offset, row, period, threshold, write, indices, at):
-    """Pairs of a window with |d| > threshold."""
-    a, b, g, t, phi, s, mu = _scalars(row)
-    size, count = max(last - first + 1, 0), 0
-    d = np.empty(size)
-    for q in range(size):
-        d[q] = _closeness(a, b, g, t, phi, s, mu, _position(i, first + q, offset), period)
-    for q in range(size):
-        if abs(d[q]) > threshold:
-            if write:
-                indices[at + count] = first + q
-            count += 1
+def _scan_closeness(i, first, last, rows, r, line, threshold, omega, write, indices, at):
+    """Pairs of a window with |d| > threshold; ``omega`` tells the dtype."""
+    a, b, g, count = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r], 0
+    for j in range(first, last + 1, lanes.COUNT):
+        inside, sources = lanes.first(last + 1 - j), lanes.ramp(j)
+        near = inside & (abs(_closeness(_steps(sources, line, omega), a, b, g, line)) > threshold)
+        if write:
+            lanes.pack(indices, at + count, near, sources)
+        count += lanes.count(near)
     return count
 
 
 @inner
 def _scan_free(
-    i, first, last, offset, row, then, threshold, seed, mean, std, k, end, old_indices, old_omega, write, indices,
+    i, first, last, offset, a, s, mu, then, threshold, seed, mean, std, k, end, old_indices, old_omega, write, indices,
     omega, origin, at,
 ):  # fmt: skip
     """Old candidates k .. end that stay and fresh ones that enter, in ascending order of source."""
-    a, s, mu = row[ALPHA], row[SIGMA], row[MU]
     j, count = first, 0
     while j <= last or k < end:
         known = k < end and (j > last or old_indices[k] <= j)
         source = np.int64(old_indices[k]) if known else j
         p = _position(i, source, offset)
         value = float(old_omega[k]) if known else _fresh_omega(seed, i, source, mean, std)
-        enters = abs(_free_closeness(a, s, mu, p, value)) > threshold
+        enters = abs(_free_closeness(a, _one_gaussian((p - mu) / s), value)) > threshold
         if enters and not known:
-            before = _free_closeness(then[ALPHA], then[SIGMA], then[MU], p, value)
+            before = _free_closeness(then[ALPHA], _one_gaussian((p - then[MU]) / then[SIGMA]), value)
             enters = abs(before) <= then[THRESHOLD]
         if enters:
             if write:
@@ -172,21 +232,23 @@ def scan(
     that omega has risen above the threshold since ``reference`` (alpha 0 at the start, so that all enter).
     ``origin`` int32: position among the old candidates, -1 for a new one.
     """
-    for r in numba.prange(rows.shape[0]):
-        i, row, at = n_inputs + r, rows[r], indptr[r] if write else 0
+    for row in numba.prange(rows.shape[1]):
+        r = np.int64(row)  # numba types the index of a parallel loop twice, and would compile what it calls twice
+        i, at = n_inputs + r, indptr[r] if write else 0
         k, end = old_indptr[r], old_indptr[r + 1]
         count = end - k
         if stale[r]:
-            bound = abs(row[ALPHA]) * _factor_bound(row, free, abs(mean) + OMEGA_LIMIT * std)
-            half = _reach(bound, threshold, row[SIGMA])
-            first, last = _window(r, n_inputs, n_sources, offsets[r], half, row[MU])
+            bound = abs(rows[ALPHA, r]) * _factor_bound(rows, r, free, abs(mean) + OMEGA_LIMIT * std)
+            half = _reach(bound, threshold, rows[SIGMA, r])
+            first, last = _window(r, n_inputs, n_sources, offsets[r], half, rows[MU, r])
             if free:
                 count = _scan_free(
-                    i, first, last, offsets[r], row, reference[r], threshold, seed, mean, std, k, end, old_indices,
-                    old_omega, write, indices, omega, origin, at,
+                    i, first, last, offsets[r], rows[ALPHA, r], rows[SIGMA, r], rows[MU, r], reference[r], threshold,
+                    seed, mean, std, k, end, old_indices, old_omega, write, indices, omega, origin, at,
                 )  # fmt: skip
             else:
-                count = _scan_closeness(i, first, last, offsets[r], row, period, threshold, write, indices, at)
+                line = _line(rows, r, i, n_sources, offsets[r], period, free, omega)
+                count = _scan_closeness(i, first, last, rows, r, line, threshold, omega, write, indices, at)
         elif write:
             for e in range(k, end):
                 indices[at + e - k] = old_indices[e]
@@ -196,47 +258,86 @@ def scan(
             indptr[r + 1] = count
 
 
-@kernel(parallel=True)
-def closeness(rows, offsets, n_inputs, period, free, indptr, indices, omega, d):
-    """d_ij of every candidate."""
-    for r in numba.prange(rows.shape[0]):
-        a, b, g, t, phi, s, mu = _scalars(rows[r])
-        i, offset = n_inputs + r, offsets[r]
+@inner
+def _row_closeness(rows, r, line, free, c, threshold, indptr, indices, omega, d):
+    """Write d of a row's candidates; how many of them are active, and how many above ``threshold``."""
+    a, b, g, active, near = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r], 0, 0
+    for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
+        inside = lanes.first(indptr[r + 1] - e)
+        x = _steps(lanes.load(indices, e, inside, line[0]), line, d)
         if free:
-            for e in range(indptr[r], indptr[r + 1]):
-                d[e] = _free_closeness(a, s, mu, _position(i, np.int64(indices[e]), offset), omega[e])
+            value = _free_closeness(a, _gaussian(_deviation(x, line)), lanes.load(omega, e, inside, 0.0))
         else:
-            for e in range(indptr[r], indptr[r + 1]):
-                d[e] = _closeness(a, b, g, t, phi, s, mu, _position(i, np.int64(indices[e]), offset), period)
+            value = _closeness(x, a, b, g, line)
+        lanes.store(d, e, inside, value)
+        active += lanes.count(inside & (abs(value) > c))
+        near += lanes.count(inside & (abs(value) > threshold))
+    return active, near
 
 
-@kernel
-def select(d, c, threshold, n_inputs, indptr, row_starts):
-    """Count the active candidates |d| > c: row_starts int64 (n_neurons + 1,) becomes the CSR indptr of the active.
+@inner
+def _compact(r, c, n_inputs, indptr, indices, d, before, at, sources, strengths):
+    """Write a row's active candidates from place ``at`` on.
 
-    Returns how many candidates lie above ``threshold``.
+    Returns the sums of |strength| of inputs' and of other sources, and how many sources differ from ``before``, which
+    is empty where that is known.
     """
-    near, total = 0, 0
-    row_starts[: n_inputs + 1] = 0
-    for r in range(indptr.size - 1):
-        for e in range(indptr[r], indptr[r + 1]):
-            size = abs(float(d[e]))
-            total += size > c
-            near += size > threshold
-        row_starts[n_inputs + r + 1] = total
-    row_starts[n_inputs + indptr.size :] = total
-    return near
+    low, high, other = lanes.fill(d, 0.0), lanes.fill(d, 0.0), 0
+    for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
+        inside = lanes.first(indptr[r + 1] - e)
+        value, source = lanes.load(d, e, inside, 0.0), lanes.load(indices, e, inside, 0)
+        active, strength = abs(value) > c, _strength(value, c)
+        lanes.pack(sources, at, active, source)
+        lanes.pack(strengths, at, active, strength)
+        if before.size:
+            other += lanes.count(active & (lanes.unpack(before, at, active) != source))
+        size, is_input = lanes.select(active, abs(strength), 0.0), source < n_inputs
+        low += lanes.select(is_input, size, 0.0)
+        high += lanes.select(is_input, 0.0, size)
+        at += lanes.count(active)
+    return lanes.total(low), lanes.total(high), other
 
 
 @kernel(parallel=True)
-def compact(d, c, n_inputs, indptr, indices, row_starts, active, sources, values):
-    """Write the active candidates: ``active`` int32 their position, ``sources`` int32, ``values`` their strength."""
-    for r in numba.prange(indptr.size - 1):
-        at = row_starts[n_inputs + r]
-        for e in range(indptr[r], indptr[r + 1]):
-            if abs(float(d[e])) > c:
-                active[at], sources[at], values[at] = e, indices[e], _strength(float(d[e]), c)
-                at += 1
+def evaluate(
+    alpha, beta, gamma, theta, phi, sigma, mu, offsets, n_inputs, n_sources, period, free, c, threshold, check,
+    omega_bound, reference, indptr, indices, omega, before_starts, before, rows, stale, d, row_starts, sources,
+    strengths, parts,
+):  # fmt: skip
+    """Closeness of the candidates at the raw scalars alpha .. mu, and the active among them.
+
+    With ``check``, first asks whether a pair outside has possibly crossed the cutoff (see `_find_stale`); where so,
+    only ``rows`` and ``stale`` are written.  d (n_candidates,); row_starts int64 (n_neurons + 1,) is the CSR indptr
+    of the active |d| > c, ``sources`` int32 and ``strengths`` (n_candidates,) hold theirs, as many as there are.
+
+    Returns whether rows must be scanned; how many candidates lie above ``threshold``; how many are active; whether
+    they are those of ``before_starts`` and ``before``; the sums of |strength| over input -> hidden and over hidden ->
+    output edges.  Scratch: float64 parts (4, n_rows).
+    """
+    n_rows = indptr.size - 1
+    _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows)
+    ulp = 2.0**-23 if d.itemsize == 4 else 2.0**-52
+    if check and _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, stale):
+        return True, 0, 0, False, 0.0, 0.0
+    for row in numba.prange(n_rows):
+        r = np.int64(row)
+        line = _line(rows, r, n_inputs + r, n_sources, offsets[r], period, free, d)
+        row_starts[n_inputs + r + 1], parts[2, r] = _row_closeness(
+            rows, r, line, free, c, threshold, indptr, indices, omega, d
+        )
+    same = before_starts.size == row_starts.size
+    for i in range(n_inputs + n_rows + 1):
+        row_starts[i] = 0 if i <= n_inputs else row_starts[i] + row_starts[i - 1]
+        same = same and before_starts[i] == row_starts[i]
+    n_edges = row_starts[n_inputs + n_rows]
+    known = before if same else before[:0]
+    for row in numba.prange(n_rows):
+        r = np.int64(row)
+        at, hidden = row_starts[n_inputs + r], n_inputs + r < n_sources
+        low, high, parts[3, r] = _compact(r, c, n_inputs, indptr, indices, d, known, at, sources, strengths)
+        parts[0, r], parts[1, r] = low if hidden else 0.0, 0.0 if hidden else high
+    same = same and _total(parts[3]) == 0.0
+    return False, int(_total(parts[2])), n_edges, same, _total(parts[0]), _total(parts[1])
 
 
 @inner
@@ -248,121 +349,107 @@ def _total(values):
     return out
 
 
-@inner
-def _gather_gradient(r, n_inputs, c, indptr, d, row_starts, active, value_gradient, d_gradient, out):
-    """out = dL/dd of a row's candidates, from both gradients; returns the row's part of dL/dc."""
-    by_cutoff = 0.0
-    for e in range(indptr[r], indptr[r + 1]):
-        out[e] = d_gradient[e]
-    for k in range(row_starts[n_inputs + r], row_starts[n_inputs + r + 1]):
-        e = active[k]
-        out[e] += value_gradient[k] / (1.0 - c)
-        by_cutoff += value_gradient[k] * _strength_by_cutoff(float(d[e]), c)
-    return by_cutoff
-
-
-@kernel(parallel=True, fastmath={"reassoc"})
+@kernel(parallel=True)
 def strength_back(
-    rows, offsets, n_inputs, period, free, c, indptr, indices, omega, d, row_starts, active, value_gradient,
-    d_gradient, scratch, cutoff_parts, row_gradient, omega_gradient,
+    rows, offsets, n_inputs, n_sources, period, free, c, indptr, indices, omega, d, row_starts, strength_gradient,
+    d_gradient, sums, row_gradient, omega_gradient,
 ):  # fmt: skip
     """Gradients of raw scalars from those of the active strengths and of every candidate's closeness.
 
     row_gradient (7, n_rows): with respect to the *raw* scalars, those that the edge mode has.  Returns the gradient
-    of the raw cutoff.  omega_gradient (n_candidates,) where edges are free.  Scratch: float64 scratch (n_candidates,)
-    and cutoff_parts (n_rows,).
-
-    Loops that sum write nothing: LLVM guards a loop that does both by comparing addresses, and the sum's last bits
-    would depend on where the arrays happen to lie.
+    of the raw cutoff.  omega_gradient (n_candidates,) where edges are free.  Scratch: float64 sums (8, n_rows).
     """
-    for r in numba.prange(rows.shape[0]):
-        a, b, g, t, phi, s, mu = _scalars(rows[r])
-        i, offset = n_inputs + r, offsets[r]
-        cutoff_parts[r] = _gather_gradient(
-            r, n_inputs, c, indptr, d, row_starts, active, value_gradient, d_gradient, scratch
-        )
-        by_alpha, by_beta, by_gamma, by_theta, by_phi, by_sigma, by_mu = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for e in range(indptr[r], indptr[r + 1]):
-            scratch[e] *= _gaussian(_position(i, np.int64(indices[e]), offset), mu, s)
-        if free:
-            for e in range(indptr[r], indptr[r + 1]):
-                omega_gradient[e] = scratch[e] * a
-            for e in range(indptr[r], indptr[r + 1]):
-                u = (_position(i, np.int64(indices[e]), offset) - mu) / s
-                part = scratch[e] * omega[e]
-                by_alpha += part
-                by_mu += part * u
-                by_sigma += part * u * u
-        else:
-            for e in range(indptr[r], indptr[r + 1]):
-                p = _position(i, np.int64(indices[e]), offset)
-                u = (p - mu) / s
-                base = _rhythm_base(p, b, t, phi, period)
-                power = _rhythm(base, b)
-                by_phase = scratch[e] * _rhythm_phase_slope(p, b, t, phi, period, base, power)
-                part = scratch[e] * (power - g)
-                by_alpha += part
-                by_mu += part * u
-                by_sigma += part * u * u
-                by_beta += scratch[e] * power * _logarithm(base)
-                by_gamma += scratch[e]
+    for row in numba.prange(indptr.size - 1):
+        r = np.int64(row)
+        i, at = n_inputs + r, row_starts[n_inputs + r]
+        a, b, g = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r]
+        line = _line(rows, r, i, n_sources, offsets[r], period, free, d)
+        zero = lanes.fill(d, 0.0)
+        by_alpha, by_sigma, by_mu, by_cutoff = zero, zero, zero, zero
+        by_beta, by_gamma, by_phi, by_step = zero, zero, zero, zero
+        for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
+            inside = lanes.first(indptr[r + 1] - e)
+            x = _steps(lanes.load(indices, e, inside, line[0]), line, d)
+            value = lanes.load(d, e, inside, 0.0)
+            active = abs(value) > c
+            by_strength = lanes.unpack(strength_gradient, at, active)
+            at += lanes.count(active)
+            by_cutoff += by_strength * _strength_by_cutoff(value, c)
+            u = _deviation(x, line)
+            part = lanes.load(d_gradient, e, inside, 0.0) + by_strength * (1.0 / (1.0 - c))
+            part = lanes.select(inside, part * _gaussian(u), 0.0)
+            if free:
+                lanes.store(omega_gradient, e, inside, part * a)
+                part *= lanes.load(omega, e, inside, 0.0)
+            else:
+                turn = _turn(x, line)
+                sine = vector_math.sin_pi(turn)
+                base = _base(sine)
+                logarithm = vector_math.log(base)
+                below = _power_below(b, logarithm)
+                power, by_phase = base * below, part * below * _base_slope(sine, vector_math.cos_pi(turn))
+                by_beta += part * power * logarithm
+                by_gamma += part
                 by_phi += by_phase
-                by_theta += by_phase * p
-            row_gradient[BETA, r] = a * by_beta
-            row_gradient[GAMMA, r] = -a * by_gamma * g * (1.0 - g)
-            row_gradient[THETA, r] = (
-                a * by_theta * -2.0 * math.pi / (period * t * t) * -math.expm1(-t * math.log(2.0)) / math.log(2.0)
-            )
-            row_gradient[PHI, r] = a * by_phi
-        row_gradient[ALPHA, r] = by_alpha * 0.5 * (1.0 - a * a)
-        row_gradient[SIGMA, r] = a * by_sigma / s * -math.expm1(-s)
-        row_gradient[MU, r] = a * by_mu / s
-    return _total(cutoff_parts) * c * (1.0 - c)
+                by_step += by_phase * x
+                part *= power - g
+            by_alpha += part
+            by_mu += part * u
+            by_sigma += part * u * u
+        sums[ALPHA, r], sums[SIGMA, r], sums[MU, r] = lanes.total(by_alpha), lanes.total(by_sigma), lanes.total(by_mu)
+        sums[CUTOFF, r] = lanes.total(by_cutoff)
+        if not free:
+            sums[BETA, r], sums[GAMMA, r] = lanes.total(by_beta), lanes.total(by_gamma)
+            sums[PHI, r] = lanes.total(by_phi)
+            sums[THETA, r] = lanes.total(by_step) + line[1] * sums[PHI, r]
+    for r in range(indptr.size - 1):
+        a, s = rows[ALPHA, r], rows[SIGMA, r]
+        row_gradient[ALPHA, r] = sums[ALPHA, r] * 0.5 * (1.0 - a * a)
+        row_gradient[SIGMA, r] = a * sums[SIGMA, r] / s * rows[SIGMA_SLOPE, r]
+        row_gradient[MU, r] = a * sums[MU, r] / s
+        if not free:
+            b, g, t = rows[BETA, r], rows[GAMMA, r], rows[THETA, r]
+            row_gradient[BETA, r] = a * sums[BETA, r]
+            row_gradient[GAMMA, r] = -a * sums[GAMMA, r] * g * (1.0 - g)
+            row_gradient[PHI, r] = a * b * sums[PHI, r]
+            row_gradient[THETA, r] = a * b * sums[THETA, r] * -2.0 * math.pi / (period * t * t) * rows[THETA_SLOPE, r]
+    return _total(sums[CUTOFF]) * c * (1.0 - c)
 
 
-@kernel(parallel=True, fastmath={"reassoc"})
-def gates(d, indptr, c, tau, threshold, opened, parts, slopes):
+@kernel(parallel=True)
+def gates(d, c, tau, threshold, parts, slopes):
     """Gates h = sigmoid((|d| - c) / tau) of the candidates above ``threshold``: ``slopes`` (n_candidates,) is dh/dd.
 
-    Returns the sum of the gates and its derivative with respect to the raw cutoff.  Scratch: float64 opened
-    (n_candidates,) and parts (2, n_rows).
+    Returns the sum of the gates and its derivative with respect to the raw cutoff.  Scratch: float64 parts
+    (2, ceil(n_candidates / CHUNK)).
     """
-    for r in numba.prange(indptr.size - 1):
-        for e in range(indptr[r], indptr[r + 1]):
-            signed = float(d[e])
-            h = _gate((abs(signed) - c) / tau) if abs(signed) > threshold else 0.0
-            opened[e] = h
-            slopes[e] = math.copysign(h * (1.0 - h) / tau, signed)
-        gate_sum, slope_sum = 0.0, 0.0  # in a loop of their own: see strength_back
-        for e in range(indptr[r], indptr[r + 1]):
-            gate_sum += opened[e]
-            slope_sum += opened[e] * (1.0 - opened[e]) / tau
-        parts[0, r], parts[1, r] = gate_sum, slope_sum
+    for k in numba.prange(parts.shape[1]):
+        gate_sum, slope_sum = lanes.fill(d, 0.0), lanes.fill(d, 0.0)
+        for e in range(k * CHUNK, min(k * CHUNK + CHUNK, d.size), lanes.COUNT):
+            inside = lanes.first(d.size - e)
+            signed = lanes.load(d, e, inside, 0.0)
+            h = lanes.select(abs(signed) > threshold, _logistic((abs(signed) - c) * (1.0 / tau)), 0.0)
+            slope = h * (1.0 - h) * (1.0 / tau)
+            gate_sum += h
+            slope_sum += slope
+            lanes.store(slopes, e, inside, vector_math.copysign(slope, signed))
+        parts[0, k], parts[1, k] = lanes.total(gate_sum), lanes.total(slope_sum)
     return _total(parts[0]), -_total(parts[1]) * c * (1.0 - c)
 
 
-@kernel(parallel=True)
-def flows(values, indptr, sources, n_inputs, n_sources, parts):
-    """Sums of |value| over input -> hidden and over hidden -> output edges.  parts float64 (2, n): scratch."""
-    for i in numba.prange(indptr.size - 1):
-        first, second = 0.0, 0.0
-        for e in range(indptr[i], indptr[i + 1]):
-            if i < n_sources and sources[e] < n_inputs:
-                first += abs(float(values[e]))
-            elif i >= n_sources and sources[e] >= n_inputs:
-                second += abs(float(values[e]))
-        parts[0, i], parts[1, i] = first, second
-    return _total(parts[0]), _total(parts[1])
+@kernel
+def flows_back(strengths, row_starts, sources, n_inputs, n_sources, by_hidden, by_outputs, strength_gradient):
+    """Gradient of the sums of |strength| over input -> hidden and over hidden -> output edges, given dL of each."""
+    split = row_starts[n_sources]
+    _signed(strengths, sources, n_inputs, 0, split, by_hidden, 0.0, strength_gradient)
+    _signed(strengths, sources, n_inputs, split, sources.size, 0.0, by_outputs, strength_gradient)
 
 
-@kernel(parallel=True)
-def flows_back(values, indptr, sources, n_inputs, n_sources, by_hidden, by_outputs, value_gradient):
-    """Gradient of the two sums of `flows`, given dL of each."""
-    for i in numba.prange(indptr.size - 1):
-        for e in range(indptr[i], indptr[i + 1]):
-            part = 0.0
-            if i < n_sources and sources[e] < n_inputs:
-                part = by_hidden
-            elif i >= n_sources and sources[e] >= n_inputs:
-                part = by_outputs
-            value_gradient[e] = part if values[e] > 0 else -part
+@inner
+def _signed(strengths, sources, n_inputs, start, end, by_low, by_high, out):
+    """Sign of the strength times ``by_low`` where the source is an input, else times ``by_high``."""
+    for e in range(start, end, lanes.COUNT):
+        inside = lanes.first(end - e)
+        strength, low = lanes.load(strengths, e, inside, 0.0), lanes.load(sources, e, inside, 0) < n_inputs
+        part = lanes.select(low, lanes.fill(out, by_low), by_high)
+        lanes.store(out, e, inside, lanes.select(strength > 0.0, part, -part))

@@ -6,20 +6,12 @@ All arguments are floats unless said otherwise.
 
 import math
 
-
-def sigmoid(x):
-    """1 / (1 + exp(-x)) without overflow."""
-    if x >= 0.0:
-        return 1.0 / (1.0 + math.exp(-x))
-    e = math.exp(x)
-    return e / (1.0 + e)
+LOG_LOW, LOG_HIGH = math.log(0.001), math.log(1.001)  # of the ends of a rhythm's base
 
 
 def softplus(x):
     """log(1 + exp(x)) without overflow."""
-    if x > 0.0:
-        return x + math.log1p(math.exp(-x))
-    return math.log1p(math.exp(x))
+    return 0.5 * (x + abs(x)) + math.log1p(math.exp(-abs(x)))
 
 
 def position(i, j, offset):
@@ -27,41 +19,50 @@ def position(i, j, offset):
     return float(j - i) + offset
 
 
-def gaussian(p, mu, s):
-    """g_ij: 1 at p = mu, falling off over s positions."""
-    u = (p - mu) / s
+def gaussian(u):
+    """g_ij: 1 at u = (p - mu) / s = 0, falling off over 1."""
     return math.exp(-0.5 * u * u)
 
 
-def rhythm_base(p, b, t, phi, period):
-    """0.501 + 0.5 sin(2 pi p / (P t) + phi), in 0.001 .. 1.001."""
-    return 0.501 + 0.5 * math.sin(2.0 * math.pi * p / (period * t) + phi)
+def turns(p, t, phi, period):
+    """Phase of s_ij in turns, 2 pi rad each, and a quarter."""
+    return p / (period * t) + phi / (2.0 * math.pi) + 0.25
 
 
-def rhythm(base, b):
-    """s_ij = base ** b, of a positive base."""
-    return math.exp(b * math.log(base))
+def turns_beyond(x, frequency, rest, start):
+    """`turns` at x positions from where it is ``start``, less a whole number: within half a turn.
+
+    frequency + rest = 1 / (P t), the first rounded to the dtype of x: the product is exact to twice its digits.
+    """
+    whole = x * frequency
+    left = math.fma(x, frequency, -whole) + math.fma(x, rest, start)
+    turn = (whole - math.rint(whole)) + left
+    return turn - math.rint(turn)
 
 
-def rhythm_phase_slope(p, b, t, phi, period, base, s):
-    """Derivative of s_ij with respect to phi."""
-    return 0.5 * math.cos(2.0 * math.pi * p / (period * t) + phi) * b * s / base
+def rhythm_base(sine):
+    """0.501 + 0.5 sin(2 pi p / (P t) + phi), in 0.001 .. 1.001, of sine = sin(pi turns): exact to the digit near 0."""
+    return 0.001 + sine * sine
 
 
-def logarithm(base):
-    """log(base): the derivative of s_ij with respect to b, over s_ij."""
-    return math.log(base)
+def rhythm_base_slope(sine, cosine):
+    """Derivative of the base with respect to phi: 0.5 cos(2 pi p / (P t) + phi)."""
+    return sine * cosine
+
+
+def power_below(b, logarithm):
+    """base ** (b - 1) of log(base): s_ij over the base."""
+    return math.exp((b - 1.0) * logarithm)
 
 
 def strength(d, c):
     """D_ij: soft threshold of the closeness d at the cutoff c."""
-    return (d - c) / (1.0 - c) if d > 0.0 else (d + c) / (1.0 - c)
+    return (d - math.copysign(c, d)) * (1.0 / (1.0 - c))
 
 
 def strength_by_cutoff(d, c):
     """Derivative of `strength` with respect to c."""
-    slope = (abs(d) - 1.0) / ((1.0 - c) * (1.0 - c))
-    return slope if d > 0.0 else -slope
+    return (abs(d) - 1.0) * math.copysign(1.0 / ((1.0 - c) * (1.0 - c)), d)
 
 
 def reach(amplitude, threshold, s):
@@ -73,20 +74,17 @@ def reach(amplitude, threshold, s):
 
 def rhythm_bound(b, g):
     """Largest |s_ij - gamma'| of a row."""
-    first, last = 0.001**b, 1.001**b
-    return max(abs(first - g), abs(last - g))
+    return max(abs(math.exp(b * LOG_LOW) - g), abs(math.exp(b * LOG_HIGH) - g))
 
 
 def rhythm_slope(b):
     """Largest derivative of s_ij with respect to its phase."""
-    return abs(b) * max(1.001 ** (b - 0.5), 0.001 ** (b - 0.5))
+    return abs(b) * max(math.exp((b - 0.5) * LOG_LOW), math.exp((b - 0.5) * LOG_HIGH))
 
 
 def rhythm_slope_beta(b):
-    """Largest derivative of s_ij with respect to b."""
-    if b > 0.15:
-        return 1.0 / (math.e * b) + 0.002
-    return 6.91 * 0.001**b
+    """Bound of the derivative of s_ij with respect to b: 1 / (e b), or the low end's where b is small."""
+    return 1.0 / (math.e * max(b, 0.15)) + 0.002 + 6.91 * (math.exp(min(b, 0.15) * LOG_LOW) - 0.3548)
 
 
 def philox(counter0, counter1, key0, key1):

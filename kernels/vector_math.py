@@ -1,128 +1,163 @@
-"""exp, log, sin and cos that LLVM can vectorise: straight lines of float64 arithmetic without a branch or a call.
+"""exp, log and their like of `Lanes`: straight lines of multiply-adds, in the dtype of their argument.
 
-Numba compiles math.exp and its like to scalar calls of libm, 10-20 ns each.  `inner_vector` in jit.py compiles a
-formula of formulas.py with this module in the place of ``math``.  Errors, tested: exp and log <= 2 ulp on the ranges
-given; sin and cos <= 2 ulp of 1 for |x| <= 1e6.  Coefficients: truncated Taylor series of the reduced argument,
-whose remainder is below 1e-17.
+`inner_vector` in jit.py compiles a formula of formulas.py with this module in the place of ``math``.  Errors, tested:
+exp, log and log1p <= 2 ulp, sin_pi and cos_pi <= 2 ulp of 1.  Polynomials go through the function at Chebyshev
+nodes, which puts them within 0.15 ulp; coefficients stand highest power first.
 """
 
 import math
 
-import numpy as np
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+from sparse_dnm.kernels import lanes
 from sparse_dnm.kernels.jit import inner
 
-pi = math.pi
-e = math.e
+e, pi = math.e, math.pi
+fma, rint, copysign = lanes.lanewise("fma", 3), lanes.lanewise("rint", 1), lanes.lanewise("copysign", 2)
 
 LOG2_E = 1.0 / math.log(2.0)
-LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # fdlibm: 33 bits, and the rest
-HALF_PI_1, HALF_PI_2, HALF_PI_3 = 1.57079632673412561417e00, 6.07710050630396597660e-11, 2.02226624879595063154e-21
-EXPONENT_ONE = 0x3FF0000000000000  # bits of 1.0
-SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+MANTISSA = {types.float32: 23, types.float64: 52}  # bits
+SQRT_HALF = {types.float32: 0x3F3504F3, types.float64: 0x3FE6A09E667F3BCD}  # bits of sqrt(1/2)
+
+
+def _of_dtype(single, double):
+    """A constant for either dtype."""
+
+    @intrinsic
+    def value(typingctx, x):
+        number = single if x.dtype == types.float32 else double
+        return x(x), lambda context, builder, signature, args: lanes.constant(number, x.dtype)
+
+    return value
+
+
+def _polynomial(single, double):
+    """A polynomial for either dtype, by Horner's rule."""
+
+    @intrinsic
+    def value(typingctx, x):
+        numbers = single if x.dtype == types.float32 else double
+
+        def codegen(context, builder, signature, args):
+            out, *rest = (lanes.constant(number, x.dtype) for number in numbers)
+            for number in rest:
+                out = lanes.math(builder, "fma", x.dtype, out, args[0], number)
+            return out
+
+        return x(x), codegen
+
+    return value
+
+
+# A constant and what is missing from it after rounding
+_ln2_high, _ln2_low = _of_dtype(0.6931471824645996, 0.6931471805599453), _of_dtype(-1.9046543e-09, 2.3190468138463e-17)
+_pi_high, _pi_low = _of_dtype(3.1415927410125732, 3.141592653589793), _of_dtype(-8.742278e-08, 1.2246467991473532e-16)
+_lowest, _highest = _of_dtype(-87.0, -708.0), _of_dtype(88.0, 709.0)  # exponents that fit
+
+# (exp(r) - 1 - r) / r², |r| <= ln(2) / 2
+_exp = _polynomial(
+    (1.392625083e-03, 8.363232884e-03, 4.166655421e-02, 1.666657667e-01, 5.000000000e-01),
+    (
+        *(2.09147553258932e-09, 2.5105312729622103e-08, 2.755727347871858e-07, 2.755725517000089e-06),
+        *(2.480158732567746e-05, 0.0001984126987500228, 0.0013888888888883711, 0.008333333333326084),
+        *(0.04166666666666667, 0.1666666666666667, 0.5),
+    ),
+)
+# (log((1 + s) / (1 - s)) / 2s - 1) / z of z = s², (1 + s) / (1 - s) in sqrt(1/2) .. sqrt(2)
+_log = _polynomial(
+    (1.478997470e-01, 1.999439028e-01, 3.333334252e-01),
+    (
+        *(0.06543313073920051, 0.06634386569328443, 0.07693119851407329, 0.09090897820066453),
+        *(0.11111111195856958, 0.14285714285401807, 0.2000000000000044, 0.3333333333333333),
+    ),
+)
+# (sin(pi t) / t - pi) / z and (cos(pi t) - 1) / z of z = t², |t| <= 1/2
+_sine = _polynomial(
+    (-7.084488779e-03, 8.208371776e-02, -5.992589937e-01, 2.550163867e00, -5.167712779e00),
+    (
+        *(7.725743030789876e-07, -2.1906201655131958e-05, 0.00046630087411496363, -0.007370430719634586),
+        *(0.08214588659675232, -0.599264529320343, 2.55016403987734, -5.16771278004997),
+    ),
+)
+_cosine = _polynomial(
+    (-2.462711160e-02, 2.350743683e-01, -1.335239961e00, 4.058711415e00, -4.934802197e00),
+    (
+        *(-1.3479054836358117e-07, 4.301203720851614e-06, -0.00010463763434072599, 0.0019295742401671152),
+        *(-0.025806891384027284, 0.23533063035860233, -1.3352627688545824, 4.0587121264167685, -4.934802200544679),
+    ),
+)
+
+
+def _integer(dtype):
+    return types.int32 if dtype == types.float32 else types.int64
 
 
 @intrinsic
-def _bits(typingctx, x):
-    """The int64 with the bits of a float64."""
+def _power_of_two(typingctx, k):
+    """2**k of whole numbers."""
+    dtype, integer = k.dtype, _integer(k.dtype)
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(64))
+        bits = MANTISSA[dtype]
+        whole = builder.fptosi(args[0], lanes.vector(integer))
+        one = lanes.constant((1 << (integer.bitwidth - bits - 2)) - 1 << bits, integer)
+        shifted = builder.shl(whole, lanes.constant(bits, integer))
+        return builder.bitcast(builder.add(shifted, one), lanes.vector(dtype))
 
-    return types.int64(types.float64), codegen
+    return k(k), codegen
 
 
 @intrinsic
-def _float(typingctx, bits):
-    """The float64 with the bits of an int64."""
+def _split(typingctx, x):
+    """k and m with x = 2**k m, m in sqrt(1/2) .. sqrt(2)."""
+    dtype, integer = x.dtype, _integer(x.dtype)
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.DoubleType())
+        low, bits = lanes.constant(SQRT_HALF[dtype], integer), MANTISSA[dtype]
+        above = builder.sub(builder.bitcast(args[0], lanes.vector(integer)), low)
+        k = builder.sitofp(builder.ashr(above, lanes.constant(bits, integer)), lanes.vector(dtype))
+        m = builder.add(builder.and_(above, lanes.constant((1 << bits) - 1, integer)), low)
+        return context.make_tuple(builder, signature.return_type, (k, builder.bitcast(m, lanes.vector(dtype))))
 
-    return types.float64(types.int64), codegen
+    return types.UniTuple(x, 2)(x), codegen
 
 
 @inner
 def exp(x):
-    """e**x for x in -708 .. 709; held at the ends of that range outside it."""
-    x = min(max(x, -708.0), 709.0)
-    k = np.rint(x * LOG2_E)
-    r = (x - k * LN2_HIGH) - k * LN2_LOW
-    tail = 1.0 / 6227020800.0
-    tail = tail * r + 1.0 / 479001600.0
-    tail = tail * r + 1.0 / 39916800.0
-    tail = tail * r + 1.0 / 3628800.0
-    tail = tail * r + 1.0 / 362880.0
-    tail = tail * r + 1.0 / 40320.0
-    tail = tail * r + 1.0 / 5040.0
-    tail = tail * r + 1.0 / 720.0
-    tail = tail * r + 1.0 / 120.0
-    tail = tail * r + 1.0 / 24.0
-    tail = tail * r + 1.0 / 6.0
-    tail = tail * r + 0.5
-    scale = _float((np.int64(k) << 52) + EXPONENT_ONE)
-    return (1.0 + (r + r * r * tail)) * scale
+    """e**x; held at the ends of -87 .. 88 (float32) or -708 .. 709 outside them."""
+    x = min(max(x, _lowest(x)), _highest(x))
+    k = rint(x * LOG2_E)
+    r = fma(k, -_ln2_low(x), fma(k, -_ln2_high(x), x))
+    return (1.0 + fma(r * r, _exp(r), r)) * _power_of_two(k)
 
 
 @inner
 def log(x):
-    """Natural logarithm of a normal positive float64."""
-    bits = _bits(x) - SQRT_HALF_BITS
-    k = bits >> 52
-    f = _float((bits & 0x000FFFFFFFFFFFFF) + SQRT_HALF_BITS) - 1.0  # in sqrt(1/2) - 1 .. sqrt(2) - 1
+    """Natural logarithm of normal positive numbers."""
+    k, m = _split(x)
+    f = m - 1.0
     s = f / (2.0 + f)
     z = s * s
-    tail = 1.0 / 21.0
-    tail = tail * z + 1.0 / 19.0
-    tail = tail * z + 1.0 / 17.0
-    tail = tail * z + 1.0 / 15.0
-    tail = tail * z + 1.0 / 13.0
-    tail = tail * z + 1.0 / 11.0
-    tail = tail * z + 1.0 / 9.0
-    tail = tail * z + 1.0 / 7.0
-    tail = tail * z + 1.0 / 5.0
-    tail = tail * z + 1.0 / 3.0
     half = 0.5 * f * f
-    scaled = float(k)
-    return scaled * LN2_HIGH - ((half - (s * (half + 2.0 * z * tail) + scaled * LN2_LOW)) - f)
+    return fma(k, _ln2_high(x), f - (half - fma(s, half + 2.0 * z * _log(z), k * _ln2_low(x))))
 
 
 @inner
-def _sine(x, quarter):
-    """sin(x + quarter * pi / 2)."""
-    k = np.rint(x * (2.0 / math.pi))
-    r = ((x - k * HALF_PI_1) - k * HALF_PI_2) - k * HALF_PI_3
-    z = r * r
-    odd = -1.0 / 1307674368000.0
-    odd = odd * z + 1.0 / 6227020800.0
-    odd = odd * z - 1.0 / 39916800.0
-    odd = odd * z + 1.0 / 362880.0
-    odd = odd * z - 1.0 / 5040.0
-    odd = odd * z + 1.0 / 120.0
-    odd = odd * z - 1.0 / 6.0
-    even = 1.0 / 20922789888000.0
-    even = even * z - 1.0 / 87178291200.0
-    even = even * z + 1.0 / 479001600.0
-    even = even * z - 1.0 / 3628800.0
-    even = even * z + 1.0 / 40320.0
-    even = even * z - 1.0 / 720.0
-    even = even * z + 1.0 / 24.0
-    sine = r + r * z * odd
-    cosine = 1.0 - (0.5 * z - z * z * even)
-    turn = np.int64(k) + quarter
-    value = cosine if turn & 1 else sine
-    return -value if turn & 2 else value
+def log1p(x):
+    """log(1 + x), x >= 0."""
+    y = 1.0 + x
+    return log(y) - ((y - 1.0) - x) / y
 
 
 @inner
-def sin(x):
-    """Sine of x (rad)."""
-    return _sine(x, 0)
+def sin_pi(t):
+    """sin(pi t), |t| <= 1/2"""
+    z = t * t
+    return fma(t, _pi_high(t), t * (_pi_low(t) + z * _sine(z)))
 
 
 @inner
-def cos(x):
-    """Cosine of x (rad)."""
-    return _sine(x, 1)
+def cos_pi(t):
+    """cos(pi t), |t| <= 1/2"""
+    z = t * t
+    return fma(z, _cosine(z), 1.0)

@@ -53,10 +53,10 @@ class EdgeStrength(torch.autograd.Function):
         by_scalar, by_omega = np.empty((len(SCALARS), config.n_rows), dtype), np.empty(len(e.omega), dtype)
         with backend.use_threads(e.threads):
             by_cutoff = KERNELS.strength_back(
-                *(e.rows, windows.offsets, config.n_inputs, config.period, windows.free, e.c),
-                *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts, e.active),
+                *(e.rows, windows.offsets, config.n_inputs, config.n_sources, config.period, windows.free, e.c),
+                *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
                 *(strength_gradient.contiguous().numpy(), closeness_gradient.contiguous().numpy()),
-                *(np.empty(len(e.d)), np.empty(config.n_rows), by_scalar, by_omega),
+                *(np.empty((len(SCALARS) + 1, config.n_rows)), by_scalar, by_omega),
             )
         columns = torch.from_numpy(by_scalar)
         scalars = [columns[SCALARS.index(name)] for name in windows.scalars]
@@ -78,7 +78,7 @@ class GateSum(torch.autograd.Function):
         slopes = np.empty_like(d)
         with backend.use_threads(e.threads):
             gate_sum, ctx.by_cutoff = KERNELS.gates(
-                d, e.candidates.indptr, e.c, tau, e.threshold, np.empty(len(d)), np.empty((2, len(e.rows))), slopes
+                d, e.c, tau, e.threshold, np.empty((2, -(-len(d) // KERNELS.CHUNK))), slopes
             )
         ctx.slopes = torch.from_numpy(slopes)
         return torch.tensor(gate_sum, dtype=closeness.dtype)
@@ -100,12 +100,9 @@ class FlowSums(torch.autograd.Function):
     def forward(ctx: Any, evaluation: Evaluation, windows: Windows, strengths: Tensor) -> Tensor:
         """The two sums."""
         config = windows.config
-        ctx.threads = evaluation.threads
         ctx.edges = (evaluation.row_starts, evaluation.sources, config.n_inputs, config.n_sources)
         ctx.save_for_backward(strengths)
-        with backend.use_threads(evaluation.threads):
-            sums = KERNELS.flows(strengths.detach().numpy(), *ctx.edges, np.empty((2, config.n_neurons)))
-        return torch.tensor(sums, dtype=strengths.dtype)
+        return torch.tensor(evaluation.flows, dtype=strengths.dtype)
 
     @staticmethod
     @once_differentiable
@@ -114,8 +111,7 @@ class FlowSums(torch.autograd.Function):
         (strengths,) = ctx.saved_tensors
         out = torch.empty_like(strengths)
         by_hidden, by_outputs = gradient.tolist()
-        with backend.use_threads(ctx.threads):
-            KERNELS.flows_back(strengths.detach().numpy(), *ctx.edges, by_hidden, by_outputs, out.numpy())
+        KERNELS.flows_back(strengths.detach().numpy(), *ctx.edges, by_hidden, by_outputs, out.numpy())
         return None, None, out
 
 

@@ -70,6 +70,46 @@ def check_candidates(
         raise ValueError(f"{n_omega} edge_weight for {len(indices)} candidate_indices; they must be as many")
 
 
+Structure = tuple[NDArray[np.int64], NDArray[np.int32]]  # CSR of active edges: indptr and sources
+NO_STRUCTURE: Structure = (np.zeros(0, np.int64), np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Closeness of every candidate at one set of scalars, and the active ones among them.
+
+    rows        float64 (ROWS, n_rows)  transformed scalars
+    stale       bool (n_rows,)   rows to scan where a pair outside may be active, then nothing below holds; else None
+    d           (n_candidates,)  closeness, in the model's dtype
+    near        candidates above the threshold
+    same        the active edges are those of the structure that was given
+    row_starts  int64 (n + 1,)   CSR indptr of the active edges over all neurons
+    sources     int32 (n_edges,) of each active edge;  strengths in the model's dtype
+    flows       sums of |strength| over input -> hidden and over hidden -> output edges
+    threads     that work on arrays of this size deserves
+    """
+
+    candidates: Candidates
+    rows: NDArray[np.float64]
+    c: float
+    threshold: float
+    omega: NDArray[np.floating]
+    stale: NDArray[np.bool_] | None
+    d: NDArray[np.floating]
+    near: int
+    same: bool
+    row_starts: NDArray[np.int64]
+    sources: NDArray[np.int32]
+    strengths: NDArray[np.floating]
+    flows: tuple[float, float]
+    threads: int
+
+    @property
+    def crowded(self) -> bool:
+        """Most candidates have sunk below the threshold: a rebuild would shorten the list."""
+        return len(self.d) > CROWDED and 2 * self.near < len(self.d)
+
+
 class Windows:
     """The geometry of a manifold's rows, and the search for candidates in their windows."""
 
@@ -86,29 +126,39 @@ class Windows:
         """Closeness above which pairs are kept."""
         return max(c - self.config.skin, c / 2)
 
-    def rows(self, scalars: list[Tensor]) -> NDArray[np.float64]:
-        """Transformed scalars, float64 (n_rows, 7), of those in ``self.scalars``."""
-        out = np.empty((self.config.n_rows, len(SCALARS)))
+    def evaluate(
+        self,
+        scalars: list[Tensor],
+        c: float,
+        omega: NDArray[np.floating],
+        threads: int,
+        before: Structure,
+        check: bool = True,
+    ) -> Evaluation:
+        """Evaluate the latest candidates; on one thread where they are few.
+
+        With ``check``, only the rows to scan are found where a pair outside may have crossed the cutoff.
+        """
+        config, found, size = self.config, self.latest, len(self.latest.indices)
+        threads = threads if size > FEW else 1
         arrays = [scalar.detach().numpy() for scalar in scalars]
         if self.free:
             alpha, sigma, mu = arrays
             arrays = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
-            out[:] = 0.0
-        KERNELS.row_scalars(*arrays, self.free, out)
-        return out
-
-    def stale(self, candidates: Candidates, rows: NDArray[np.float64], c: float) -> NDArray[np.bool_] | None:
-        """Rows to scan, bool (n_rows,), where a pair outside the candidates may have crossed the cutoff, else None.
-
-        Raises ValueError where a scalar is NaN or infinite.
-        """
-        out = np.empty(len(rows), np.bool_)
-        head = (rows, candidates.reference, c, self.threshold(c), self.config.period, self.free, self.omega_bound)
-        if not KERNELS.find_stale(*head, out):
-            return None
-        if not (np.isfinite(c) and np.isfinite(rows).all()):
-            raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
-        return out
+        rows = (np.zeros if self.free else np.empty)((KERNELS.ROWS, config.n_rows))
+        stale, d, threshold = np.empty(config.n_rows, np.bool_), np.empty(size, omega.dtype), self.threshold(c)
+        row_starts = np.empty(config.n_neurons + 1, np.int64)
+        sources, strengths = np.empty(size, np.int32), np.empty(size, omega.dtype)
+        with backend.use_threads(threads):
+            crossed, near, n_edges, same, *flows = KERNELS.evaluate(
+                *(*arrays, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
+                *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
+                *(d, row_starts, sources, strengths, np.empty((4, config.n_rows))),
+            )
+        return Evaluation(
+            *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
+            *(sources[:n_edges], strengths[:n_edges], (flows[0], flows[1]), threads),
+        )
 
     def search(
         self,
@@ -119,7 +169,9 @@ class Windows:
         omega: NDArray[np.floating],
     ) -> tuple[Candidates, NDArray[np.floating], NDArray[np.int32]]:
         """Candidates after a scan of the ``stale`` rows; free edges: their omega, and the place of each among the old
-        ones (-1: new)."""
+        ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
+        if not (np.isfinite(c) and np.isfinite(rows).all()):
+            raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
         config, threshold = self.config, self.threshold(c)
         indptr = np.zeros(config.n_rows + 1, np.int64)
         head = (
@@ -135,61 +187,5 @@ class Windows:
         new_omega = np.empty(len(origin), omega.dtype)
         KERNELS.scan(*head, True, indptr, indices, new_omega, origin)
         reference = old.reference.copy()
-        reference[stale, :-1], reference[stale, -1] = rows[stale], threshold
+        reference[stale, :-1], reference[stale, -1] = rows[: len(SCALARS), stale].T, threshold
         return Candidates(indptr, indices, reference), new_omega, origin
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Closeness of every candidate at one set of scalars, and the active ones among them.
-
-    d           (n_candidates,)  closeness, in the model's dtype
-    row_starts  int64 (n + 1,)   CSR indptr of the active edges over all neurons
-    active      int32 (n_edges,) candidate of each active edge;  sources int32, strengths in the model's dtype
-    threads     that work on arrays of this size deserves
-    """
-
-    candidates: Candidates
-    rows: NDArray[np.float64]
-    c: float
-    threshold: float
-    omega: NDArray[np.floating]
-    d: NDArray[np.floating]
-    near: int
-    row_starts: NDArray[np.int64]
-    active: NDArray[np.int32]
-    sources: NDArray[np.int32]
-    strengths: NDArray[np.floating]
-    threads: int
-
-    @property
-    def crowded(self) -> bool:
-        """Most candidates have sunk below the threshold: a rebuild would shorten the list."""
-        return len(self.d) > CROWDED and 2 * self.near < len(self.d)
-
-
-def evaluate(
-    windows: Windows,
-    candidates: Candidates,
-    rows: NDArray[np.float64],
-    c: float,
-    omega: NDArray[np.floating],
-    threads: int,
-) -> Evaluation:
-    """Closeness of the candidates, and which are active; on one thread where they are few."""
-    config, indptr, indices = windows.config, candidates.indptr, candidates.indices
-    threads = threads if len(indices) > FEW else 1
-    d = np.empty(len(indices), omega.dtype)
-    row_starts = np.empty(config.n_neurons + 1, np.int64)
-    with backend.use_threads(threads):
-        KERNELS.closeness(
-            rows, windows.offsets, config.n_inputs, config.period, windows.free, indptr, indices, omega, d
-        )
-        near = KERNELS.select(d, c, windows.threshold(c), config.n_inputs, indptr, row_starts)
-        n_edges = row_starts[-1]
-        active, sources = np.empty(n_edges, np.int32), np.empty(n_edges, np.int32)
-        strengths = np.empty(n_edges, d.dtype)
-        KERNELS.compact(d, c, config.n_inputs, indptr, indices, row_starts, active, sources, strengths)
-    return Evaluation(
-        candidates, rows, c, windows.threshold(c), omega, d, near, row_starts, active, sources, strengths, threads
-    )

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, FlowSums, GateSum, Plan, Propagate
-from sparse_dnm.candidates import Candidates, Evaluation, Windows, check_candidates, evaluate
+from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
 from sparse_dnm.initial import initial_scalars
@@ -144,14 +144,13 @@ class DynamicManifold(nn.Module):
         """omega of the candidates, or an empty array of the model's dtype."""
         return (self.edge_weight if self._windows.free else self.alpha[:0]).detach().numpy()
 
-    def _rebuild(self, candidates: Candidates, stale: Any, rows: Any, c: float) -> Candidates:
+    def _rebuild(self, stale: Any, rows: Any, c: float) -> None:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
         with backend.use_threads(self.executor.threads):
-            candidates, omega, origin = self._windows.search(candidates, stale, rows, c, self._omega())
+            candidates, omega, origin = self._windows.search(self._windows.latest, stale, rows, c, self._omega())
         self._set_candidates(candidates)
         if self._windows.free:
             self._replace_omega(torch.from_numpy(omega), torch.from_numpy(origin.astype(np.int64)))
-        return candidates
 
     def _replace_omega(self, omega: Tensor, places: Tensor) -> None:
         """Give edge_weight new values; its gradient and moments are taken from ``places`` of the old, 0 where -1."""
@@ -174,23 +173,20 @@ class DynamicManifold(nn.Module):
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
         _check_dtype(self.alpha.dtype)
         backend.kernels(self.alpha.device)
-        threads = self.executor.threads
-        rows = self._windows.rows(self._scalars())
-        c = self._cutoff()
-        candidates = self._windows.latest
-        stale = self._windows.stale(candidates, rows, c)
-        if stale is not None:
-            candidates = self._rebuild(candidates, stale, rows, c)
-        found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
+        c, scalars, schedule = self._cutoff(), self._scalars(), self._found.schedule
+        before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
+
+        def evaluate(check: bool) -> Evaluation:
+            return self._windows.evaluate(scalars, c, self._omega(), self.executor.threads, before, check)
+
+        found = evaluate(check=True)
+        if found.stale is not None:
+            self._rebuild(found.stale, found.rows, c)
+            found = evaluate(check=False)
         if found.crowded:
-            candidates = self._rebuild(candidates, np.ones(len(rows), np.bool_), rows, c)
-            found = evaluate(self._windows, candidates, rows, c, self._omega(), threads)
-        before = self._found.schedule.topology if self._found.schedule else None
-        if (
-            before is None
-            or not np.array_equal(before.indptr, found.row_starts)
-            or not np.array_equal(before.indices, found.sources)
-        ):
+            self._rebuild(np.ones(self.config.n_rows, np.bool_), found.rows, c)
+            found = evaluate(check=False)
+        if not found.same:
             self._found.schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
         return found
 
@@ -324,8 +320,11 @@ class DynamicManifold(nn.Module):
             state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
         super()._load_from_state_dict(state, prefix, *args)
         if self._windows.free and not complete:
-            rows, threshold = self._windows.rows(self._scalars()), self._windows.threshold(self._cutoff())
-            found = replace(found, reference=np.c_[rows, np.full(len(rows), threshold)])
+            now = self._windows.evaluate(
+                self._scalars(), self._cutoff(), self._omega(), self.executor.threads, NO_STRUCTURE, check=False
+            )
+            scalars = now.rows[: found.reference.shape[1] - 1].T
+            found = replace(found, reference=np.c_[scalars, np.full(len(scalars), now.threshold)])
             self._set_candidates(found)
         self._found = _Found()
 

@@ -1,5 +1,7 @@
 """The candidate list: exact at every step, without n²."""
 
+from dataclasses import replace
+
 import naive
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from sparse_dnm.kernels import cpu_edges, formulas
 from strategies import dense_omega, manifolds, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
+from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Windows
 
 
 def dense_closeness(model, omega=None):
@@ -118,23 +121,62 @@ def test_free_structure_is_exact_while_parameters_move(model, seed, size):
         disturb(model, generator, size)
 
 
-def test_a_long_fast_run_of_adam_stays_exact():
-    """300 steps of lr 0.05 on the original's closeness: rebuilds are rare and the structure is right at each."""
-    config = ManifoldConfig.preset("original-toy", output="linear", skin=0.1)
-    model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)
+def every_pair(config):
+    """Candidates that are all possible pairs."""
+    i, j = np.nonzero(naive.possible(config.n_neurons, config.n_inputs, config.n_outputs))
+    indptr = np.searchsorted(i, np.arange(config.n_inputs, config.n_neurons + 1))
+    return replace(Candidates.none(config.n_rows), indptr=indptr, indices=j.astype(np.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("preset", ["original-toy", "digits"])
+def test_a_long_fast_run_of_adam_stays_exact(preset, dtype):
+    """300 steps of lr 0.05: rebuilds are rare, and at each step the active edges are those of all pairs, to the bit."""
+    config = ManifoldConfig.preset(preset, output="linear", skin=0.1, edges="closeness")
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), dtype)
+    everything = Windows(config)
+    everything.latest = every_pair(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(1)
-    rebuilds, last = 0, None
+    rebuilds, last, structures = 0, None, set()
     for _ in range(300):
-        x = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+        x = torch.randn(20, config.n_inputs, generator=generator, dtype=dtype)
         optimizer.zero_grad()
-        (model(x) - x[:, 1:]).square().mean().backward()
-        d, c = dense_closeness(model), naive.sigmoid(model.cutoff.item())
-        np.testing.assert_array_equal(active_matrix(model), np.abs(d) > c)
+        (model(x) - x[:, : config.n_outputs]).square().mean().backward()
+        full = everything.evaluate(model._scalars(), model._cutoff(), model._omega(), 1, NO_STRUCTURE, check=False)
+        np.testing.assert_array_equal(model.topology.indptr, full.row_starts)
+        np.testing.assert_array_equal(model.topology.indices, full.sources)
+        np.testing.assert_array_equal(model.strengths.detach().numpy(), full.strengths)
+        if dtype == torch.float64 and preset == "original-toy":
+            d, c = dense_closeness(model), naive.sigmoid(model.cutoff.item())
+            np.testing.assert_array_equal(active_matrix(model), np.abs(d) > c)
+        structures.add(model.topology.indices.tobytes())
         rebuilds += last is None or not torch.equal(last, model._reference)
         last = model._reference.clone()
         optimizer.step()
     assert rebuilds < 300
+    assert len(structures) > 10
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_closeness_in_float32_is_near_that_of_float64(edges):
+    """Closeness within 8 ulp of 1, gradients of a sum over it within 2e-6 of the largest."""
+    config = ManifoldConfig.preset("original-mnist", edges=edges)
+    single = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float32)
+    disturb(single, torch.Generator().manual_seed(1), 0.3)
+    single(torch.zeros(1, 784))
+    double = DynamicManifold(config, None, torch.float64)
+    double.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in single.state_dict().items()})
+    double(torch.zeros(1, 784).double())
+    assert len(single.closeness) == len(double.closeness) > 10_000
+    assert (single.closeness - double.closeness).abs().max() <= 8 * 2**-23
+    weights = torch.linspace(0.5, 1.5, len(single.closeness), dtype=torch.float64)
+    for name in single._windows.scalars:
+        found, expected = (
+            torch.autograd.grad((m.closeness * weights.to(m.alpha.dtype)).sum(), getattr(m, name), retain_graph=True)[0]
+            for m in (single, double)
+        )
+        assert (found - expected).abs().max() <= 2e-6 * expected.abs().max(), name
 
 
 def test_an_edge_that_died_does_not_jump_back():
