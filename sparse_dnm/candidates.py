@@ -25,7 +25,7 @@ from sparse_dnm.initial import ROW_SCALARS
 
 KERNELS = backend.kernels(torch.device("cpu"))
 SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # in the order of the kernels' rows
-FEW = 20_000  # candidates up to which waking other threads costs more than they save
+FEW = 6_000  # candidates up to which waking other threads costs more than they save
 CROWDED = 64  # candidates from which on a list that is mostly below the threshold is rebuilt
 
 
