@@ -58,21 +58,27 @@ class EdgeStrength(torch.autograd.Function):
                 *(strength_gradient.contiguous().numpy(), closeness_gradient.contiguous().numpy()),
                 *(np.empty((len(SCALARS) + 1, config.n_rows)), by_scalar, by_omega),
             )
-        columns = torch.from_numpy(by_scalar)
-        scalars = [columns[SCALARS.index(name)] for name in windows.scalars]
+        columns = torch.from_numpy(by_scalar).unbind()
+        scalars = [columns[k] for k in windows.places]
         omega = torch.from_numpy(by_omega) if windows.free else None
-        return None, None, torch.tensor(by_cutoff, dtype=columns.dtype), omega, *scalars
+        return None, None, columns[0].new_tensor(by_cutoff), omega, *scalars
 
 
 class GateSum(torch.autograd.Function):
     """Soft number of edges: the sum of sigmoid((|d| - c) / tau) over candidates above the threshold (DESIGN, 3).
 
-    apply(evaluation, tau, closeness, cutoff) -> scalar
+    apply(evaluation, tau, value, slope, closeness, cutoff) -> scalar
+
+    Straight-through (Bengio et al. 2013) where a ``value`` is given: that is returned, and the gradient is ``slope``
+    times that of the soft number.
     """
 
     @staticmethod
-    def forward(ctx: Any, evaluation: Evaluation, tau: float, closeness: Tensor, cutoff: Tensor) -> Tensor:
-        """Sum of the gates."""
+    def forward(
+        ctx: Any, evaluation: Evaluation, tau: float, value: float | None, slope: float, closeness: Tensor,
+        cutoff: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Sum of the gates, or ``value``."""
         e = evaluation
         d = closeness.detach().numpy()
         slopes = np.empty_like(d)
@@ -80,29 +86,31 @@ class GateSum(torch.autograd.Function):
             gate_sum, ctx.by_cutoff = KERNELS.gates(
                 d, e.c, tau, e.threshold, np.empty((2, -(-len(d) // KERNELS.CHUNK))), slopes
             )
-        ctx.slopes = torch.from_numpy(slopes)
-        return torch.tensor(gate_sum, dtype=closeness.dtype)
+        ctx.slopes, ctx.slope = torch.from_numpy(slopes), slope
+        return cutoff.new_tensor(gate_sum if value is None else value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of closeness and of the raw cutoff."""
-        return None, None, gradient * ctx.slopes, gradient * ctx.by_cutoff
+        gradient = gradient * ctx.slope
+        return None, None, None, None, gradient * ctx.slopes, gradient * ctx.by_cutoff
 
 
-class FlowSums(torch.autograd.Function):
-    """Sums of |D| over input -> hidden and over hidden -> output edges (DESIGN, section 3).
+class Flow(torch.autograd.Function):
+    """(sum |D| over input -> hidden edges - sum |D| over hidden -> output edges)² (DESIGN, section 3).
 
-    apply(evaluation, windows, strengths) -> (2,)
+    apply(evaluation, windows, strengths) -> scalar
     """
 
     @staticmethod
     def forward(ctx: Any, evaluation: Evaluation, windows: Windows, strengths: Tensor) -> Tensor:
-        """The two sums."""
+        """The square of the difference."""
         config = windows.config
         ctx.edges = (evaluation.row_starts, evaluation.sources, config.n_inputs, config.n_sources)
+        ctx.difference = evaluation.flows[0] - evaluation.flows[1]
         ctx.save_for_backward(strengths)
-        return torch.tensor(evaluation.flows, dtype=strengths.dtype)
+        return strengths.new_tensor(ctx.difference**2)
 
     @staticmethod
     @once_differentiable
@@ -110,8 +118,8 @@ class FlowSums(torch.autograd.Function):
         """Gradient of the strengths."""
         (strengths,) = ctx.saved_tensors
         out = torch.empty_like(strengths)
-        by_hidden, by_outputs = gradient.tolist()
-        KERNELS.flows_back(strengths.detach().numpy(), *ctx.edges, by_hidden, by_outputs, out.numpy())
+        by_hidden = 2.0 * ctx.difference * gradient.item()
+        KERNELS.flows_back(strengths.detach().numpy(), *ctx.edges, by_hidden, -by_hidden, out.numpy())
         return None, None, out
 
 

@@ -117,6 +117,7 @@ class Windows:
         self.config = config
         self.free = config.edges == "free"
         self.scalars = ROW_SCALARS[config.edges]
+        self.places = [SCALARS.index(name) for name in self.scalars]  # in the kernels' rows
         self.latest = Candidates.none(config.n_rows)  # those that the model holds
         self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
         mean, std = config.omega

@@ -15,8 +15,7 @@ def flow_loss(model: DynamicManifold) -> Tensor:
 
     Keeps the two halves of the network in balance, so that it does not cut itself in two.
     """
-    into_hidden, into_outputs = model.flow_sums()
-    return (into_hidden - into_outputs) ** 2
+    return model.flow()
 
 
 class SparsityProxy:
@@ -40,8 +39,8 @@ class SparsityProxy:
     def __call__(self, model: DynamicManifold) -> Tensor:
         """The term, a scalar."""
         possible = model.config.possible_edges
-        true = model.topology.n_edges / possible
+        density = model.topology.n_edges / possible
+        value = density**self.power
         if self.gradient == "none":
-            return model.cutoff.new_tensor(true**self.power)
-        soft = model.soft_edges(self.tau) / possible
-        return (soft - soft.detach() + true) ** self.power
+            return model.cutoff.new_tensor(value)
+        return model.soft_edges(self.tau, value, self.power * density ** (self.power - 1) / possible)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
-from sparse_dnm.autograd import EdgeStrength, FlowSums, GateSum, Plan, Propagate
+from sparse_dnm.autograd import EdgeStrength, Flow, GateSum, Plan, Propagate
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
@@ -241,13 +241,16 @@ class DynamicManifold(nn.Module):
         """Active over possible edges; as `topology`."""
         return self.topology.n_edges / self.config.possible_edges
 
-    def soft_edges(self, tau: float) -> Tensor:
-        """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable."""
-        return GateSum.apply(self._current(), tau, self.closeness, self.cutoff)
+    def soft_edges(self, tau: float, value: float | None = None, slope: float = 1.0) -> Tensor:
+        """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable.
 
-    def flow_sums(self) -> Tensor:
-        """Sums (2,) of |D| over input -> hidden and hidden -> output edges of the last forward, differentiable."""
-        return FlowSums.apply(self._current(), self._windows, self.strengths)
+        Given a ``value``, that is returned, with ``slope`` times the gradient of the soft number (straight-through).
+        """
+        return GateSum.apply(self._current(), tau, value, slope, self.closeness, self.cutoff)
+
+    def flow(self) -> Tensor:
+        """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""
+        return Flow.apply(self._current(), self._windows, self.strengths)
 
     # -- execution -------------------------------------------------------------------------------------------
 

@@ -32,8 +32,6 @@ def naive_terms(model, raw, omega, cutoff):
 def test_values_and_gradients_match_the_oracle(model):
     model(rng_input(model, 2))
     model(rng_input(model, 2))
-    margin = (model.closeness.detach().abs() - torch.sigmoid(model.cutoff.detach())).abs()
-    assume(not (margin < 1e-4).any())  # finite differences would step over the kink at the cutoff
     raw, omega, cutoff = raw_scalars(model), dense_omega(model), model.cutoff.item()
     possible = model.config.possible_edges
     flow, soft = naive_terms(model, raw, omega, cutoff)
@@ -54,7 +52,8 @@ def test_values_and_gradients_match_the_oracle(model):
 
         at = raw[name] if name != "cutoff" else np.array(cutoff)
         for term, found in enumerate((by_flow[k], by_proxy[k])):
-            expected = naive.gradient(lambda v, term=term: terms(v)[term], at, eps=1e-5)
+            expected, finer = (naive.gradient(lambda v, term=term: terms(v)[term], at, eps) for eps in (1e-5, 1e-6))
+            assume(np.allclose(expected, finer, rtol=1e-3, atol=1e-3))  # else a step crosses the kink at the cutoff
             found = np.zeros(expected.shape) if found is None else found.numpy() * (possible if term else 1)
             np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4 * max(1.0, np.abs(expected).max()))
 

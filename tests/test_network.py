@@ -127,7 +127,7 @@ def test_same_bits_wherever_arrays_lie(model, seed):
     for _ in range(6):
         between = [np.empty(rng.integers(1, 400)) for _ in range(4)]  # moves what is allocated next
         model.zero_grad()
-        (model(x).sum() + model.soft_edges(0.03) + model.flow_sums().sum()).backward()
+        (model(x).sum() + model.soft_edges(0.03) + model.flow()).backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters()})
         del between
     for name, gradient in found[0].items():
@@ -285,7 +285,7 @@ def test_terms_have_gradients_after_a_call_without():
     fresh.cutoff.requires_grad_(False)
     with torch.no_grad():
         fresh(torch.zeros(1, 5))
-    fresh.flow_sums().sum().backward()
+    fresh.flow().backward()
     assert fresh.alpha.grad.abs().sum() > 0
 
 
