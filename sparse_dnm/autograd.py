@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from sparse_dnm import backend
 from sparse_dnm.buffers import Lease
 from sparse_dnm.candidates import SCALARS, Evaluation, Windows
-from sparse_dnm.schedule import Executor, Schedule, tile_width
+from sparse_dnm.schedule import Executor, Schedule, tile_width, tiles_of
 
 KERNELS = backend.kernels(torch.device("cpu"))
 
@@ -153,7 +153,7 @@ class Plan:
         s, batch = self.schedule, len(x)
         topology, count = s.topology, tile_width(batch)
         w, b = self.spread(weight, 1.0), self.spread(bias, 0.0)
-        size = -(-batch // count) * count * topology.n_neurons
+        size = tiles_of(batch) * count * topology.n_neurons
         lease = self.executor.buffers.lease(w.dtype, size, size)
         out = x.new_empty(batch, len(topology.outputs))
         name = self.executor.choose("forward", batch, topology)
@@ -194,7 +194,7 @@ class Propagate(torch.autograd.Function):
         plan, count, batch = ctx.plan, ctx.count, ctx.batch
         s, topology = plan.schedule, plan.schedule.topology
         (w, b), (x, m) = ctx.scales, ctx.lease.arrays
-        n, tiles = topology.n_neurons, -(-batch // count)
+        n, tiles = topology.n_neurons, tiles_of(batch)
         by_value, by_weight, by_bias = np.zeros(topology.n_edges, w.dtype), np.zeros(n, w.dtype), np.zeros(n, w.dtype)
         totals = by_value, by_weight, by_bias
         if tiles == 1:

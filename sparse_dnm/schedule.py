@@ -20,13 +20,19 @@ KERNELS = backend.kernels(torch.device("cpu"))
 def tile_width(batch: int) -> int:
     """Columns per tile: up to 64, a multiple of 8 from 5 on, and an even number of tiles where there are several.
 
-    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.
+    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.  A
+    tile of 56 takes as long as one of 64, which other batches need as well: one compilation for both.
     """
     tiles = 1 if batch <= 64 else 2 * -(-batch // 128)
     columns = -(-batch // tiles)
     if columns <= 4:
         return (1, 1, 2, 4, 4)[columns]
-    return -(-columns // 8) * 8
+    return 64 if columns > 48 else -(-columns // 8) * 8
+
+
+def tiles_of(batch: int) -> int:
+    """Tiles that hold ``batch`` columns."""
+    return -(-batch // tile_width(batch))
 
 
 class Schedule:
@@ -70,7 +76,8 @@ class Executor:
 
     ``auto`` spends no extra run: the first calls of a phase (forward, backward) at a batch size alternate between
     the two, one unmeasured call each and then ``samples``; the smaller median stays until edges or depth have
-    changed by a fifth.  On one thread both do the same work in the same order, and ``columns`` runs.
+    changed by a fifth.  On one thread both do the same work in the same order, and where every thread has a tile of
+    its own ``columns`` does it without a barrier: then that runs, untried.
     """
 
     samples = 5
@@ -88,7 +95,7 @@ class Executor:
         """The executor of the next call of ``phase``."""
         if self.name != "auto":
             return self.name
-        if self.threads == 1:
+        if self.threads <= tiles_of(batch):
             return "columns"
         trial = self._trials.get((phase, batch))
         if trial is None or trial.stale(topology):
@@ -99,7 +106,7 @@ class Executor:
 
     def threads_for(self, name: str, batch: int) -> int:
         """Threads that have work: ``columns`` gives each a tile."""
-        return min(self.threads, -(-batch // tile_width(batch))) if name == "columns" else self.threads
+        return min(self.threads, tiles_of(batch)) if name == "columns" else self.threads
 
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
         """Take note of the time that a call of ``phase`` took."""
@@ -116,4 +123,4 @@ class Executor:
         if self.name != "auto" or self.threads == 1:
             return "columns" if self.name == "auto" else self.name
         made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in self._trials.items() if t.choice]
-        return "auto: " + (", ".join(made) or "no choice yet")
+        return "auto: " + (", ".join(made) or ("no choice yet" if self._trials else "columns"))

@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.config import ACTIVATIONS
 
-BATCHES = (1, 3, 50, 65)  # tiles of 1, 4 and 56 columns, and two of 40
+BATCHES = (1, 3, 50, 65)  # tiles of 1, 4 and 64 columns, and two of 40
 
 
 def naive_closeness(model):
