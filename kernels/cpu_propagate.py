@@ -19,6 +19,7 @@ from sparse_dnm.kernels.jit import inner, kernel
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
+NARROW = 16  # columns, up to which a row has several sums at once
 BLOCK = 64  # inputs that a thread of `wavefront` reads at a time
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -127,8 +128,21 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
     total = simd.zeros(x, width)
     at = base + np.int64(i) * w
     if i < first_linear:
-        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            total = simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+        e, end = np.uint64(indptr[i]), np.uint64(indptr[i + 1])
+        if w <= NARROW:  # few columns: four sums side by side, since one waits for itself at every edge
+            one, a, b, c = np.uint64(1), total, total, total
+            while e + np.uint64(4) <= end:
+                total = simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+                e += one
+                a = simd.scaled_add(a, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+                e += one
+                b = simd.scaled_add(b, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+                e += one
+                c = simd.scaled_add(c, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
+                e += one
+            total = simd.add(simd.add(total, a), simd.add(b, c))
+        for rest in range(e, end):
+            total = simd.scaled_add(total, values[rest], simd.load(m, base + np.int64(indices[rest]) * w, width))
     else:
         for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             j = np.int64(indices[e])
