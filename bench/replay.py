@@ -63,13 +63,7 @@ class _Recorder:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._kernels, name)
         if name == "make":
-            return lambda count: {
-                walk: tuple(
-                    self._wrap(f"{way} {walk}", kernel)
-                    for way, kernel in zip(("forward", "backward"), pair, strict=True)
-                )
-                for walk, pair in found(count).items()
-            }
+            return lambda count: tuple(map(self._wrap, ("forward", "backward"), found(count)))
         return self._wrap(name, found) if callable(found) else found
 
 

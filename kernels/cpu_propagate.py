@@ -4,8 +4,6 @@ Neuron i holds x_i = sum over its edges of value * message, z_i = weight_i x_i +
 from ``first_linear`` on read z of their sources, the others m.  The value of an output neuron is its z.
 Buffers ``x``, ``m``, ``g`` are flat, tile-major ``[tile][neuron][width]``: a tile stays in cache, an edge reads
 consecutive numbers.  Columns beyond the batch repeat its last one, with gradient zero.
-Indices in hot loops are unsigned: for signed ones Numba tests at each access whether they count from the end, and the
-loop does not vectorise.
 Every column is computed alone and sums over columns run in tile order, so the bits depend neither on the number of
 threads nor on which of the two walks (`columns`: a thread per tile; `wavefront`: all threads on a level) is taken.
 """
@@ -15,12 +13,11 @@ import functools
 import numba
 import numpy as np
 from sparse_dnm.kernels import formulas, simd
-from sparse_dnm.kernels.jit import inner, kernel
+from sparse_dnm.kernels.jit import inner, kernel, task
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
 NARROW = 16  # columns, up to which a row has several sums at once
-BLOCK = 64  # inputs that a thread of `wavefront` reads at a time
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
 _tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
@@ -35,7 +32,7 @@ def _activate(x, m, at, width, weight, bias, kind, slope):
         z = simd.affine(weight, simd.load(x, at, width), bias)
         simd.store(m, at, simd.leaky(z, z, slope))
     else:
-        first, last = np.uint64(at), np.uint64(at + width.count)
+        first, last = at, at + width.count
         if kind == LOGISTIC:
             for c in range(first, last):
                 m[c] = _logistic(weight * x[c] + bias)
@@ -53,7 +50,7 @@ def _activate_back(x, g, at, gradient, width, weight, bias, kind, slope):
     if kind == LEAKY:
         return simd.leaky(simd.affine(weight, simd.load(x, at, width), bias), gradient, slope)
     simd.store(g, at, gradient)
-    first, last = np.uint64(at), np.uint64(at + width.count)
+    first, last = at, at + width.count
     if kind == LOGISTIC:
         for c in range(first, last):
             g[c] = _logistic_back(weight * x[c] + bias, g[c])
@@ -67,29 +64,28 @@ def _activate_back(x, g, at, gradient, width, weight, bias, kind, slope):
 
 
 @inner
-def _read_column(flat, n_columns, column, tile, x, at, width):
+def _read_column(table, rows, n_columns, column, tile, x, at, width):
     """Copy a tile of rows of the table's ``column`` to x from ``at`` on; the last row fills up the width."""
-    first, last = tile * width, flat.size // n_columns - 1
     for c in range(width):
-        x[at + c] = flat[min(first + c, last) * n_columns + column]
+        x[at + c] = table[min(tile * width + c, rows - 1) * n_columns + column]
 
 
 @inner
-def _read_block(flat, n_columns, column, tile, x, at, width):
+def _read_block(table, rows, n_columns, column, tile, x, at, width):
     """As `_read_column` for GROUP columns, whose neurons follow each other in x; width a multiple of GROUP."""
-    first, last = tile * width, flat.size // n_columns - 1
+    last = rows - 1
     group = simd.width_of(GROUP)
     for c in range(0, width, GROUP):
-        r = first + c
+        r = tile * width + c
         block = simd.transpose(
-            simd.load(flat, min(r, last) * n_columns + column, group),
-            simd.load(flat, min(r + 1, last) * n_columns + column, group),
-            simd.load(flat, min(r + 2, last) * n_columns + column, group),
-            simd.load(flat, min(r + 3, last) * n_columns + column, group),
-            simd.load(flat, min(r + 4, last) * n_columns + column, group),
-            simd.load(flat, min(r + 5, last) * n_columns + column, group),
-            simd.load(flat, min(r + 6, last) * n_columns + column, group),
-            simd.load(flat, min(r + 7, last) * n_columns + column, group),
+            simd.load(table, min(r, last) * n_columns + column, group),
+            simd.load(table, min(r + 1, last) * n_columns + column, group),
+            simd.load(table, min(r + 2, last) * n_columns + column, group),
+            simd.load(table, min(r + 3, last) * n_columns + column, group),
+            simd.load(table, min(r + 4, last) * n_columns + column, group),
+            simd.load(table, min(r + 5, last) * n_columns + column, group),
+            simd.load(table, min(r + 6, last) * n_columns + column, group),
+            simd.load(table, min(r + 7, last) * n_columns + column, group),
         )
         simd.store(x, at + c, block[0])
         simd.store(x, at + width + c, block[1])
@@ -102,23 +98,28 @@ def _read_block(flat, n_columns, column, tile, x, at, width):
 
 
 @inner
-def _read_inputs(width, first, last, tile, n, inputs, column, table, weight, bias, kind, slope, x, m):
+def _read_inputs(width, first, last, tile, n, inputs, column, rows, n_columns, table, weight, bias, kind, slope, x, m):
     """Values and messages of the executed inputs first .. last, in one tile; neighbours are read together."""
-    w, n_columns = width.count, table.shape[1]
-    flat = table.reshape(table.size)
+    w = width.count
     q = first
     while q < last:
         i, end = np.int64(inputs[q]), q + GROUP - 1
         at = (tile * n + i) * w
         size = 1
         if w % GROUP == 0 and end < last and inputs[end] - i == column[end] - column[q] == GROUP - 1:
-            _read_block(flat, n_columns, np.int64(column[q]), tile, x, at, w)
+            _read_block(table, rows, n_columns, np.int64(column[q]), tile, x, at, w)
             size = GROUP
         else:
-            _read_column(flat, n_columns, np.int64(column[q]), tile, x, at, w)
+            _read_column(table, rows, n_columns, np.int64(column[q]), tile, x, at, w)
         for k in range(i, i + size):
             _activate(x, m, (tile * n + k) * w, width, weight[k], bias[k], kind[k], slope[k])
         q += size
+
+
+@inner
+def _weighted(total, e, base, indices, values, m, width):
+    """total + value * message of edge e"""
+    return simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * width.count, width))
 
 
 @inner
@@ -126,91 +127,67 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
     """Sum the messages of neuron i's sources in one tile (starting at ``base``), and activate."""
     w = width.count
     total = simd.zeros(x, width)
-    at = base + np.int64(i) * w
+    e, last = indptr[i], indptr[i + 1]
     if i < first_linear:
-        e, end = np.uint64(indptr[i]), np.uint64(indptr[i + 1])
-        if w <= NARROW:  # few columns: four sums side by side, since one waits for itself at every edge
-            one, a, b, c = np.uint64(1), total, total, total
-            while e + np.uint64(4) <= end:
-                total = simd.scaled_add(total, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
-                e += one
-                a = simd.scaled_add(a, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
-                e += one
-                b = simd.scaled_add(b, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
-                e += one
-                c = simd.scaled_add(c, values[e], simd.load(m, base + np.int64(indices[e]) * w, width))
-                e += one
+        if w <= NARROW:  # several sums side by side: at every edge, one alone would wait for itself
+            a, b, c = total, total, total
+            while e + 4 <= last:
+                total = _weighted(total, e, base, indices, values, m, width)
+                a = _weighted(a, e + 1, base, indices, values, m, width)
+                b = _weighted(b, e + 2, base, indices, values, m, width)
+                c = _weighted(c, e + 3, base, indices, values, m, width)
+                e += 4
             total = simd.add(simd.add(total, a), simd.add(b, c))
-        for rest in range(e, end):
-            total = simd.scaled_add(total, values[rest], simd.load(m, base + np.int64(indices[rest]) * w, width))
+        for rest in range(e, last):
+            total = _weighted(total, rest, base, indices, values, m, width)
     else:
-        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            j = np.int64(indices[e])
+        for edge in range(e, last):
+            j = np.int64(indices[edge])
             z = simd.affine(weight[j], simd.load(x, base + j * w, width), bias[j])
-            total = simd.scaled_add(total, values[e], z)
-    simd.store(x, at, total)
-    _activate(x, m, at, width, weight[i], bias[i], kind[i], slope[i])
+            total = simd.scaled_add(total, values[edge], z)
+    simd.store(x, base + i * w, total)
+    _activate(x, m, base + i * w, width, weight[i], bias[i], kind[i], slope[i])
 
 
 @inner
-def _edges_back(width, total, message, first, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient):
-    """Add value * g over transposed edges first .. last to ``total``, and write <g, message> of each edge."""
-    w = width.count
-    k, end = np.uint64(first), np.uint64(last)
-    one = np.uint64(1)
-    while k + np.uint64(GROUP) <= end:
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p0 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p1 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p2 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p3 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p4 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p5 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p6 = simd.products(message, g_k)
-        k += one
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        p7 = simd.products(message, g_k)
-        k += one
-        sums = simd.lane_sums(p0, p1, p2, p3, p4, p5, p6, p7)
-        simd.scatter(edge_gradient, edge_at, t_edge, np.int64(k) - GROUP, sums)
-    while k < end:
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * w, width)
-        total = simd.scaled_add(total, values[np.uint32(t_edge[k])], g_k)
-        edge_gradient[np.uint64(edge_at) + np.uint32(t_edge[k])] = simd.dot(message, g_k)
-        k += one
+def _edge_back(width, total, message, k, base, t_indices, t_edge, values, g):
+    """total + value * g of transposed edge k, and the lanes of <g, message>."""
+    g_k = simd.load(g, base + np.int64(t_indices[k]) * width.count, width)
+    return simd.scaled_add(total, values[t_edge[k]], g_k), simd.products(message, g_k)
+
+
+@inner
+def _edges_back(width, total, message, k, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient):
+    """Add value * g over transposed edges k .. last to ``total``, and write <g, message> of each edge."""
+    while k + GROUP <= last:
+        total, p0 = _edge_back(width, total, message, k, base, t_indices, t_edge, values, g)
+        total, p1 = _edge_back(width, total, message, k + 1, base, t_indices, t_edge, values, g)
+        total, p2 = _edge_back(width, total, message, k + 2, base, t_indices, t_edge, values, g)
+        total, p3 = _edge_back(width, total, message, k + 3, base, t_indices, t_edge, values, g)
+        total, p4 = _edge_back(width, total, message, k + 4, base, t_indices, t_edge, values, g)
+        total, p5 = _edge_back(width, total, message, k + 5, base, t_indices, t_edge, values, g)
+        total, p6 = _edge_back(width, total, message, k + 6, base, t_indices, t_edge, values, g)
+        total, p7 = _edge_back(width, total, message, k + 7, base, t_indices, t_edge, values, g)
+        simd.scatter(edge_gradient, edge_at, t_edge, k, simd.lane_sums(p0, p1, p2, p3, p4, p5, p6, p7))
+        k += GROUP
+    while k < last:
+        g_k = simd.load(g, base + np.int64(t_indices[k]) * width.count, width)
+        total = simd.scaled_add(total, values[t_edge[k]], g_k)
+        edge_gradient[edge_at + t_edge[k]] = simd.dot(message, g_k)
+        k += 1
     return total
 
 
 @inner
 def _backward_neuron(
     width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope, column_of,
-    x, m, out_gradient, g, edge_gradient, weight_gradient, bias_gradient,
+    x, m, rows, n_outputs, out_gradient, g, n_edges, edge_gradient, weight_gradient, bias_gradient,
 ):  # fmt: skip
     """Gradients of neuron j in one tile: g_j = dL/dx_j, those of its edges to readers, of its weight and bias."""
     w = width.count
     base = tile * n * w
-    at = base + np.int64(j) * w
-    edge_at = tile * values.size
+    at = base + j * w
+    edge_at = tile * n_edges
     first, last = t_indptr[j], t_indptr[j + 1]
     middle = last
     while middle > first and t_indices[middle - 1] >= first_linear:
@@ -229,8 +206,8 @@ def _backward_neuron(
         )  # fmt: skip
     if column_of[j] >= 0:
         simd.store(g, at, total)
-        for c in range(min(w, out_gradient.shape[0] - tile * w)):
-            g[at + c] += out_gradient[tile * w + c, column_of[j]]
+        for c in range(min(w, rows - tile * w)):
+            g[at + c] += out_gradient[(tile * w + c) * n_outputs + column_of[j]]
         total = simd.load(g, at, width)
     weight_gradient[tile * n + j], bias_gradient[tile * n + j] = simd.dot_and_sum(total, simd.load(x, at, width))
     simd.store(g, at, simd.affine(weight[j], total, weight[j] * 0))
@@ -238,115 +215,136 @@ def _backward_neuron(
 
 @functools.cache
 def make(count):
-    """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward) by executor.
+    """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
 
+    ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into.
     ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
     neurons by level, ``waves`` where each level starts in it; ``column_of`` the output column of a neuron, or -1.
 
-    forward(inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
-            outputs, x, m, out)
-    backward(inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
-             outputs, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
+    forward(parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
+            slope, outputs, x, m, out)
+    backward(parts, inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind,
+             slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
     with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
     (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,); of one tile they are the gradients.
     """
 
-    @kernel(parallel=True)
-    def forward_columns(
-        inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs,
-        x, m, out,
-    ):  # fmt: skip
-        n = indptr.size - 1
-        for tile in numba.prange(x.size // (n * count)):
-            width = simd.width_of(count)
-            base = tile * n * count
-            _read_inputs(width, 0, inputs.size, tile, n, inputs, column, table, weight, bias, kind, slope, x, m)
-            for q in range(order.size):
-                _forward_neuron(
-                    width, order[q], base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
-                )
-            for c in range(min(count, table.shape[0] - tile * count)):
-                for q in range(outputs.size):
-                    i = np.int64(outputs[q])
-                    out[tile * count + c, q] = weight[i] * x[base + i * count + c] + bias[i]
+    @task
+    def forward_inputs(first, last, tile, n, inputs, column, table, weight, bias, kind, slope, x, m):
+        rows, n_columns = table.shape
+        inputs, column, table, weight, bias, kind, slope, x, m = simd.pointers(
+            inputs, column, table, weight, bias, kind, slope, x, m
+        )
+        _read_inputs(
+            simd.width_of(count), first, last, tile, n, inputs, column, rows, n_columns, table, weight, bias, kind,
+            slope, x, m,
+        )  # fmt: skip
 
-    @kernel(parallel=True)
-    def forward_wavefront(
-        inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs,
-        x, m, out,
+    @task
+    def forward_neurons(
+        first, last, tile, order, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
     ):  # fmt: skip
-        n = indptr.size - 1
-        tiles = x.size // (n * count)
-        for block in numba.prange(-(-inputs.size // BLOCK)):
-            width = simd.width_of(count)
-            first = block * BLOCK
-            for tile in range(tiles):
-                _read_inputs(
-                    width, first, min(first + BLOCK, inputs.size), tile, n, inputs, column, table, weight, bias, kind,
-                    slope, x, m,
-                )  # fmt: skip
-        for level in range(waves.size - 1):
-            for q in numba.prange(waves[level], waves[level + 1]):
-                width = simd.width_of(count)
-                for tile in range(tiles):
-                    _forward_neuron(
-                        width, order[q], tile * n * count, indptr, indices, values, first_linear, weight, bias,
-                        kind, slope, x, m,
-                    )  # fmt: skip
+        base = tile * (indptr.size - 1) * count
+        order, indptr, indices, values, weight, bias, kind, slope, x, m = simd.pointers(
+            order, indptr, indices, values, weight, bias, kind, slope, x, m
+        )
+        for q in range(first, last):
+            _forward_neuron(
+                simd.width_of(count), np.int64(order[q]), base, indptr, indices, values, first_linear, weight, bias,
+                kind, slope, x, m,
+            )  # fmt: skip
+
+    @task
+    def forward_outputs(table, weight, bias, outputs, n, x, out):
         for r in range(table.shape[0]):
             for q in range(outputs.size):
                 i = np.int64(outputs[q])
                 out[r, q] = weight[i] * x[((r // count) * n + i) * count + r % count] + bias[i]
 
-    @kernel(parallel=True)
-    def backward_columns(
-        inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+    @task
+    def backward_neurons(
+        first, last, tile, neurons, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
         column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
-        n = t_indptr.size - 1
-        for tile in numba.prange(x.size // (n * count)):
-            width = simd.width_of(count)
-            for q in range(order.size + inputs.size):
-                j = order[order.size - 1 - q] if q < order.size else inputs[q - order.size]
-                _backward_neuron(
-                    width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
-                    column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
-                )  # fmt: skip
+        n, n_edges = t_indptr.size - 1, values.size
+        rows, n_outputs = out_gradient.shape
+        (
+            neurons, t_indptr, t_indices, t_edge, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
+            partial_edges, partial_weight, partial_bias,
+        ) = simd.pointers(
+            neurons, t_indptr, t_indices, t_edge, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
+            partial_edges, partial_weight, partial_bias,
+        )  # fmt: skip
+        for q in range(last - 1, first - 1, -1):
+            _backward_neuron(
+                simd.width_of(count), np.int64(neurons[q]), tile, n, t_indptr, t_indices, t_edge, values, first_linear,
+                weight, bias, kind, slope, column_of, x, m, rows, n_outputs, out_gradient, g, n_edges, partial_edges,
+                partial_weight, partial_bias,
+            )  # fmt: skip
 
     @kernel(parallel=True)
-    def backward_wavefront(
-        inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+    def forward(
+        parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
+        outputs, x, m, out,
+    ):  # fmt: skip
+        n = indptr.size - 1
+        tiles = x.size // (n * count)
+        for k in numba.prange(tiles * parts):
+            tile, part = k // parts, k % parts
+            forward_inputs(
+                inputs.size * part // parts, inputs.size * (part + 1) // parts, tile, n, inputs, column, table, weight,
+                bias, kind, slope, x, m,
+            )  # fmt: skip
+        for level in range(waves.size - 1 if parts > 1 else 1):
+            first, last = (waves[level], waves[level + 1]) if parts > 1 else (0, order.size)
+            size = last - first
+            for k in numba.prange(tiles * parts):
+                tile, part = k // parts, k % parts
+                forward_neurons(
+                    first + size * part // parts, first + size * (part + 1) // parts, tile, order, indptr, indices,
+                    values, first_linear, weight, bias, kind, slope, x, m,
+                )  # fmt: skip
+        forward_outputs(table, weight, bias, outputs, n, x, out)
+
+    @kernel(parallel=True)
+    def backward(
+        parts, inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
         column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         n = t_indptr.size - 1
         tiles = x.size // (n * count)
-        for wave in range(waves.size):
-            level = waves.size - 2 - wave
-            first = waves[level] if level >= 0 else 0
-            last = waves[level + 1] if level >= 0 else inputs.size
-            for q in numba.prange(first, last):
-                width = simd.width_of(count)
-                j = order[q] if level >= 0 else inputs[q]
-                for tile in range(tiles):
-                    _backward_neuron(
-                        width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind,
-                        slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
-                    )  # fmt: skip
+        levels = waves.size - 1 if parts > 1 else 1
+        for wave in range(levels + 1):
+            level = levels - 1 - wave
+            neurons, first, last = inputs, 0, inputs.size
+            if level >= 0:
+                neurons = order
+                first, last = (waves[level], waves[level + 1]) if parts > 1 else (0, order.size)
+            size = last - first
+            for k in numba.prange(tiles * parts):
+                tile, part = k // parts, k % parts
+                backward_neurons(
+                    first + size * part // parts, first + size * (part + 1) // parts, tile, neurons, t_indptr,
+                    t_indices, t_edge, values, first_linear, weight, bias, kind, slope, column_of, x, m, out_gradient,
+                    g, partial_edges, partial_weight, partial_bias,
+                )  # fmt: skip
 
-    return {"columns": (forward_columns, backward_columns), "wavefront": (forward_wavefront, backward_wavefront)}
+    return forward, backward
 
 
 @kernel
 def add_tiles(partial_edges, partial_weight, partial_bias, neurons, values, weight, bias):
-    """Sum the tiles' partial gradients, in tile order, of the edges and of the executed neurons."""
+    """Add up the tiles' partial gradients, in tile order, of the edges and of the executed neurons; the sums hold 0."""
     n_edges, n = values.size, weight.size
-    tiles = partial_weight.size // n
-    values[:] = partial_edges[:n_edges]
-    for tile in range(1, tiles):
-        values += partial_edges[tile * n_edges : (tile + 1) * n_edges]
-    for q in range(neurons.size):
-        j = np.int64(neurons[q])
-        for tile in range(tiles):
+    tiles, executed = partial_weight.size // n, neurons.size
+    partial_edges, partial_weight, partial_bias, neurons, values, weight, bias = simd.pointers(
+        partial_edges, partial_weight, partial_bias, neurons, values, weight, bias
+    )
+    for tile in range(tiles):
+        for e in range(n_edges):
+            values[e] += partial_edges[tile * n_edges + e]
+        for q in range(executed):
+            j = neurons[q]
             weight[j] += partial_weight[tile * n + j]
             bias[j] += partial_bias[tile * n + j]
 

@@ -34,6 +34,11 @@ def kernel(function=None, *, parallel=False, fastmath=False):
     return dispatcher
 
 
+def task(function):
+    """Decorate what one thread of a kernel does at a time: compiled by itself, without the passes for `prange`."""
+    return numba.njit(function, error_model="numpy")
+
+
 def inner(function):
     """Decorate a function that only kernels call: it becomes part of them, so that loops around it vectorise."""
     return numba.njit(function, error_model="numpy", forceinline=True)

@@ -73,9 +73,16 @@ def _fma(builder, a, b, c):
     return builder.call(function, [a, b, c])
 
 
+def _data(context, builder, array_type, array):
+    """Address of the first element of a contiguous array or of what a pointer points to."""
+    if isinstance(array_type, types.CPointer):
+        return array
+    return context.make_array(array_type)(context, builder, array).data
+
+
 def _addresses(context, builder, array_type, array, offset, parts):
-    """Pointers to consecutive parts, starting ``offset`` elements into a contiguous array."""
-    data = context.make_array(array_type)(context, builder, array).data
+    """Addresses of consecutive parts, starting ``offset`` elements into an array or pointer."""
+    data = _data(context, builder, array_type, array)
     for part in parts:
         yield builder.bitcast(builder.gep(data, [offset]), part.as_pointer())
         offset = builder.add(offset, ir.Constant(offset.type, part.count))
@@ -108,6 +115,25 @@ def width_of(typingctx, count):
 def _count(width):
     count = width.count
     return lambda width: count
+
+
+@intrinsic
+def pointers(typingctx, *arrays):
+    """The addresses of contiguous arrays, as a tuple; indexed like arrays, but neither wrapped nor counted.
+
+    An index below 0 of a Numba array counts from its end, a choice that keeps loops from vectorising, and a reference
+    to an array is counted atomically.
+    """
+    addresses = types.Tuple([types.CPointer(array.dtype) for array in arrays])
+
+    def codegen(context, builder, signature, args):
+        data = [
+            _data(context, builder, array, builder.extract_value(args[0], k))
+            for k, array in enumerate(signature.args[0])
+        ]
+        return context.make_tuple(builder, addresses, data)
+
+    return addresses(types.StarArgTuple(arrays)), codegen
 
 
 @intrinsic
@@ -273,8 +299,8 @@ def scatter(typingctx, array, start, places, first, vector):
     """array[start + places[first + lane]] = vector[lane]"""
 
     def codegen(context, builder, signature, args):
-        out = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place = context.make_array(signature.args[2])(context, builder, args[2]).data
+        out = _data(context, builder, signature.args[0], args[0])
+        place = _data(context, builder, signature.args[2], args[2])
         at = args[3]
         for part in _unpack(builder, args[4]):
             for lane in range(part.type.count):

@@ -157,11 +157,11 @@ class Plan:
         lease = self.executor.buffers.lease(w.dtype, size, size)
         out = x.new_empty(batch, len(topology.outputs))
         name = self.executor.choose("forward", batch, topology)
-        run = KERNELS.make(count)[name][0]
+        run = KERNELS.make(count)[0]
         with backend.use_threads(self.executor.threads_for(name, batch)):
             start = time.perf_counter()
             run(
-                *(s.inputs, s.column, x.detach().contiguous().numpy(), s.order, s.waves),
+                *(self.executor.parts_for(name), s.inputs, s.column, x.detach().contiguous().numpy(), s.order, s.waves),
                 *(topology.indptr, topology.indices, values.detach().numpy()),
                 *(self.first_linear, w, b, self.kind, self.slope, topology.outputs, *lease.arrays, out.numpy()),
             )
@@ -206,19 +206,12 @@ class Propagate(torch.autograd.Function):
                 parts[0].fill(0)  # edges of neurons that are not executed
         g = lease.arrays[0]
         name = plan.executor.choose("backward", batch, topology)
-        run = KERNELS.make(count)[name][1]
+        run = KERNELS.make(count)[1]
         with backend.use_threads(plan.executor.threads_for(name, batch)):
             start = time.perf_counter()
             run(
-                *(
-                    s.inputs,
-                    s.order,
-                    s.waves,
-                    topology.t_indptr,
-                    topology.t_indices,
-                    topology.t_edge,
-                    values.detach().numpy(),
-                ),
+                *(plan.executor.parts_for(name), s.inputs, s.order, s.waves),
+                *(topology.t_indptr, topology.t_indices, topology.t_edge, values.detach().numpy()),
                 *(plan.first_linear, w, b, plan.kind, plan.slope, s.column_of, x, m),
                 *(gradient.contiguous().numpy(), g, *parts),
             )

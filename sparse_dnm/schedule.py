@@ -108,6 +108,10 @@ class Executor:
         """Threads that have work: ``columns`` gives each a tile."""
         return min(self.threads, tiles_of(batch)) if name == "columns" else self.threads
 
+    def parts_for(self, name: str) -> int:
+        """Parts that a level of neurons is cut into: `columns` knows no levels."""
+        return self.threads if name == "wavefront" else 1
+
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
         """Take note of the time that a call of ``phase`` took."""
         trial = self._trials.get((phase, batch))
