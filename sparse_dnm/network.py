@@ -223,6 +223,13 @@ class DynamicManifold(nn.Module):
         return self._found.schedule.topology
 
     @property
+    def connected(self) -> bool:
+        """Some input reaches an output in the last forward; as `topology`."""
+        self._current()
+        assert self._found.schedule is not None
+        return len(self._found.schedule.inputs) > 0
+
+    @property
     def strengths(self) -> Tensor:
         """D of the active edges (n_edges,) in the order of the topology's CSR, with its graph; as `topology`."""
         self._current()

@@ -82,11 +82,6 @@ class Topology:
         return len(self.indices)
 
     @property
-    def n_live_inputs(self) -> int:
-        """How many inputs reach an output; 0 means that the network is cut in two."""
-        return int(np.count_nonzero(self.live[self.inputs]))
-
-    @property
     def wavefronts(self) -> list[Int32]:
         """Neurons of each level, ascending: none reads another of its own wavefront."""
         return np.split(self.order, self._level_starts[1:-1])

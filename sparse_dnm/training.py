@@ -346,7 +346,7 @@ class Trainer:
         return test
 
     def _check_connected(self) -> None:
-        if self.model.topology.n_live_inputs:
+        if self.model.connected:
             return
         self._check_parameters()
         config, manifold = self.config, self.model.config
