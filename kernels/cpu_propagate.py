@@ -17,7 +17,7 @@ from sparse_dnm.kernels.jit import inner, kernel, task
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
-NARROW = 16  # columns, up to which a row has several sums at once
+NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
 _tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)

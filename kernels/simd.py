@@ -263,6 +263,13 @@ def _transpose_sum(builder, vectors):
     return vectors[0]
 
 
+def _lane_sum(builder, lanes):
+    """Sum of the lanes, added in the same order as by `_transpose_sum`."""
+    for step in (1, 2, 4):
+        lanes = builder.fadd(lanes, _shuffle(builder, lanes, lanes, [lane ^ step for lane in range(GROUP)]))
+    return builder.extract_element(lanes, ir.Constant(ir.IntType(32), 0))
+
+
 @intrinsic
 def products(typingctx, a, b):
     """Products of two Vectors, summed into GROUP lanes: a dot product but for its last additions."""
@@ -318,10 +325,7 @@ def dot(typingctx, a, b):
     """<a, b>, added in the same order as `products` and `lane_sums`."""
 
     def codegen(context, builder, signature, args):
-        lanes = _lane_products(builder, args[0], args[1])
-        zero = ir.Constant(lanes.type, None)
-        total = _transpose_sum(builder, [lanes] + [zero] * (GROUP - 1))
-        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+        return _lane_sum(builder, _lane_products(builder, args[0], args[1]))
 
     return a.dtype(a, b), codegen
 
@@ -333,11 +337,8 @@ def dot_and_sum(typingctx, a, b):
 
     def codegen(context, builder, signature, args):
         ones = _pack(builder, [ir.Constant(p, [1.0] * p.count) for p in _parts(a)])
-        lanes = [_lane_products(builder, args[0], other) for other in (args[1], ones)]
-        zero = ir.Constant(lanes[0].type, None)
-        total = _transpose_sum(builder, lanes + [zero] * (GROUP - 2))
-        ends = [builder.extract_element(total, ir.Constant(ir.IntType(32), k)) for k in (0, 1)]
-        return context.make_tuple(builder, pair, ends)
+        sums = [_lane_sum(builder, _lane_products(builder, args[0], other)) for other in (args[1], ones)]
+        return context.make_tuple(builder, pair, sums)
 
     return pair(a, b), codegen
 

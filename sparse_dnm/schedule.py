@@ -18,12 +18,13 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 def tile_width(batch: int) -> int:
-    """Columns per tile: up to 64, a multiple of 8 from 5 on, and an even number of tiles where there are several.
+    """Columns per tile: up to 64, a multiple of 8 from 5 on; an even number of tiles from 33 columns on.
 
-    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.  A
-    tile of 56 takes as long as one of 64, which other batches need as well: one compilation for both.
+    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.  Two
+    tiles of 32 cost one thread a fifth more than one of 64, and give two threads a tile each.  A tile of 56 takes as
+    long as one of 64, which other batches need as well: one compilation for both.
     """
-    tiles = 1 if batch <= 64 else 2 * -(-batch // 128)
+    tiles = 1 if batch <= 32 else 2 * -(-batch // 128)
     columns = -(-batch // tiles)
     if columns <= 4:
         return (1, 1, 2, 4, 4)[columns]

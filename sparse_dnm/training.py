@@ -107,7 +107,7 @@ def figure(data: Dataset, outputs: Tensor, y: Tensor) -> float:
     return data.mse(outputs, y)
 
 
-def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 128) -> dict[str, float]:
+def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str, float]:
     """``test_accuracy`` or ``test_mse`` over the whole test set, at most ``chunk`` samples at a time.
 
     Raises TrainingError where an output is not finite.
