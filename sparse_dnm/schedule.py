@@ -18,17 +18,17 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 def tile_width(batch: int) -> int:
-    """Columns per tile: up to 64, a multiple of 8 from 5 on; an even number of tiles from 33 columns on.
+    """Columns per tile: a power of two up to 16, else whole cache lines of float32, up to 64 columns.
 
-    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.  Two
-    tiles of 32 cost one thread a fifth more than one of 64, and give two threads a tile each.  A tile of 56 takes as
-    long as one of 64, which other batches need as well: one compilation for both.
+    It depends on the batch alone: the order of sums over columns, hence their bits, must not depend on threads.  From
+    33 columns on there is an even number of tiles: two tiles of 32 cost one thread a fifth more than one of 64, and
+    give two threads a tile each.
     """
     tiles = 1 if batch <= 32 else 2 * -(-batch // 128)
     columns = -(-batch // tiles)
-    if columns <= 4:
-        return (1, 1, 2, 4, 4)[columns]
-    return 64 if columns > 48 else -(-columns // 8) * 8
+    if columns <= 16:
+        return 1 << (columns - 1).bit_length()
+    return -(-columns // 16) * 16
 
 
 def tiles_of(batch: int) -> int:

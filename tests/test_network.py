@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.config import ACTIVATIONS
 
-BATCHES = (1, 3, 50, 65)  # tiles of 1 and 4 columns, two of 32 and two of 40
+BATCHES = (1, 3, 50, 65)  # tiles of 1 and 4 columns, two of 32 and two of 48
 
 
 def naive_closeness(model):
