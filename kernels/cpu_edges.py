@@ -311,14 +311,14 @@ def evaluate(
     of the active |d| > c, ``sources`` int32 and ``strengths`` (n_candidates,) hold theirs, as many as there are.
 
     Returns whether rows must be scanned; how many candidates lie above ``threshold``; how many are active; whether
-    they are those of ``before_starts`` and ``before``; the sums of |strength| over input -> hidden and over hidden ->
-    output edges.  Scratch: float64 parts (4, n_rows).
+    they are those of ``before_starts`` and ``before``; the sum of |strength| over input -> hidden edges less that over
+    hidden -> output edges.  Scratch: float64 parts (4, n_rows).
     """
     n_rows = indptr.size - 1
     _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows)
     ulp = 2.0**-23 if d.itemsize == 4 else 2.0**-52
     if check and _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, stale):
-        return True, 0, 0, False, 0.0, 0.0
+        return True, 0, 0, False, 0.0
     for row in numba.prange(n_rows):
         r = np.int64(row)
         line = _line(rows, r, n_inputs + r, n_sources, offsets[r], period, free, d)
@@ -337,7 +337,7 @@ def evaluate(
         low, high, parts[3, r] = _compact(r, c, n_inputs, indptr, indices, d, known, at, sources, strengths)
         parts[0, r], parts[1, r] = low if hidden else 0.0, 0.0 if hidden else high
     same = same and _total(parts[3]) == 0.0
-    return False, int(_total(parts[2])), n_edges, same, _total(parts[0]), _total(parts[1])
+    return False, int(_total(parts[2])), n_edges, same, _total(parts[0]) - _total(parts[1])
 
 
 @inner
@@ -352,9 +352,10 @@ def _total(values):
 @kernel(parallel=True)
 def strength_back(
     rows, offsets, n_inputs, n_sources, period, free, c, indptr, indices, omega, d, row_starts, strength_gradient,
-    d_gradient, sums, row_gradient, omega_gradient,
+    d_gradient, by_imbalance, sums, row_gradient, omega_gradient,
 ):  # fmt: skip
-    """Gradients of raw scalars from those of the active strengths and of every candidate's closeness.
+    """Gradients of raw scalars from those of the active strengths, of every candidate's closeness (either may be empty:
+    none), and of the sum of |strength| over input -> hidden edges less that over hidden -> output edges.
 
     row_gradient (7, n_rows): with respect to the *raw* scalars, those that the edge mode has.  Returns the gradient
     of the raw cutoff.  omega_gradient (n_candidates,) where edges are free.  Scratch: float64 sums (8, n_rows).
@@ -367,16 +368,21 @@ def strength_back(
         zero = lanes.fill(d, 0.0)
         by_alpha, by_sigma, by_mu, by_cutoff = zero, zero, zero, zero
         by_beta, by_gamma, by_phi, by_step = zero, zero, zero, zero
+        given = lanes.first(lanes.COUNT if strength_gradient.size else 0)
+        by_low, by_high = (by_imbalance, 0.0) if i < n_sources else (0.0, -by_imbalance)
         for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
             inside = lanes.first(indptr[r + 1] - e)
-            x = _steps(lanes.load(indices, e, inside, line[0]), line, d)
-            value = lanes.load(d, e, inside, 0.0)
+            source = lanes.load(indices, e, inside, line[0])
+            x, value = _steps(source, line, d), lanes.load(d, e, inside, 0.0)
             active = abs(value) > c
-            by_strength = lanes.unpack(strength_gradient, at, active)
+            by_size = lanes.select(active, lanes.select(source < n_inputs, lanes.fill(d, by_low), by_high), 0.0)
+            by_strength = lanes.unpack(strength_gradient, at, active & given)
+            by_strength += lanes.select(value > 0.0, by_size, -by_size)
             at += lanes.count(active)
             by_cutoff += by_strength * _strength_by_cutoff(value, c)
             u = _deviation(x, line)
-            part = lanes.load(d_gradient, e, inside, 0.0) + by_strength * (1.0 / (1.0 - c))
+            part = lanes.load(d_gradient, e, lanes.first(min(d_gradient.size, indptr[r + 1]) - e), 0.0)
+            part += by_strength * (1.0 / (1.0 - c))
             part = lanes.select(inside, part * _gaussian(u), 0.0)
             if free:
                 lanes.store(omega_gradient, e, inside, part * a)
@@ -435,21 +441,3 @@ def gates(d, c, tau, threshold, parts, slopes):
             lanes.store(slopes, e, inside, vector_math.copysign(slope, signed))
         parts[0, k], parts[1, k] = lanes.total(gate_sum), lanes.total(slope_sum)
     return _total(parts[0]), -_total(parts[1]) * c * (1.0 - c)
-
-
-@kernel
-def flows_back(strengths, row_starts, sources, n_inputs, n_sources, by_hidden, by_outputs, strength_gradient):
-    """Gradient of the sums of |strength| over input -> hidden and over hidden -> output edges, given dL of each."""
-    split = row_starts[n_sources]
-    _signed(strengths, sources, n_inputs, 0, split, by_hidden, 0.0, strength_gradient)
-    _signed(strengths, sources, n_inputs, split, sources.size, 0.0, by_outputs, strength_gradient)
-
-
-@inner
-def _signed(strengths, sources, n_inputs, start, end, by_low, by_high, out):
-    """Sign of the strength times ``by_low`` where the source is an input, else times ``by_high``."""
-    for e in range(start, end, lanes.COUNT):
-        inside = lanes.first(end - e)
-        strength, low = lanes.load(strengths, e, inside, 0.0), lanes.load(sources, e, inside, 0) < n_inputs
-        part = lanes.select(low, lanes.fill(out, by_low), by_high)
-        lanes.store(out, e, inside, lanes.select(strength > 0.0, part, -part))

@@ -21,9 +21,9 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 class EdgeStrength(torch.autograd.Function):
-    """Closeness of the candidates and strength of the active edges, with their gradients (DESIGN, section 2).
+    """Closeness of the candidates, strength of the active edges and the flow loss, with their gradients (DESIGN, 2, 3).
 
-    apply(evaluation, windows, cutoff, omega, *scalars) -> strengths (n_edges,), closeness (n_candidates,)
+    apply(evaluation, windows, cutoff, omega, *scalars) -> strengths (n_edges,), closeness (n_candidates,), flow ()
 
     ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``omega`` (n_candidates,) or None.
     """
@@ -31,16 +31,20 @@ class EdgeStrength(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, evaluation: Evaluation, windows: Windows, cutoff: Tensor, omega: Tensor | None, *scalars: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what the evaluation holds."""
         ctx.evaluation, ctx.windows = evaluation, windows
+        ctx.set_materialize_grads(False)
         if omega is not None:
             ctx.save_for_backward(omega)  # so that torch refuses a backward after it was changed in place
-        return torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
+        strengths, closeness = torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
+        return strengths, closeness, strengths.new_tensor(evaluation.imbalance**2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, strength_gradient: Tensor, closeness_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, strength_gradient: Tensor | None, closeness_gradient: Tensor | None, flow_gradient: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of the raw scalars."""
         e, windows = ctx.evaluation, ctx.windows
         if windows.free and windows.latest is not e.candidates:
@@ -50,12 +54,17 @@ class EdgeStrength(torch.autograd.Function):
             )
         ctx.saved_tensors  # noqa: B018 - raises where omega has changed
         config, dtype = windows.config, e.d.dtype
+        by_strength, by_closeness = (
+            e.d[:0] if gradient is None else gradient.contiguous().numpy()
+            for gradient in (strength_gradient, closeness_gradient)
+        )
+        by_imbalance = 0.0 if flow_gradient is None else 2.0 * e.imbalance * flow_gradient.item()
         by_scalar, by_omega = np.empty((len(SCALARS), config.n_rows), dtype), np.empty(len(e.omega), dtype)
         with backend.use_threads(e.threads):
             by_cutoff = KERNELS.strength_back(
                 *(e.rows, windows.offsets, config.n_inputs, config.n_sources, config.period, windows.free, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
-                *(strength_gradient.contiguous().numpy(), closeness_gradient.contiguous().numpy()),
+                *(by_strength, by_closeness, by_imbalance),
                 *(np.empty((len(SCALARS) + 1, config.n_rows)), by_scalar, by_omega),
             )
         columns = torch.from_numpy(by_scalar).unbind()
@@ -95,32 +104,6 @@ class GateSum(torch.autograd.Function):
         """Gradients of closeness and of the raw cutoff."""
         gradient = gradient * ctx.slope
         return None, None, None, None, gradient * ctx.slopes, gradient * ctx.by_cutoff
-
-
-class Flow(torch.autograd.Function):
-    """(sum |D| over input -> hidden edges - sum |D| over hidden -> output edges)² (DESIGN, section 3).
-
-    apply(evaluation, windows, strengths) -> scalar
-    """
-
-    @staticmethod
-    def forward(ctx: Any, evaluation: Evaluation, windows: Windows, strengths: Tensor) -> Tensor:
-        """The square of the difference."""
-        config = windows.config
-        ctx.edges = (evaluation.row_starts, evaluation.sources, config.n_inputs, config.n_sources)
-        ctx.difference = evaluation.flows[0] - evaluation.flows[1]
-        ctx.save_for_backward(strengths)
-        return strengths.new_tensor(ctx.difference**2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of the strengths."""
-        (strengths,) = ctx.saved_tensors
-        out = torch.empty_like(strengths)
-        by_hidden = 2.0 * ctx.difference * gradient.item()
-        KERNELS.flows_back(strengths.detach().numpy(), *ctx.edges, by_hidden, -by_hidden, out.numpy())
-        return None, None, out
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Evaluation:
     same        the active edges are those of the structure that was given
     row_starts  int64 (n + 1,)   CSR indptr of the active edges over all neurons
     sources     int32 (n_edges,) of each active edge;  strengths in the model's dtype
-    flows       sums of |strength| over input -> hidden and over hidden -> output edges
+    imbalance   sum of |strength| over input -> hidden edges less that over hidden -> output edges
     threads     that work on arrays of this size deserves
     """
 
@@ -101,7 +101,7 @@ class Evaluation:
     row_starts: NDArray[np.int64]
     sources: NDArray[np.int32]
     strengths: NDArray[np.floating]
-    flows: tuple[float, float]
+    imbalance: float
     threads: int
 
     @property
@@ -151,14 +151,14 @@ class Windows:
         row_starts = np.empty(config.n_neurons + 1, np.int64)
         sources, strengths = np.empty(size, np.int32), np.empty(size, omega.dtype)
         with backend.use_threads(threads):
-            crossed, near, n_edges, same, *flows = KERNELS.evaluate(
+            crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
                 *(*arrays, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
                 *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
                 *(d, row_starts, sources, strengths, np.empty((4, config.n_rows))),
             )
         return Evaluation(
             *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
-            *(sources[:n_edges], strengths[:n_edges], (flows[0], flows[1]), threads),
+            *(sources[:n_edges], strengths[:n_edges], imbalance, threads),
         )
 
     def search(

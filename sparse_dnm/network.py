@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
-from sparse_dnm.autograd import EdgeStrength, Flow, GateSum, Plan, Propagate
+from sparse_dnm.autograd import EdgeStrength, GateSum, Plan, Propagate
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
@@ -67,6 +67,7 @@ class _Found:
     evaluation: Evaluation | None = None
     closeness: Tensor | None = None
     strengths: Tensor | None = None
+    flow: Tensor | None = None
 
 
 class DynamicManifold(nn.Module):
@@ -194,9 +195,12 @@ class DynamicManifold(nn.Module):
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
         found = self._find_structure()
         omega = self.edge_weight if self._windows.free else None
-        strengths, closeness = EdgeStrength.apply(found, self._windows, self.cutoff, omega, *self._scalars())
-        self._found.evaluation, self._found.strengths, self._found.closeness = found, strengths, closeness
-        self._found.made_from = None if torch.is_grad_enabled() else _Snapshot(self._structural())
+        held = self._found
+        held.evaluation = found
+        held.strengths, held.closeness, held.flow = EdgeStrength.apply(
+            found, self._windows, self.cutoff, omega, *self._scalars()
+        )
+        held.made_from = None if torch.is_grad_enabled() else _Snapshot(self._structural())
         return found
 
     def _structural(self) -> list[Tensor]:
@@ -257,7 +261,10 @@ class DynamicManifold(nn.Module):
 
     def flow(self) -> Tensor:
         """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""
-        return Flow.apply(self._current(), self._windows, self.strengths)
+        self._current()
+        flow = self._found.flow
+        assert flow is not None
+        return flow if torch.is_grad_enabled() else flow.detach()
 
     # -- execution -------------------------------------------------------------------------------------------
 
