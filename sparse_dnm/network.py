@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -139,11 +140,11 @@ class DynamicManifold(nn.Module):
 
     def _cutoff(self) -> float:
         """c = sigmoid(cutoff)"""
-        return float(torch.sigmoid(self.cutoff.detach().double()))
+        return 1.0 / (1.0 + math.exp(min(-self.cutoff.item(), 700.0)))
 
     def _omega(self) -> Any:
         """omega of the candidates, or an empty array of the model's dtype."""
-        return (self.edge_weight if self._windows.free else self.alpha[:0]).detach().numpy()
+        return self.edge_weight.detach().numpy() if self._windows.free else np.empty(0, DTYPES[self.alpha.dtype])
 
     def _rebuild(self, stale: Any, rows: Any, c: float) -> None:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
@@ -279,25 +280,17 @@ class DynamicManifold(nn.Module):
 
     def _make_plan(self) -> Plan:
         """The plan of the current structure."""
-        assert self._found.schedule is not None
-        plan = self._found.plan
-        dtype = DTYPES[self.alpha.dtype]
-        if (
-            plan is None
-            or plan.schedule is not self._found.schedule
-            or plan.slope.dtype != dtype
-            or plan.executor is not self.executor
-        ):
-            kind, slope = backend.ACTIVATION_CODES[self.config.activation]
-            n = self.config.n_neurons
-            self._found.plan = plan = Plan(
-                self._found.schedule,
-                self.executor,
-                np.full(n, kind, np.int8),
-                np.full(n, slope, dtype),
-                self.config.n_sources,
-                slice(0, self.config.n_sources),
-            )
+        schedule, plan, dtype = self._found.schedule, self._found.plan, DTYPES[self.alpha.dtype]
+        assert schedule is not None
+        if plan is None or plan.slope.dtype != dtype:
+            code, slope = backend.ACTIVATION_CODES[self.config.activation]
+            kinds, slopes = np.full(self.config.n_neurons, code, np.int8), np.full(self.config.n_neurons, slope, dtype)
+        elif plan.schedule is schedule and plan.executor is self.executor:
+            return plan
+        else:
+            kinds, slopes = plan.kind, plan.slope
+        first_linear = self.config.n_sources
+        self._found.plan = plan = Plan(schedule, self.executor, kinds, slopes, first_linear, slice(0, first_linear))
         return plan
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
