@@ -38,7 +38,7 @@ class EdgeStrength(torch.autograd.Function):
         if omega is not None:
             ctx.save_for_backward(omega)  # so that torch refuses a backward after it was changed in place
         strengths, closeness = torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
-        return strengths, closeness, strengths.new_tensor(evaluation.imbalance**2)
+        return strengths, closeness, strengths.new_full((), evaluation.imbalance**2)
 
     @staticmethod
     @once_differentiable
@@ -70,7 +70,7 @@ class EdgeStrength(torch.autograd.Function):
         columns = torch.from_numpy(by_scalar).unbind()
         scalars = [columns[k] for k in windows.places]
         omega = torch.from_numpy(by_omega) if windows.free else None
-        return None, None, columns[0].new_tensor(by_cutoff), omega, *scalars
+        return None, None, columns[0].new_full((), by_cutoff), omega, *scalars
 
 
 class GateSum(torch.autograd.Function):
@@ -96,7 +96,7 @@ class GateSum(torch.autograd.Function):
                 d, e.c, tau, e.threshold, np.empty((2, -(-len(d) // KERNELS.CHUNK))), slopes
             )
         ctx.slopes, ctx.slope = torch.from_numpy(slopes), slope
-        return cutoff.new_tensor(gate_sum if value is None else value)
+        return cutoff.new_full((), gate_sum if value is None else value)
 
     @staticmethod
     @once_differentiable

@@ -42,5 +42,5 @@ class SparsityProxy:
         density = model.topology.n_edges / possible
         value = density**self.power
         if self.gradient == "none":
-            return model.cutoff.new_tensor(value)
+            return model.cutoff.new_full((), value)
         return model.soft_edges(self.tau, value, self.power * density ** (self.power - 1) / possible)
