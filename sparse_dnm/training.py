@@ -147,7 +147,8 @@ class Trainer:
         self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
         self._optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
-        self._parameters = list(model.parameters())
+        self._parameters: list[Tensor] = list(model.parameters())
+        self._one = torch.tensor(1.0)
         self._proxy = None
         if config.speed == "proxy":
             self._proxy = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
@@ -256,7 +257,7 @@ class Trainer:
         self._backward(terms)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        self._optimizer.step()
+        self._update()
         self._times.append(time.perf_counter() - start)
         self.step = number
         if not logging:
@@ -296,6 +297,34 @@ class Trainer:
             if term is not None and term.requires_grad
         ]
         torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
+
+    def _update(self) -> None:
+        """A step of the optimiser: its call of torch's fused kernel, without the Python around it, which costs more
+        than forward and backward of the DAG."""
+        parameters, state = self._parameters, self._optimizer.state
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if min(len(gradients), len(state)) < len(parameters):  # the first step makes the moments
+            self._optimizer.step()
+            return
+        (group,) = self._optimizer.param_groups
+        first, second, steps = ([state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step"))
+        with torch.no_grad():
+            torch._foreach_add_(steps, self._one)
+            torch._fused_adam_(
+                parameters,
+                gradients,
+                first,
+                second,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=group["amsgrad"],
+                maximize=group["maximize"],
+            )
 
     def _first_line(self) -> Record:
         """The untrained model, on the first rows of the training set."""

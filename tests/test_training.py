@@ -151,6 +151,14 @@ def test_same_bits_for_every_executor_and_thread_count(finished, tmp_path, execu
     assert lines(finished[0]) == lines(tmp_path / "run")
 
 
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
+    trainer(tmp_path / "a", edges=edges).run()
+    monkeypatch.setattr(Trainer, "_update", lambda self: self._optimizer.step())
+    trainer(tmp_path / "b", edges=edges).run()
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+
+
 def test_longer_training_extends_a_finished_one(tmp_path):
     constant = {"batch_size": 16, "schedule": "constant", "log_every": 10}
     trainer(tmp_path / "whole", TrainConfig(steps=50, **constant)).run()
