@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_dnm import backend
 from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import TrainConfig
@@ -204,7 +205,8 @@ class Trainer:
         """
         self._started = time.perf_counter()
         signals = StopSignals()
-        with one_torch_thread(), signals if self.out else contextlib.nullcontext():
+        kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
+        with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
             self._begin()
             if self.step == 0:
                 on_log(self._first_line())
