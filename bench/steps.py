@@ -22,6 +22,7 @@ from sparse_dnm.timing import Timing, interleave
 from sparse_dnm.training import one_torch_thread
 
 NEVER = 10**9  # steps
+TORCH_PARTS = ("Adam, fused", "cross entropy, forward + backward")
 SETTLED = 30  # steps after which kernels are compiled and "auto" has chosen
 
 
@@ -127,6 +128,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
         cases[f"DenseManifold {method}, whole step, 2 threads"] = dense_step(method)
     timings = interleave(cases, 10 if quick else 150, budget_s=5 if quick else 60, shortest_s=5e-4)
     found.steps = {name: timing.median for name, timing in timings.items()}
+    found.parts_s = sum(seconds for name, seconds in found.steps.items() if name.startswith(("kernel ", *TORCH_PARTS)))
     note = (
         f"Random images; the step is the trainer's own, so the structure changes as it trains (about {edges[0]:,} "
         "edges when the parts were recorded).  Parts on one thread; a kernel that is called several times counts once."
@@ -135,7 +137,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
 
 
 def other_parts(model: DynamicManifold) -> Cases:
-    """Structure update after a change, and Adam."""
+    """Structure update after a change, Adam, and the loss: what torch itself takes of a step."""
     t = model.topology
 
     def structure() -> object:
@@ -145,4 +147,10 @@ def other_parts(model: DynamicManifold) -> Cases:
     for p in copies:
         p.grad = torch.ones_like(p)
     adam = torch.optim.Adam(copies, lr=1e-6, fused=True)
-    return {"structure update (Topology and Schedule)": structure, "Adam, fused": on(1, adam.step)}
+    out = torch.randn(50, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    y = torch.arange(50) % 10
+    return {
+        "structure update (Topology and Schedule)": structure,
+        TORCH_PARTS[0]: on(1, adam.step),
+        TORCH_PARTS[1]: on(1, lambda: cross_entropy(out, y).backward()),
+    }
