@@ -22,6 +22,7 @@ from sparse_dnm.timing import Timing, interleave
 from sparse_dnm.training import one_torch_thread
 
 NEVER = 10**9  # steps
+WARM = 0.01  # seconds a case runs on end: a step follows its own like, as in training, not DenseManifold's matrices
 TORCH_PARTS = ("Adam, fused", "cross entropy, forward + backward")
 SETTLED = 30  # steps after which kernels are compiled and "auto" has chosen
 
@@ -107,31 +108,34 @@ def step_section(quick: bool, found: Found) -> list[str]:
     """The whole step against its parts and against DenseManifold's."""
     cases: Cases = {}
     parts: list[Call] = []
-    edges = []
+    recorded = 0
+    trainers = []
     for threads in (1, 2):
         trainer = make_trainer(threads)
         with one_torch_thread():
             for _ in range(SETTLED):
                 trainer._advance()
         cases[f"whole step, {threads} threads"] = on(1, trainer._advance)
-        edges.append(trainer.model.topology.n_edges)
+        trainers.append(trainer)
         with recording() as calls:
             trainer._advance()
         kernels = [c for c in calls if c.name.startswith(("forward", "backward")) or c.name == "add_tiles"]
         cases[f"its forward + backward kernels, {threads} threads"] = replay(kernels)
         if threads == 1:
-            parts = calls
+            parts, recorded = calls, trainer.model.topology.n_edges
             cases.update(other_parts(trainer.model))
     names = dict.fromkeys(call.name for call in parts)
     cases.update({f"kernel {name}": replay([c for c in parts if c.name == name]) for name in names})
     for method in ("levels",) if quick else ("levels", "neurons"):
         cases[f"DenseManifold {method}, whole step, 2 threads"] = dense_step(method)
-    timings = interleave(cases, 10 if quick else 150, budget_s=5 if quick else 60, shortest_s=5e-4)
+    timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60, shortest_s=WARM)
+    edges = [trainer.model.topology.n_edges for trainer in trainers]
     found.steps = {name: timing.median for name, timing in timings.items()}
     found.parts_s = sum(seconds for name, seconds in found.steps.items() if name.startswith(("kernel ", *TORCH_PARTS)))
     note = (
-        f"Random images; the step is the trainer's own, so the structure changes as it trains (about {edges[0]:,} "
-        "edges when the parts were recorded).  Parts on one thread; a kernel that is called several times counts once."
+        "Random images; the step is the trainer's own, so the structure changes as it trains "
+        f"({recorded:,} edges when the parts were recorded, {edges[0]:,} and {edges[1]:,} at the end).  "
+        "Parts on one thread; a kernel that is called several times counts once."
     )
     return [note, "", *HEAD, *(row(name, timing) for name, timing in timings.items())]
 
