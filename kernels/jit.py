@@ -31,7 +31,17 @@ def kernel(function=None, *, parallel=False, fastmath=False):
         return lambda f: kernel(f, parallel=parallel, fastmath=fastmath)
     dispatcher = numba.njit(function, cache=True, parallel=parallel, fastmath=fastmath, error_model="numpy")
     dispatcher._cache._cache_file._source_stamp = STAMP
+    dispatcher._cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), _captured(function))
     return dispatcher
+
+
+def _captured(function):
+    """What a function captures, for the key of the cache.
+
+    Numba pickles it, and a compiled function among it then differs in every process: nothing would ever be found.
+    """
+    values = [cell.cell_contents for cell in function.__closure__ or ()]
+    return function.__qualname__, *(_captured(v.py_func) if hasattr(v, "py_func") else v for v in values)
 
 
 def task(function):

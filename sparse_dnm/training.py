@@ -68,6 +68,12 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class _Adam(torch.optim.Adam):
+    """Adam without torch's decorator that imports torch's compiler, more than a second at every start."""
+
+    add_param_group = getattr(torch.optim.Adam.add_param_group, "__wrapped__", torch.optim.Adam.add_param_group)
+
+
 class StopSignals:
     """Inside ``with``, SIGINT and SIGTERM only set ``received``; a second SIGINT aborts at once.
 
@@ -146,7 +152,7 @@ class Trainer:
         self.step = 0  # updates made
         self._generator = torch.Generator().manual_seed(config.seed)
         self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
-        self._optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
         self._parameters: list[Tensor] = list(model.parameters())
         self._one = torch.tensor(1.0)
@@ -302,12 +308,14 @@ class Trainer:
 
     def _update(self) -> None:
         """A step of the optimiser: its call of torch's fused kernel, without the Python around it, which costs more
-        than forward and backward of the DAG."""
-        parameters, state = self._parameters, self._optimizer.state
+        than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
+        state = self._optimizer.state
+        parameters = [p for p in self._parameters if p.grad is not None]
+        for p in parameters:
+            if p not in state:
+                moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                state[p] = {"step": torch.zeros((), dtype=torch.float32), **moments}
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if min(len(gradients), len(state)) < len(parameters):  # the first step makes the moments
-            self._optimizer.step()
-            return
         (group,) = self._optimizer.param_groups
         first, second, steps = ([state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step"))
         with torch.no_grad():

@@ -1,0 +1,39 @@
+"""Compiled kernels outlive the process: a second one loads every kernel from the cache."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import numba, torch
+import sparse_dnm
+from sparse_dnm.kernels import cpu, cpu_propagate
+topology = sparse_dnm.Topology.from_edges([(0, 2), (1, 2), (2, 3), (0, 3)])
+model = sparse_dnm.DynamicManifold(sparse_dnm.ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+for count in (1, 3):
+    model(torch.ones(count, 5)).sum().backward()
+kernels = [k for count in (1, 4) for k in cpu_propagate.make(count)]
+kernels += [k for k in vars(cpu).values() if hasattr(k, "stats")]
+print(sum(sum(k.stats.cache_misses.values()) for k in kernels), sum(sum(k.stats.cache_hits.values()) for k in kernels))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True)
+        runs.append([int(word) for word in done.stdout.split()])
+    (compiled, found), (compiled_again, found_again) = runs
+    assert compiled > 4
+    assert (found, compiled_again, found_again) == (0, 0, compiled)
+
+
+def test_training_starts_without_the_compiler_of_torch(tmp_path):
+    script = (
+        "import sys; from sparse_dnm.cli import app\n"
+        f"app(['train', 'toy', '--steps', '2', '--out', {str(tmp_path / 'run')!r}], standalone_mode=False)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
