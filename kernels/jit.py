@@ -5,10 +5,12 @@ inlines; here an edit of any file of this folder recompiles.
 """
 
 import hashlib
+import secrets
 import types
 from pathlib import Path
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 
 
 def _stamp():
@@ -19,6 +21,11 @@ def _stamp():
 
 
 STAMP = _stamp()
+
+# Numba tells functions of one text and signature apart, when it links their machine code, by numbers counted from 0 in
+# every process.  Kernels for two tile widths, cached by two processes, can carry one number, and a third process that
+# loads both would call the wrong one.  Numbers drawn at random (62 bits) don't meet.
+FunctionIdentity._unique_ids = iter(lambda: secrets.randbits(62), None)
 
 
 def kernel(function=None, *, parallel=False, fastmath=False):

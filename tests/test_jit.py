@@ -29,6 +29,30 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert (found, compiled_again, found_again) == (0, 0, compiled)
 
 
+WIDTHS = """
+import hashlib, sys, torch
+from sparse_dnm import SparseDAG, Topology
+topology = Topology.from_edges([(j, i) for i in range(5, 30) for j in range(i) if (i * j) % 3])
+dag = SparseDAG(topology, generator=torch.Generator().manual_seed(0), threads=1)
+for batch in map(int, sys.argv[1:]):
+    with torch.no_grad():
+        y = dag(torch.linspace(-1, 1, batch * len(topology.inputs)).reshape(batch, -1))
+    print(batch, hashlib.sha256(y.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_kernels_that_two_processes_compiled_work_together_in_a_third(tmp_path):
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def bits(*batches):
+        command = [sys.executable, "-c", WIDTHS, *batches]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    bits("1")  # what all widths share is compiled: the next two number their own functions alike
+    each = bits("2") + bits("4")
+    assert bits("2", "4") == each
+
+
 def test_training_starts_without_the_compiler_of_torch(tmp_path):
     script = (
         "import sys; from sparse_dnm.cli import app\n"
