@@ -11,11 +11,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from sparse_dnm import autograd, candidates, schedule, topology
+from sparse_dnm import candidates, descent, plan, schedule, topology
 from sparse_dnm.backend import use_threads
 from sparse_dnm.buffers import CACHE_LINE
 
-MODULES = (candidates, topology, schedule, autograd)
+MODULES = (candidates, topology, schedule, plan, descent)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Recorder:
 def recording() -> Iterator[list[Call]]:
     """Note the kernel calls made inside, in their order."""
     calls: list[Call] = []
-    before = {module: module.KERNELS for module in MODULES if hasattr(module, "KERNELS")}
+    before = {module: module.KERNELS for module in MODULES}
     for module, kernels in before.items():
         module.KERNELS = _Recorder(kernels, calls)  # type: ignore[attr-defined]
     try:

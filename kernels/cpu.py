@@ -10,6 +10,7 @@ from sparse_dnm.kernels.cpu_edges import (
     strength_back,
 )
 from sparse_dnm.kernels.cpu_graph import schedule, survey
+from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "OMEGA_LIMIT",
     "ROWS",
     "add_tiles",
+    "cross_entropy",
     "evaluate",
     "gates",
     "input_gradients",
     "make",
     "scan",
     "schedule",
+    "squared_error",
     "strength_back",
     "survey",
 ]

@@ -124,26 +124,27 @@ def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_ind
     live       bool (n,)       the neuron reaches one of ``outputs``
     t_indptr   int64 (n + 1,)  t_indices int32: the live readers of each neuron, ascending; t_edge int32: the place of
                                the edge in the CSR; what lies beyond t_indptr[n] is of no meaning
-    Returns the largest level, or -1 where a cycle is: then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle
-    and those behind it.
+    Returns the largest level, and whether every source comes before its readers.  The level is -1 where a cycle is:
+    then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle and those behind it.
     """
     levels[:] = 0
     ordered = _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge)
     if not ordered and _level_any_order(indptr, t_indptr, t_indices, waiting, order, levels) < levels.size:
-        return -1
+        return -1, ordered
     depth = _sort_by_level(levels, starts, order)
     if not _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
         _drop_dead(live, t_indptr, t_indices, t_edge)
-    return depth
+    return depth, ordered
 
 
 @kernel
-def schedule(inputs, outputs, levels, order, live, executed, column, waves, column_of):
+def schedule(inputs, outputs, levels, order, live, executed, column, waves, column_of, sequence):
     """What runs, in which order: ``executed`` int32, the live inputs and then the other live neurons by level.
 
     column     int32             position among ``inputs`` of each of the first
     waves      int64 (depth+2,)  where each level begins among the others
     column_of  int32 (n,)        position of a neuron among ``outputs``, or -1
+    sequence   int32             those others by index; empty where that is not wanted
     Returns how many inputs and how many neurons are executed.
     """
     column_of[:] = 0
@@ -167,6 +168,11 @@ def schedule(inputs, outputs, levels, order, live, executed, column, waves, colu
     while level < waves.size - 1:
         level += 1
         waves[level] = count - n_inputs
+    at = 0
+    for i in range(levels.size if sequence.size else 0):
+        if live[i] and column_of[i] == 0:
+            sequence[at] = i
+            at += 1
     column_of[:] = -1
     for k in range(outputs.size):
         column_of[outputs[k]] = k

@@ -17,6 +17,8 @@ from sparse_dnm.kernels.jit import inner, kernel, task
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
+STRIP = 16  # inputs that are read at a time in a tile of one column
+FAR, AHEAD = 100_000, 64
 NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -98,11 +100,35 @@ def _read_block(table, rows, n_columns, column, tile, x, at, width):
 
 
 @inner
+def _read_row(first, last, tile, n, inputs, column, n_columns, table, weight, bias, kind, slope, x, m):
+    """As `_read_inputs` in a tile of one column, for the neighbours from ``first`` on; returns where they end.
+
+    Their values lie side by side in the table and in x: they are activated STRIP at a time.
+    """
+    strip = simd.width_of(STRIP)
+    q = first
+    while q + STRIP <= last:
+        i, j, end = np.int64(inputs[q]), np.int64(column[q]), q + STRIP - 1
+        if inputs[end] - i != STRIP - 1 or column[end] - j != STRIP - 1 or not simd.all_are(kind, i, strip, LEAKY):
+            break
+        value = simd.load(table, tile * n_columns + j, strip)
+        z = simd.multiply_add(simd.load(weight, i, strip), value, simd.load(bias, i, strip))
+        simd.store(x, tile * n + i, value)
+        simd.store(m, tile * n + i, simd.leaky_each(z, simd.load(slope, i, strip)))
+        q += STRIP
+    return q
+
+
+@inner
 def _read_inputs(width, first, last, tile, n, inputs, column, rows, n_columns, table, weight, bias, kind, slope, x, m):
     """Values and messages of the executed inputs first .. last, in one tile; neighbours are read together."""
     w = width.count
     q = first
     while q < last:
+        if w == 1:
+            q = _read_row(q, last, tile, n, inputs, column, n_columns, table, weight, bias, kind, slope, x, m)
+            if q == last:
+                break
         i, end = np.int64(inputs[q]), q + GROUP - 1
         at = (tile * n + i) * w
         size = 1
@@ -192,6 +218,11 @@ def _backward_neuron(
     middle = last
     while middle > first and t_indices[middle - 1] >= first_linear:
         middle -= 1
+    if n_edges > FAR:
+        for k in range(max(first - AHEAD - (last - first), 0), max(first - AHEAD, 0)):
+            simd.prefetch(values, np.int64(t_edge[k]))
+            simd.prefetch(edge_gradient, edge_at + np.int64(t_edge[k]))
+            simd.prefetch(g, base + np.int64(t_indices[k]) * w)
     total = simd.zeros(x, width)
     if middle > first:
         total = _edges_back(
@@ -289,6 +320,13 @@ def make(count):
     ):  # fmt: skip
         n = indptr.size - 1
         tiles = x.size // (n * count)
+        if tiles * parts == 1:  # nothing to share: to wake the threads costs as much as the walk of one column
+            forward_inputs(0, inputs.size, 0, n, inputs, column, table, weight, bias, kind, slope, x, m)
+            forward_neurons(
+                0, order.size, 0, order, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
+            )
+            forward_outputs(table, weight, bias, outputs, n, x, out)
+            return
         for k in numba.prange(tiles * parts):
             tile, part = k // parts, k % parts
             forward_inputs(

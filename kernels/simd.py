@@ -177,6 +177,20 @@ def store(typingctx, array, offset, vector):
 
 
 @intrinsic
+def prefetch(typingctx, array, at):
+    """Ask for the cache line of array[at]; any place is allowed."""
+
+    def codegen(context, builder, signature, args):
+        address = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *[ir.IntType(32)] * 3])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, *(ir.Constant(ir.IntType(32), number) for number in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
 def scaled_add(typingctx, total, scale, vector):
     """total + scale * vector, with a scalar scale."""
 
@@ -216,6 +230,46 @@ def leaky(typingctx, z, vector, slope):
         return _pack(builder, out)
 
     return vector(z, vector, vector.dtype), codegen
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a * b + c"""
+
+    def codegen(context, builder, signature, args):
+        triples = zip(*(_unpack(builder, arg) for arg in args), strict=True)
+        return _pack(builder, [_fma(builder, *triple) for triple in triples])
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def leaky_each(typingctx, z, slope):
+    """z where z > 0, else slope * z, with a Vector of slopes."""
+
+    def codegen(context, builder, signature, args):
+        out = []
+        for x, s in zip(*(_unpack(builder, arg) for arg in args), strict=True):
+            out.append(builder.select(builder.fcmp_ordered(">", x, ir.Constant(x.type, None)), x, builder.fmul(s, x)))
+        return _pack(builder, out)
+
+    return z(z, slope), codegen
+
+
+@intrinsic
+def all_are(typingctx, array, at, width, value):
+    """array[at : at + width], of int8, are all ``value``."""
+    size = width.count
+
+    def codegen(context, builder, signature, args):
+        kind = ir.VectorType(ir.IntType(8), size)
+        address = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        wanted = _splat(builder, context.cast(builder, args[3], value, types.int8), kind)
+        equal = builder.icmp_signed("==", builder.load(builder.bitcast(address, kind.as_pointer()), align=1), wanted)
+        bits = builder.bitcast(equal, ir.IntType(size))
+        return builder.icmp_signed("==", bits, ir.Constant(bits.type, -1))
+
+    return types.boolean(array, types.int64, width, value), codegen
 
 
 @intrinsic

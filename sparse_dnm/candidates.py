@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sparse_dnm import backend
 from sparse_dnm.config import ManifoldConfig
@@ -110,6 +109,18 @@ class Evaluation:
         return len(self.d) > CROWDED and 2 * self.near < len(self.d)
 
 
+def gate_sum(e: Evaluation, tau: float) -> tuple[float, float, NDArray[np.floating]]:
+    """Soft number of edges: the sum of sigmoid((|d| - c) / tau) over candidates above the threshold (DESIGN, 3).
+
+    Returns it, its derivative by the raw cutoff, and those by the candidates' closeness (n_candidates,).
+    """
+    slopes = np.empty_like(e.d)
+    with backend.use_threads(e.threads):
+        parts = np.empty((2, -(-len(e.d) // KERNELS.CHUNK)))
+        total, by_cutoff = KERNELS.gates(e.d, e.c, tau, e.threshold, parts, slopes)
+    return total, by_cutoff, slopes
+
+
 class Windows:
     """The geometry of a manifold's rows, and the search for candidates in their windows."""
 
@@ -129,30 +140,29 @@ class Windows:
 
     def evaluate(
         self,
-        scalars: list[Tensor],
+        scalars: list[NDArray[np.floating]],
         c: float,
         omega: NDArray[np.floating],
         threads: int,
         before: Structure,
         check: bool = True,
     ) -> Evaluation:
-        """Evaluate the latest candidates; on one thread where they are few.
+        """Evaluate the latest candidates at the raw ``scalars`` of the edge mode; on one thread where they are few.
 
         With ``check``, only the rows to scan are found where a pair outside may have crossed the cutoff.
         """
         config, found, size = self.config, self.latest, len(self.latest.indices)
         threads = threads if size > FEW else 1
-        arrays = [scalar.detach().numpy() for scalar in scalars]
         if self.free:
-            alpha, sigma, mu = arrays
-            arrays = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
+            alpha, sigma, mu = scalars
+            scalars = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
         rows = (np.zeros if self.free else np.empty)((KERNELS.ROWS, config.n_rows))
         stale, d, threshold = np.empty(config.n_rows, np.bool_), np.empty(size, omega.dtype), self.threshold(c)
         row_starts = np.empty(config.n_neurons + 1, np.int64)
         sources, strengths = np.empty(size, np.int32), np.empty(size, omega.dtype)
         with backend.use_threads(threads):
             crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
-                *(*arrays, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
+                *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
                 *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
                 *(d, row_starts, sources, strengths, np.empty((4, config.n_rows))),
             )
@@ -160,6 +170,29 @@ class Windows:
             *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
             *(sources[:n_edges], strengths[:n_edges], imbalance, threads),
         )
+
+    def pull_back(
+        self,
+        e: Evaluation,
+        by_strength: NDArray[np.floating] | None,
+        by_closeness: NDArray[np.floating] | None,
+        by_imbalance: float,
+        by_scalar: NDArray[np.floating],
+    ) -> tuple[float, NDArray[np.floating]]:
+        """Gradients from those of the strengths, of the candidates' closeness (None: none) and of the imbalance.
+
+        Writes those of the raw row scalars to ``by_scalar`` (7, n_rows), in the order of SCALARS; those that the edge
+        mode lacks stay as they are.  Returns those of the raw cutoff and of omega.
+        """
+        config, by_omega = self.config, np.empty(len(e.omega), e.d.dtype)
+        with backend.use_threads(e.threads):
+            by_cutoff = KERNELS.strength_back(
+                *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, e.c),
+                *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
+                *(e.d[:0] if by_strength is None else by_strength, e.d[:0] if by_closeness is None else by_closeness),
+                *(by_imbalance, np.empty((len(SCALARS) + 1, config.n_rows)), by_scalar, by_omega),
+            )
+        return by_cutoff, by_omega
 
     def search(
         self,

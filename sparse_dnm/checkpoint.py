@@ -201,7 +201,7 @@ def pack(
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = value
+            tensors[f"optimizer/{name}/{key}"] = value.clone() if key == "step" else value  # one step may serve all
     tensors.update({f"order/{name}": value for name, value in order.state().items()})
     tensors["generator"] = generator.get_state()
     return tensors

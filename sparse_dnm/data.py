@@ -332,7 +332,7 @@ class BatchOrder:
             self._position += len(part)
             missing -= len(part)
             parts.append(part)
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def state(self) -> dict[str, Tensor]:
         """The current permutation int64 (n_samples,) and the position in it, int64 ()."""

@@ -36,11 +36,18 @@ class SparsityProxy:
             raise ValueError(f"power={power!r} must be >= 1")
         self.tau, self.power, self.gradient = tau, power, gradient
 
+    def value(self, model: DynamicManifold) -> float:
+        """The term, without gradient."""
+        return model.density**self.power
+
+    def slope(self, model: DynamicManifold) -> float:
+        """Derivative of the term by the soft number of edges: 0 where it has no gradient."""
+        if self.gradient == "none":
+            return 0.0
+        return self.power * model.density ** (self.power - 1) / model.config.possible_edges
+
     def __call__(self, model: DynamicManifold) -> Tensor:
         """The term, a scalar."""
-        possible = model.config.possible_edges
-        density = model.topology.n_edges / possible
-        value = density**self.power
         if self.gradient == "none":
-            return model.cutoff.new_full((), value)
-        return model.soft_edges(self.tau, value, self.power * density ** (self.power - 1) / possible)
+            return model.cutoff.new_full((), self.value(model))
+        return model.soft_edges(self.tau, self.value(model), self.slope(model))

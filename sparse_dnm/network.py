@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
-from sparse_dnm.autograd import EdgeStrength, GateSum, Plan, Propagate
+from sparse_dnm.autograd import EdgeStrength, GateSum, Propagate, arrays_of, scales_of
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
 from sparse_dnm.initial import initial_scalars
+from sparse_dnm.plan import Floats, Plan, Scales
 from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.topology import Topology
 
@@ -31,40 +32,47 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
 
 
-def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
-    """Outputs of a DAG by the plan's executor."""
+def _propagate(
+    plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, scales: Scales | None = None
+) -> Tensor:
+    """Outputs of a DAG by the plan's executor; ``scales``: those of weight and bias, where they are known."""
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias)
-    return plan.run_forward(x, values, weight, bias)[0]
+    return torch.from_numpy(plan.forward(*arrays_of(x, values), scales or scales_of(plan, weight, bias))[0])
 
 
-class _Snapshot:
-    """The bits of some tensors, to tell later whether they are still the same."""
+class _Arrays:
+    """Parameters as numpy arrays, made anew only where one has moved."""
 
-    def __init__(self, tensors: list[Tensor]):
-        self._places = [t.data_ptr() for t in tensors]
-        self._arrays = [t.detach().numpy() for t in tensors]
-        self._bits = [array.tobytes() for array in self._arrays]
+    def __init__(self) -> None:
+        self._places: list[int] = []
+        self._arrays: list[Floats] = []
 
-    def matches(self, tensors: list[Tensor]) -> bool:
-        """Every tensor lies where it lay and holds what it held."""
-        return [t.data_ptr() for t in tensors] == self._places and [
-            array.tobytes() for array in self._arrays
-        ] == self._bits
+    def of(self, parameters: Iterable[Tensor]) -> list[Floats]:
+        """Their numbers, in their order; what is written to the parameters shows in the arrays."""
+        parameters = tuple(parameters)
+        places = [p.data_ptr() for p in parameters]
+        if places != self._places:
+            tensors = [p.detach().contiguous() for p in parameters]
+            self._arrays = [t.numpy() for t in tensors]
+            self._places = [t.data_ptr() for t in tensors]  # a copy lies elsewhere, and is made anew each time
+        return self._arrays
 
 
 @dataclass
 class _Found:
     """What the last forward found: the structure, how it is run, and its values with their graph.
 
-    ``made_from``: the parameters that it was found from, where no graph was wanted: while they stay, so does it.
+    ``bits``: those of the parameters that it was found from, where no graph was wanted: while they stay, so does it,
+    and so do ``scales``.
     """
 
-    made_from: _Snapshot | None = None
+    bits: list[bytes] | None = None
     schedule: Schedule | None = None
     plan: Plan | None = None
+    scales: Scales | None = None
     evaluation: Evaluation | None = None
     closeness: Tensor | None = None
     strengths: Tensor | None = None
@@ -115,10 +123,11 @@ class DynamicManifold(nn.Module):
         self._outputs = np.arange(config.n_sources, config.n_neurons, dtype=np.int32)
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._found = _Found()
+        self._arrays = _Arrays()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without what is found anew, and without the optimisers that follow this model."""
-        return {**self.__dict__, "_found": _Found(), "_optimizers": None}
+        return {**self.__dict__, "_found": _Found(), "_arrays": _Arrays(), "_optimizers": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
@@ -138,18 +147,23 @@ class DynamicManifold(nn.Module):
         """The row scalars that the edge mode has."""
         return [self._parameters[name] for name in self._windows.scalars]  # type: ignore[misc]
 
-    def _cutoff(self) -> float:
-        """c = sigmoid(cutoff)"""
-        return 1.0 / (1.0 + math.exp(min(-self.cutoff.item(), 700.0)))
+    def arrays(self) -> dict[str, Floats]:
+        """The numbers of every parameter, by name."""
+        return dict(zip(self._parameters, self._arrays.of(self._parameters.values()), strict=True))  # type: ignore[arg-type]
 
-    def _omega(self) -> Any:
-        """omega of the candidates, or an empty array of the model's dtype."""
-        return self.edge_weight.detach().numpy() if self._windows.free else np.empty(0, DTYPES[self.alpha.dtype])
+    def _state(self) -> tuple[list[Floats], float, Floats]:
+        """Raw scalars of the rows, c = sigmoid(cutoff), and omega of the candidates (empty where there is none)."""
+        arrays = self.arrays()
+        c = 1.0 / (1.0 + math.exp(min(-float(arrays["cutoff"]), 700.0)))
+        alpha = arrays["alpha"]
+        return [arrays[name] for name in self._windows.scalars], c, arrays.get("edge_weight", alpha[:0])
 
-    def _rebuild(self, stale: Any, rows: Any, c: float) -> None:
+    @torch.no_grad()
+    def _rebuild(self, stale: Any, rows: Any) -> None:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
+        _, c, omega = self._state()
         with backend.use_threads(self.executor.threads):
-            candidates, omega, origin = self._windows.search(self._windows.latest, stale, rows, c, self._omega())
+            candidates, omega, origin = self._windows.search(self._windows.latest, stale, rows, c, omega)
         self._set_candidates(candidates)
         if self._windows.free:
             self._replace_omega(torch.from_numpy(omega), torch.from_numpy(origin.astype(np.int64)))
@@ -170,69 +184,84 @@ class DynamicManifold(nn.Module):
                 if isinstance(value, Tensor) and value.shape == (n_old,):
                     state[key] = _follow(value, places)
 
-    @torch.no_grad()
     def _find_structure(self) -> Evaluation:
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
         _check_dtype(self.alpha.dtype)
         backend.kernels(self.alpha.device)
-        c, scalars, schedule = self._cutoff(), self._scalars(), self._found.schedule
+        schedule = self._found.schedule
         before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
 
         def evaluate(check: bool) -> Evaluation:
-            return self._windows.evaluate(scalars, c, self._omega(), self.executor.threads, before, check)
+            return self._windows.evaluate(*self._state(), self.executor.threads, before, check)
 
         found = evaluate(check=True)
         if found.stale is not None:
-            self._rebuild(found.stale, found.rows, c)
+            self._rebuild(found.stale, found.rows)
             found = evaluate(check=False)
         if found.crowded:
-            self._rebuild(np.ones(self.config.n_rows, np.bool_), found.rows, c)
+            self._rebuild(np.ones(self.config.n_rows, np.bool_), found.rows)
             found = evaluate(check=False)
         if not found.same:
             self._found.schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
         return found
 
+    def find(self) -> tuple[Evaluation, Plan]:
+        """Find the structure of the present parameters, without a graph: its strengths, and the plan to run it."""
+        held = self._found
+        held.bits, held.evaluation = None, self._find_structure()
+        held.strengths = held.closeness = held.flow = None
+        return held.evaluation, self._make_plan()
+
     def _evaluate(self) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        found = self._find_structure()
-        omega = self.edge_weight if self._windows.free else None
-        held = self._found
-        held.evaluation = found
+        found, plan = self.find()
+        self._make_values(found)
+        if not torch.is_grad_enabled():
+            arrays = self.arrays()
+            self._found.scales = plan.scales(arrays["weight"], arrays["bias"])
+            self._found.bits = self._bits()
+        return found
+
+    def _make_values(self, found: Evaluation) -> None:
+        """Strengths, closeness and flow of an evaluation at the present parameters, as tensors."""
+        held, omega = self._found, self.edge_weight if self._windows.free else None
         held.strengths, held.closeness, held.flow = EdgeStrength.apply(
             found, self._windows, self.cutoff, omega, *self._scalars()
         )
-        held.made_from = None if torch.is_grad_enabled() else _Snapshot(self._structural())
-        return found
 
-    def _structural(self) -> list[Tensor]:
-        """The parameters that structure and strengths are made from."""
-        names = ("cutoff", "edge_weight") if self._windows.free else ("cutoff",)
-        return [*(self._parameters[name] for name in names), *self._scalars()]  # type: ignore[list-item]
+    def _bits(self) -> list[bytes]:
+        """The bits of all parameters."""
+        return [array.tobytes() for array in self._arrays.of(self._parameters.values())]  # type: ignore[arg-type]
 
     def _current(self) -> Evaluation:
-        """Structure of the last forward; evaluated again where it was made without a graph and one is wanted now."""
+        """The last forward's; evaluated again where it was made without a graph and one is wanted now."""
         held = self._found
-        if held.evaluation is None or held.strengths is None:
+        if held.evaluation is None:
             return self._evaluate()
-        if torch.is_grad_enabled() and not held.strengths.requires_grad:
+        if not torch.is_grad_enabled():
+            if held.strengths is None:
+                self._make_values(held.evaluation)
+        elif held.strengths is None or not held.strengths.requires_grad:
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
-            if not {"weight", "bias"}.issuperset(trained):
+            if held.strengths is None or not {"weight", "bias"}.issuperset(trained):
                 return self._evaluate()
         return held.evaluation
+
+    def _last_schedule(self) -> Schedule:
+        if self._found.evaluation is None:
+            self._evaluate()
+        assert self._found.schedule is not None
+        return self._found.schedule
 
     @property
     def topology(self) -> Topology:
         """Active edges of the last forward (of the present parameters where none was made)."""
-        self._current()
-        assert self._found.schedule is not None
-        return self._found.schedule.topology
+        return self._last_schedule().topology
 
     @property
     def connected(self) -> bool:
         """Some input reaches an output in the last forward; as `topology`."""
-        self._current()
-        assert self._found.schedule is not None
-        return len(self._found.schedule.inputs) > 0
+        return len(self._last_schedule().inputs) > 0
 
     @property
     def strengths(self) -> Tensor:
@@ -272,10 +301,11 @@ class DynamicManifold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
         check_input(x, self.config.n_inputs, self.alpha.dtype)
-        before = self._found.made_from
-        if torch.is_grad_enabled() or before is None or not before.matches(self._structural()):
+        held = self._found
+        if torch.is_grad_enabled() or held.bits is None or held.bits != self._bits():
             self._evaluate()
-        out = _propagate(self._make_plan(), x, self.strengths, self.weight, self.bias)
+        assert held.strengths is not None
+        out = _propagate(self._make_plan(), x, held.strengths, self.weight, self.bias, held.scales)
         return out * out if self.config.output == "square" else out
 
     def _make_plan(self) -> Plan:
@@ -330,9 +360,7 @@ class DynamicManifold(nn.Module):
             state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
         super()._load_from_state_dict(state, prefix, *args)
         if self._windows.free and not complete:
-            now = self._windows.evaluate(
-                self._scalars(), self._cutoff(), self._omega(), self.executor.threads, NO_STRUCTURE, check=False
-            )
+            now = self._windows.evaluate(*self._state(), self.executor.threads, NO_STRUCTURE, check=False)
             scalars = now.rows[: found.reference.shape[1] - 1].T
             found = replace(found, reference=np.c_[scalars, np.full(len(scalars), now.threshold)])
             self._set_candidates(found)

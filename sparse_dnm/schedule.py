@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparse_dnm import backend
 from sparse_dnm.buffers import BufferPool
@@ -42,6 +43,8 @@ class Schedule:
     executed   int32  live inputs, then the other live neurons by (level, index)
     inputs     int32  the first of them, and ``column`` int32 the input column of each
     order      int32  the others; ``waves`` int64 where each level starts among them
+    sequence   int32  the others as `columns` walks them: by index where sources come before their readers, so that
+                      edges are read one after the other from memory; else by level
     column_of  int32 (n,)  the output column of a neuron, or -1
     """
 
@@ -49,11 +52,18 @@ class Schedule:
         self.topology = t = topology
         executed, column = np.empty(t.n_neurons, np.int32), np.empty(len(t.inputs), np.int32)
         self.waves, self.column_of = np.empty(t.depth + 2, np.int64), np.empty(t.n_neurons, np.int32)
+        sequence = np.empty(t.n_neurons if t.ascending else 0, np.int32)
         n_inputs, n_executed = KERNELS.schedule(
-            *(t.inputs, t.outputs, t.levels, t.order, t.live), *(executed, column, self.waves, self.column_of)
+            *(t.inputs, t.outputs, t.levels, t.order, t.live),
+            *(executed, column, self.waves, self.column_of, sequence),
         )
         self.executed, self.column = executed[:n_executed], column[:n_inputs]
         self.inputs, self.order = executed[:n_inputs], executed[n_inputs:n_executed]
+        self.sequence = sequence[: n_executed - n_inputs] if t.ascending else self.order
+
+    def walk(self, executor: str) -> NDArray[np.int32]:
+        """The neurons that are no inputs, in the order of ``executor``."""
+        return self.order if executor == "wavefront" else self.sequence
 
 
 @dataclass

@@ -31,6 +31,7 @@ class Topology:
     levels    int32 (n,)        0 without sources, else 1 + max over the sources: the longest path, hence minimal
     live      bool (n,)         the neuron reaches an output; others need not be executed
     order     int32 (n,)        neurons by (level, index)
+    ascending                   every source has a lower index than its readers
     t_indptr  int64 (n + 1,)    the transpose of the edges to live neurons: row j of t_indices int32 lists the readers
                                 of neuron j, ascending, and t_edge int32 the places of those edges in the CSR
 
@@ -49,7 +50,7 @@ class Topology:
             np.empty(n_edges, np.int32),
             np.empty(n_edges, np.int32),
         )
-        self.depth = KERNELS.survey(
+        self.depth, self.ascending = KERNELS.survey(
             *(indptr, indices, outputs, waiting),
             *(self.levels, starts, self.order, self.live, self.t_indptr, readers, edges),
         )

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_dnm.autograd import Plan
 from sparse_dnm.backend import LEAKY, LOGISTIC, SILU, TANH
 from sparse_dnm.checks import require_torch_sparse
+from sparse_dnm.plan import Plan
 from sparse_dnm.schedule import Schedule
 
 ACTIVATIONS: dict[int, Callable[[Tensor, float], Tensor]] = {

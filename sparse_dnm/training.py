@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparse_dnm import backend
 from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
-from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.descent import Terms, descent_of
 from sparse_dnm.network import DynamicManifold
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
@@ -42,15 +41,6 @@ class Interrupted(KeyboardInterrupt):
         command = f"sparse-dnm train --resume {shlex.quote(str(out))}"
         super().__init__(f"stopped at step {step}; continue with: {command}")
         self.signum = signum
-
-
-class Terms(NamedTuple):
-    """The loss, and its terms before their coefficients, scalars; flow and speed only where wanted."""
-
-    total: float
-    objective: Tensor
-    flow: Tensor | None
-    speed: Tensor | None
 
 
 @contextlib.contextmanager
@@ -155,11 +145,8 @@ class Trainer:
         self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
         self._parameters: list[Tensor] = list(model.parameters())
+        self._descent = descent_of(model, data.task, config)
         self._one = torch.tensor(1.0)
-        self._proxy = None
-        if config.speed == "proxy":
-            self._proxy = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
-        self._coefficients = [torch.tensor(c) for c in (config.objective, config.flow, config.speed_coefficient)]
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -210,6 +197,7 @@ class Trainer:
         after the current update, its checkpoint saved.  Raises TrainingError where training cannot go on.
         """
         self._started = time.perf_counter()
+        self._descent = descent_of(self.model, self.data.task, self.config)  # hooks may have come
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
@@ -259,10 +247,8 @@ class Trainer:
         start = time.perf_counter()
         rows = self._order.next()
         x, y = self.data.x_train.index_select(0, rows), self.data.y_train.index_select(0, rows)
-        for parameter in self._parameters:
-            parameter.grad = None
-        outputs, terms = self._forward(x, y, logging)
-        self._backward(terms)
+        outputs, terms = self._loss(x, y, logging)
+        self._descent.backward()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
         self._update()
@@ -276,53 +262,33 @@ class Trainer:
             self._save()
         return line
 
-    def _forward(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
-        """Outputs and loss of a batch; a term of coefficient 0 only for a ``report``, without gradient."""
-        config = self.config
-        outputs = self.model(x)
+    def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
+        """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
+        outputs = self._descent.forward(x)
         self._check_connected()
-        loss = F.cross_entropy if self.data.task == "classification" else F.mse_loss
-        objective = loss(outputs, y)
-        values: list[Tensor | None] = []
-        for coefficient, term in ((config.flow, flow_loss), (config.speed_coefficient, self._proxy)):
-            value = None
-            if term is not None and (coefficient or report):
-                with contextlib.nullcontext() if coefficient else torch.no_grad():
-                    value = term(self.model)
-            values.append(value)
-        terms = [(config.objective, objective), (config.flow, values[0]), (config.speed_coefficient, values[1])]
-        total = sum(coefficient * value.item() for coefficient, value in terms if value is not None)
-        if not math.isfinite(total):
-            raise self._diverged(f"the loss became {total} in step {self.step + 1}")
-        self._last_loss = total
-        return outputs, Terms(total, objective, values[0], values[1])
-
-    def _backward(self, terms: Terms) -> None:
-        """Gradient of the loss; its terms are the roots, so that adding them up makes no graph."""
-        roots = [
-            (term, coefficient)
-            for term, coefficient in zip(terms[1:], self._coefficients, strict=True)
-            if term is not None and term.requires_grad
-        ]
-        torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
+        terms = self._descent.loss(y, report)
+        if not math.isfinite(terms.total):
+            raise self._diverged(f"the loss became {terms.total} in step {self.step + 1}")
+        self._last_loss = terms.total
+        return outputs, terms
 
     def _update(self) -> None:
         """A step of the optimiser: its call of torch's fused kernel, without the Python around it, which costs more
         than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
         state = self._optimizer.state
         parameters = [p for p in self._parameters if p.grad is not None]
-        for p in parameters:
-            if p not in state:
-                moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                state[p] = {"step": torch.zeros((), dtype=torch.float32), **moments}
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        if parameters[0] not in state:
+            step = torch.zeros((), dtype=torch.float32)
+            for p in parameters:
+                state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [state[p] for p in parameters]
+        first, second, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
         (group,) = self._optimizer.param_groups
-        first, second, steps = ([state[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step"))
         with torch.no_grad():
-            torch._foreach_add_(steps, self._one)
+            steps[0].add_(self._one)  # all are one tensor
             torch._fused_adam_(
                 parameters,
-                gradients,
+                [p.grad for p in parameters],  # type: ignore[misc]
                 first,
                 second,
                 [],
@@ -340,7 +306,7 @@ class Trainer:
         """The untrained model, on the first rows of the training set."""
         with torch.no_grad():
             x, y = (t[: self.config.batch_size] for t in (self.data.x_train, self.data.y_train))
-            outputs, terms = self._forward(x, y, True)
+            outputs, terms = self._loss(x, y, True)
         return self._line(outputs, y, terms, self._test())
 
     def _line(self, outputs: Tensor, y: Tensor, terms: Terms, test: dict[str, float]) -> Record:
@@ -350,9 +316,9 @@ class Trainer:
         line = {
             "step": self.step,
             "loss": terms.total,
-            "objective": terms.objective.item(),
-            "flow": 0.0 if terms.flow is None else terms.flow.item(),
-            "speed": 0.0 if terms.speed is None else terms.speed.item(),
+            "objective": terms.objective,
+            "flow": terms.flow or 0.0,
+            "speed": terms.speed or 0.0,
             self._figure_name("train"): figure(self.data, outputs.detach(), y),
             **self._structure(),
             "lr": learning_rate(self.config, max(self.step - 1, 0)),
@@ -444,6 +410,9 @@ class Trainer:
 
     def _restore(self, saved: Checkpoint) -> None:
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
+        states = list(self._optimizer.state.values())
+        for state in states:
+            state["step"] = states[0]["step"]  # every parameter had as many updates, see _update
         self.step = self._saved = saved.header["step"]
         self._seconds_before = saved.header["train_seconds"]
         self._step_seconds_before = saved.header["step_seconds"]

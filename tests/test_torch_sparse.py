@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from strategies import dags, manifolds, rng_input
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer, data
-from sparse_dnm.autograd import Plan, Propagate
+from sparse_dnm.autograd import Propagate
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.config import ACTIVATIONS
+from sparse_dnm.plan import Plan
 from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.torch_sparse_executor import propagate
 

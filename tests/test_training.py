@@ -13,6 +13,7 @@ from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data import Dataset
+from sparse_dnm.descent import AutogradDescent, KernelDescent, descent_of
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, learning_rate
 
@@ -157,6 +158,49 @@ def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
     monkeypatch.setattr(Trainer, "_update", lambda self: self._optimizer.step())
     trainer(tmp_path / "b", edges=edges).run()
     assert_same_bits(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize(
+    ("train", "manifold"),
+    [
+        ({"flow": 0.3}, {"edges": "closeness"}),
+        ({"objective": 7.0, "speed_coefficient": 20.0}, {"edges": "free", "output": "square"}),
+        ({"flow": 0.3, "speed_coefficient": 5.0, "speed_power": 2}, {"edges": "closeness", "output": "square"}),
+        ({"flow": 1.0, "proxy_gradient": "none"}, {"edges": "free", "activation": "silu"}),
+        ({"speed": "none"}, {"edges": "free"}),
+    ],
+)
+def test_kernels_descend_as_autograd_does(task, train, manifold):
+    config, data = TrainConfig(**train), dataset(task)
+    model = DynamicManifold(ManifoldConfig.for_data(6, data.n_outputs, **manifold), torch.Generator().manual_seed(1))
+    kernels, autograd = KernelDescent(model, task, config), AutogradDescent(model, task, config)
+    found = []
+    for descent in (kernels, autograd):
+        outputs = descent.forward(data.x_train[:20])
+        terms = descent.loss(data.y_train[:20], report=True)
+        descent.backward()
+        found.append((outputs.detach(), terms, {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (outputs, terms, gradients), (outputs_2, terms_2, gradients_2) = found
+    assert torch.equal(outputs, outputs_2)
+    for term, term_2 in zip(terms, terms_2, strict=True):
+        assert (term is None) == (term_2 is None)
+        assert term is None or term == pytest.approx(term_2, rel=1e-6)
+    for name, gradient in gradients.items():
+        scale = gradients_2[name].abs().max()
+        torch.testing.assert_close(gradient, gradients_2[name], rtol=1e-5, atol=1e-6 * scale, msg=name)
+
+
+def test_what_listens_to_autograd_is_served_by_it():
+    def kind(change, **options):
+        run = trainer(**options)
+        change(run.model)
+        return type(descent_of(run.model, "classification", CONFIG))
+
+    assert kind(lambda model: None) is KernelDescent
+    assert kind(lambda model: model.mu.requires_grad_(False)) is AutogradDescent
+    assert kind(lambda model: model.mu.register_hook(lambda g: g)) is AutogradDescent
+    assert kind(lambda model: model.register_forward_hook(lambda *_: None)) is AutogradDescent
 
 
 def test_longer_training_extends_a_finished_one(tmp_path):

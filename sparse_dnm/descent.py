@@ -1,0 +1,166 @@
+"""Loss of a batch and its gradient: by the kernels alone, or by torch's autograd.
+
+Both leave the gradients in the parameters' ``grad``, as ``backward`` does.  A step of training costs little more than
+its kernels in the first way; the second one serves where something listens to autograd (hooks, frozen parameters, a
+model or an executor that computes otherwise).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_dnm import backend
+from sparse_dnm.candidates import SCALARS, Evaluation, gate_sum
+from sparse_dnm.config import TrainConfig
+from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.network import DynamicManifold
+from sparse_dnm.plan import Floats, Plan, Walk
+
+KERNELS = backend.kernels(torch.device("cpu"))
+
+
+class Terms(NamedTuple):
+    """The loss, and its terms before their coefficients; None: not wanted."""
+
+    total: float
+    objective: float
+    flow: float | None
+    speed: float | None
+
+
+def total_of(config: TrainConfig, objective: float, flow: float | None, speed: float | None) -> Terms:
+    """The loss of these terms, by the coefficients of ``config``."""
+    pairs = ((config.objective, objective), (config.flow, flow), (config.speed_coefficient, speed))
+    return Terms(sum(c * value for c, value in pairs if value is not None), objective, flow, speed)
+
+
+def make_proxy(config: TrainConfig) -> SparsityProxy | None:
+    """The speed term that ``config`` asks for."""
+    if config.speed != "proxy":
+        return None
+    return SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+
+
+def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> KernelDescent | AutogradDescent:
+    """The way that fits ``model`` as it is now; ``task`` is a Dataset's."""
+    plain = (
+        type(model) is DynamicManifold
+        and model.executor.name != "torch-sparse"
+        and not (model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks)
+        and all(p.requires_grad and not p._backward_hooks for p in model.parameters())
+        and not torch.nn.utils.parametrize.is_parametrized(model)
+    )
+    return (KernelDescent if plain else AutogradDescent)(model, task, config)
+
+
+@dataclass
+class _Forward:
+    """What a forward leaves for the loss and the walk back."""
+
+    evaluation: Evaluation
+    plan: Plan
+    linear: Floats  # outputs before they are squared
+    outputs: Floats
+    walk: Walk
+
+
+class KernelDescent:
+    """Forward, loss and gradient by one kernel after the other, without a graph."""
+
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
+        self.model, self.config, self.proxy = model, config, make_proxy(config)
+        self._objective = KERNELS.cross_entropy if task == "classification" else KERNELS.squared_error
+        manifold, dtype = model.config, model.arrays()["alpha"].dtype
+        self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
+        self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
+        self._by_cutoff = np.zeros((), dtype)
+        rows = torch.from_numpy(self._by_scalar)
+        self._gradients = {name: rows[SCALARS.index(name)] for name in model._windows.scalars}
+        self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
+        for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
+            self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the batch x."""
+        model = self.model
+        evaluation, plan = model.find()
+        arrays = model.arrays()
+        linear, walk = plan.forward(x.numpy(), evaluation.strengths, plan.scales(arrays["weight"], arrays["bias"]))
+        outputs = linear * linear if model.config.output == "square" else linear
+        self._last = _Forward(evaluation, plan, linear, outputs, walk)
+        return torch.from_numpy(outputs)
+
+    def loss(self, y: Tensor, report: bool) -> Terms:
+        """Loss of the last forward, against the targets y."""
+        last = self._last
+        self._by_output = np.empty_like(last.outputs)
+        objective = self._objective(last.outputs, y.numpy(), self.config.objective, self._by_output)
+        if last.outputs is not last.linear:
+            self._by_output *= 2.0 * last.linear
+        speed = None if self.proxy is None else self.proxy.value(self.model)
+        return total_of(self.config, objective, last.evaluation.imbalance**2, speed)
+
+    def backward(self) -> None:
+        """Gradient of that loss."""
+        last, model, config = self._last, self.model, self.config
+        e, by_value = last.evaluation, np.zeros(last.evaluation.strengths.size, self._by_scalar.dtype)
+        self._by_weight.fill(0)
+        self._by_bias.fill(0)
+        last.plan.backward(last.walk, e.strengths, self._by_output, by_value, self._by_weight, self._by_bias)
+        slope = 0.0 if self.proxy is None else config.speed_coefficient * self.proxy.slope(model)
+        by_closeness, by_cutoff = None, 0.0
+        if self.proxy is not None and slope:
+            _, by_cutoff, by_closeness = gate_sum(e, self.proxy.tau)
+            by_closeness *= by_closeness.dtype.type(slope)
+        by_imbalance = 2.0 * config.flow * e.imbalance
+        through, by_omega = model._windows.pull_back(e, by_value, by_closeness, by_imbalance, self._by_scalar)
+        self._by_cutoff[()] = through + slope * by_cutoff
+        for name, gradient in self._gradients.items():
+            parameter = model._parameters[name]
+            if parameter is not None and parameter.grad is not gradient:
+                parameter.grad = gradient
+        if model._windows.free:
+            model.edge_weight.grad = torch.from_numpy(by_omega)
+
+
+class AutogradDescent:
+    """Forward, loss and gradient through torch's graph."""
+
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
+        self.model, self.config, self.proxy = model, config, make_proxy(config)
+        self._objective = F.cross_entropy if task == "classification" else F.mse_loss
+        self._coefficients = [torch.tensor(c) for c in (config.objective, config.flow, config.speed_coefficient)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the batch x."""
+        self._outputs: Tensor = self.model(x)
+        return self._outputs
+
+    def loss(self, y: Tensor, report: bool) -> Terms:
+        """Loss of the last forward, against the targets y; a term of coefficient 0 only for a ``report``."""
+        config = self.config
+        self._terms: list[Tensor | None] = [self._objective(self._outputs, y)]
+        for coefficient, term in ((config.flow, flow_loss), (config.speed_coefficient, self.proxy)):
+            value = None
+            if term is not None and (coefficient or report):
+                with contextlib.nullcontext() if coefficient else torch.no_grad():
+                    value = term(self.model)
+            self._terms.append(value)
+        objective, flow, speed = (None if term is None else term.item() for term in self._terms)
+        assert objective is not None
+        return total_of(config, objective, flow, speed)
+
+    def backward(self) -> None:
+        """Gradient of that loss; its terms are the roots, so that adding them up makes no graph."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        pairs = zip(self._terms, self._coefficients, strict=True)
+        roots = [(term, coefficient) for term, coefficient in pairs if term is not None and term.requires_grad]
+        torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
