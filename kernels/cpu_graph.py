@@ -1,14 +1,17 @@
 """Structure of a DAG on the CPU: transpose, levels, live neurons, order of execution.  O(neurons + edges), one thread.
 
-Readers are the neurons that read a neuron: row j of the transpose lists them.
+Readers are the neurons that read a neuron: row j of the transpose lists them.  ``t_edges`` int64 holds for each the
+reader in its low 32 bits and the place of the edge in the CSR above: one number to write, at a place of its own.
 """
 
 import numpy as np
 from sparse_dnm.kernels.jit import inner, kernel
 
+READER = np.int64(0xFFFFFFFF)
+
 
 @inner
-def _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge):
+def _transpose(indptr, indices, levels, t_indptr, t_edges):
     """Transpose, and levels in the same sweep; returns False where those need another: a source follows its reader.
 
     Unsigned indices: for signed ones Numba tests at each access whether they count from the end.
@@ -32,17 +35,16 @@ def _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge):
         place[j] = t_indptr[j]
     t_indptr[n] = total
     for i in range(n):
-        reader = np.int32(i)
         for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             j = np.uint32(indices[e])
             at = place[j]
-            t_indices[at], t_edge[at] = reader, np.int32(e)
+            t_edges[at] = (np.int64(e) << 32) | i
             place[j] = at + np.uint32(1)
     return ordered
 
 
 @inner
-def _level_any_order(indptr, t_indptr, t_indices, waiting, queue, levels):
+def _level_any_order(indptr, t_indptr, t_edges, waiting, queue, levels):
     """Levels of any graph, by removing neurons whose sources are all removed (Kahn 1962); returns how many are."""
     tail = 0
     for i in range(levels.size):
@@ -56,7 +58,7 @@ def _level_any_order(indptr, t_indptr, t_indices, waiting, queue, levels):
         j = queue[head]
         head += 1
         for k in range(t_indptr[j], t_indptr[j + 1]):
-            i = t_indices[k]
+            i = t_edges[k] & READER
             levels[i] = max(levels[i], levels[j] + np.int32(1))
             waiting[i] -= 1
             if waiting[i] == 0:
@@ -85,7 +87,7 @@ def _sort_by_level(levels, starts, order):
 
 
 @inner
-def _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
+def _mark_live(indptr, order, outputs, t_indptr, t_edges, live):
     """Which neurons reach an output.  Returns True where all do that read another."""
     live[:] = False
     for q in range(outputs.size):
@@ -95,45 +97,45 @@ def _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
         j = order[q]
         k, last = t_indptr[j], t_indptr[j + 1]
         while not live[j] and k < last:
-            live[j] = live[t_indices[k]]
+            live[j] = live[t_edges[k] & READER]
             k += 1
         complete &= live[j] or indptr[j] == indptr[j + 1]
     return complete
 
 
 @inner
-def _drop_dead(live, t_indptr, t_indices, t_edge):
+def _drop_dead(live, t_indptr, t_edges):
     """Take the readers that are not live out of the transpose."""
     at, first = np.int64(0), np.int64(0)
     for j in range(live.size):
         last = t_indptr[j + 1]
         for k in range(first, last):
-            if live[t_indices[k]]:
-                t_indices[at], t_edge[at] = t_indices[k], t_edge[k]
+            if live[t_edges[k] & READER]:
+                t_edges[at] = t_edges[k]
                 at += 1
         first = last
         t_indptr[j + 1] = at
 
 
 @kernel
-def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_indptr, t_indices, t_edge):
+def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_indptr, t_edges):
     """All that follows from a CSR whose rows ascend: levels, order, live neurons, and the transpose among those.
 
     levels     int32 (n,)      0 without sources, else 1 + max over the sources
     starts     int64 (n + 2,)  where each level begins in ``order`` int32 (n,), the neurons by (level, index)
     live       bool (n,)       the neuron reaches one of ``outputs``
-    t_indptr   int64 (n + 1,)  t_indices int32: the live readers of each neuron, ascending; t_edge int32: the place of
-                               the edge in the CSR; what lies beyond t_indptr[n] is of no meaning
+    t_indptr   int64 (n + 1,)  where the live readers of each neuron, ascending, begin in ``t_edges``; what lies beyond
+                               t_indptr[n] there is of no meaning
     Returns the largest level, and whether every source comes before its readers.  The level is -1 where a cycle is:
     then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle and those behind it.
     """
     levels[:] = 0
-    ordered = _transpose(indptr, indices, levels, t_indptr, t_indices, t_edge)
-    if not ordered and _level_any_order(indptr, t_indptr, t_indices, waiting, order, levels) < levels.size:
+    ordered = _transpose(indptr, indices, levels, t_indptr, t_edges)
+    if not ordered and _level_any_order(indptr, t_indptr, t_edges, waiting, order, levels) < levels.size:
         return -1, ordered
     depth = _sort_by_level(levels, starts, order)
-    if not _mark_live(indptr, order, outputs, t_indptr, t_indices, live):
-        _drop_dead(live, t_indptr, t_indices, t_edge)
+    if not _mark_live(indptr, order, outputs, t_indptr, t_edges, live):
+        _drop_dead(live, t_indptr, t_edges)
     return depth, ordered
 
 

@@ -13,12 +13,14 @@ import functools
 import numba
 import numpy as np
 from sparse_dnm.kernels import formulas, simd
+from sparse_dnm.kernels.cpu_graph import READER
 from sparse_dnm.kernels.jit import inner, kernel, task
 
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
 STRIP = 16  # inputs that are read at a time in a tile of one column
-FAR, AHEAD = 100_000, 64
+FAR = 100_000  # edges from which on what is next is asked for, AHEAD edges before it is needed
+AHEAD, LINE = 8, 16
 NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -176,38 +178,40 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
 
 
 @inner
-def _edge_back(width, total, message, k, base, t_indices, t_edge, values, g):
+def _edge_back(width, total, message, k, base, t_edges, values, g):
     """total + value * g of transposed edge k, and the lanes of <g, message>."""
-    g_k = simd.load(g, base + np.int64(t_indices[k]) * width.count, width)
-    return simd.scaled_add(total, values[t_edge[k]], g_k), simd.products(message, g_k)
+    edge = t_edges[k]
+    g_k = simd.load(g, base + (edge & READER) * width.count, width)
+    return simd.scaled_add(total, values[edge >> 32], g_k), simd.products(message, g_k)
 
 
 @inner
-def _edges_back(width, total, message, k, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient):
+def _edges_back(width, total, message, k, last, base, t_edges, values, g, edge_at, edge_gradient):
     """Add value * g over transposed edges k .. last to ``total``, and write <g, message> of each edge."""
     while k + GROUP <= last:
-        total, p0 = _edge_back(width, total, message, k, base, t_indices, t_edge, values, g)
-        total, p1 = _edge_back(width, total, message, k + 1, base, t_indices, t_edge, values, g)
-        total, p2 = _edge_back(width, total, message, k + 2, base, t_indices, t_edge, values, g)
-        total, p3 = _edge_back(width, total, message, k + 3, base, t_indices, t_edge, values, g)
-        total, p4 = _edge_back(width, total, message, k + 4, base, t_indices, t_edge, values, g)
-        total, p5 = _edge_back(width, total, message, k + 5, base, t_indices, t_edge, values, g)
-        total, p6 = _edge_back(width, total, message, k + 6, base, t_indices, t_edge, values, g)
-        total, p7 = _edge_back(width, total, message, k + 7, base, t_indices, t_edge, values, g)
-        simd.scatter(edge_gradient, edge_at, t_edge, k, simd.lane_sums(p0, p1, p2, p3, p4, p5, p6, p7))
+        total, p0 = _edge_back(width, total, message, k, base, t_edges, values, g)
+        total, p1 = _edge_back(width, total, message, k + 1, base, t_edges, values, g)
+        total, p2 = _edge_back(width, total, message, k + 2, base, t_edges, values, g)
+        total, p3 = _edge_back(width, total, message, k + 3, base, t_edges, values, g)
+        total, p4 = _edge_back(width, total, message, k + 4, base, t_edges, values, g)
+        total, p5 = _edge_back(width, total, message, k + 5, base, t_edges, values, g)
+        total, p6 = _edge_back(width, total, message, k + 6, base, t_edges, values, g)
+        total, p7 = _edge_back(width, total, message, k + 7, base, t_edges, values, g)
+        simd.scatter(edge_gradient, edge_at, t_edges, k, simd.lane_sums(p0, p1, p2, p3, p4, p5, p6, p7))
         k += GROUP
     while k < last:
-        g_k = simd.load(g, base + np.int64(t_indices[k]) * width.count, width)
-        total = simd.scaled_add(total, values[t_edge[k]], g_k)
-        edge_gradient[edge_at + t_edge[k]] = simd.dot(message, g_k)
+        edge = t_edges[k]
+        g_k = simd.load(g, base + (edge & READER) * width.count, width)
+        total = simd.scaled_add(total, values[edge >> 32], g_k)
+        edge_gradient[edge_at + (edge >> 32)] = simd.dot(message, g_k)
         k += 1
     return total
 
 
 @inner
 def _backward_neuron(
-    width, j, tile, n, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope, column_of,
-    x, m, rows, n_outputs, out_gradient, g, n_edges, edge_gradient, weight_gradient, bias_gradient,
+    width, j, tile, n, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of,
+    x, m, rows, n_outputs, out_gradient, g, n_edges, indptr, edge_gradient, weight_gradient, bias_gradient,
 ):  # fmt: skip
     """Gradients of neuron j in one tile: g_j = dL/dx_j, those of its edges to readers, of its weight and bias."""
     w = width.count
@@ -216,24 +220,30 @@ def _backward_neuron(
     edge_at = tile * n_edges
     first, last = t_indptr[j], t_indptr[j + 1]
     middle = last
-    while middle > first and t_indices[middle - 1] >= first_linear:
+    while middle > first and t_edges[middle - 1] & READER >= first_linear:
         middle -= 1
-    if n_edges > FAR:
-        for k in range(max(first - AHEAD - (last - first), 0), max(first - AHEAD, 0)):
-            simd.prefetch(values, np.int64(t_edge[k]))
-            simd.prefetch(edge_gradient, edge_at + np.int64(t_edge[k]))
-            simd.prefetch(g, base + np.int64(t_indices[k]) * w)
+    if n_edges > FAR and j >= AHEAD:  # this walk goes down, and comes to the edges of a neuron once it has passed that
+        for e in range(indptr[j - AHEAD], indptr[j - AHEAD + 1], LINE):
+            simd.prefetch(values, e)
+            simd.prefetch(edge_gradient, edge_at + e)
+        for k in range(t_indptr[j - AHEAD], t_indptr[j - AHEAD + 1], 8):
+            simd.prefetch(t_edges, k)
+        for c in range(0, w, LINE):
+            near = at - AHEAD * w + c
+            simd.prefetch(x, near)
+            simd.prefetch(m, near)
+            simd.prefetch(g, near)
     total = simd.zeros(x, width)
     if middle > first:
         total = _edges_back(
-            width, total, simd.load(m, at, width), first, middle, base, t_indices, t_edge, values, g, edge_at,
+            width, total, simd.load(m, at, width), first, middle, base, t_edges, values, g, edge_at,
             edge_gradient,
         )  # fmt: skip
         total = _activate_back(x, g, at, total, width, weight[j], bias[j], kind[j], slope[j])
     if middle < last:
         z = simd.affine(weight[j], simd.load(x, at, width), bias[j])
         total = _edges_back(
-            width, total, z, middle, last, base, t_indices, t_edge, values, g, edge_at, edge_gradient
+            width, total, z, middle, last, base, t_edges, values, g, edge_at, edge_gradient
         )  # fmt: skip
     if column_of[j] >= 0:
         simd.store(g, at, total)
@@ -244,45 +254,66 @@ def _backward_neuron(
     simd.store(g, at, simd.affine(weight[j], total, weight[j] * 0))
 
 
+@inner
+def _part(first, last, part, parts):
+    """Where the ``part``-th of so many parts of first .. last begins and ends."""
+    size = last - first
+    return first + size * part // parts, first + size * (part + 1) // parts
+
+
+@inner
+def _add_tiles(tiles, n, n_edges, partial_edges, partial_weight, partial_bias):
+    """Add the partial gradients of the other tiles to those of the first, in their order."""
+    partial_edges, partial_weight, partial_bias = simd.pointers(partial_edges, partial_weight, partial_bias)
+    for tile in range(1, tiles):
+        for e in range(n_edges):
+            partial_edges[e] += partial_edges[tile * n_edges + e]
+        for j in range(n):
+            partial_weight[j] += partial_weight[tile * n + j]
+            partial_bias[j] += partial_bias[tile * n + j]
+
+
 @functools.cache
 def make(count):
     """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
 
-    ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into.
+    ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into:
+    then a stage is the inputs or a level, otherwise all of a tile.
     ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
-    neurons by level, ``waves`` where each level starts in it; ``column_of`` the output column of a neuron, or -1.
+    neurons, for `wavefront` by level, ``waves`` where each level starts in it; ``column_of`` the output column of a
+    neuron, or -1.
 
     forward(parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
             slope, outputs, x, m, out)
-    backward(parts, inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind,
-             slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
+    backward(parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+             column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
     with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
-    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,); of one tile they are the gradients.
+    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,): the sums over all tiles are left in the
+    part of the first.  What is not executed is not written: the caller has put zeros there.
     """
 
     @task
-    def forward_inputs(first, last, tile, n, inputs, column, table, weight, bias, kind, slope, x, m):
+    def forward_stage(
+        stage, parts, k, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
+        slope, x, m,
+    ):  # fmt: skip
+        tile, part, n = k // parts, k % parts, indptr.size - 1
         rows, n_columns = table.shape
-        inputs, column, table, weight, bias, kind, slope, x, m = simd.pointers(
-            inputs, column, table, weight, bias, kind, slope, x, m
+        first_input, last_input, first, last = 0, inputs.size, 0, order.size
+        if parts > 1:
+            first_input, last_input = _part(0, inputs.size if stage == 0 else 0, part, parts)
+            first, last = _part(waves[stage - 1], waves[stage], part, parts) if stage > 0 else (0, 0)
+        inputs, column, table, order, indptr, indices, values, weight, bias, kind, slope, x, m = simd.pointers(
+            inputs, column, table, order, indptr, indices, values, weight, bias, kind, slope, x, m
         )
         _read_inputs(
-            simd.width_of(count), first, last, tile, n, inputs, column, rows, n_columns, table, weight, bias, kind,
-            slope, x, m,
+            simd.width_of(count), first_input, last_input, tile, n, inputs, column, rows, n_columns, table, weight,
+            bias, kind, slope, x, m,
         )  # fmt: skip
-
-    @task
-    def forward_neurons(
-        first, last, tile, order, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
-    ):  # fmt: skip
-        base = tile * (indptr.size - 1) * count
-        order, indptr, indices, values, weight, bias, kind, slope, x, m = simd.pointers(
-            order, indptr, indices, values, weight, bias, kind, slope, x, m
-        )
         for q in range(first, last):
             _forward_neuron(
-                simd.width_of(count), np.int64(order[q]), base, indptr, indices, values, first_linear, weight, bias,
-                kind, slope, x, m,
+                simd.width_of(count), np.int64(order[q]), tile * n * count, indptr, indices, values, first_linear,
+                weight, bias, kind, slope, x, m,
             )  # fmt: skip
 
     @task
@@ -293,24 +324,29 @@ def make(count):
                 out[r, q] = weight[i] * x[((r // count) * n + i) * count + r % count] + bias[i]
 
     @task
-    def backward_neurons(
-        first, last, tile, neurons, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
+    def backward_stage(
+        stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
         column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
-        n, n_edges = t_indptr.size - 1, values.size
+        tile, part, n, n_edges = k // parts, k % parts, t_indptr.size - 1, values.size
         rows, n_outputs = out_gradient.shape
+        first_input, last_input, first, last = 0, inputs.size, 0, order.size
+        if parts > 1:
+            first_input, last_input = _part(0, inputs.size if stage == 0 else 0, part, parts)
+            first, last = _part(waves[stage - 1], waves[stage], part, parts) if stage > 0 else (0, 0)
         (
-            neurons, t_indptr, t_indices, t_edge, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
+            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
             partial_edges, partial_weight, partial_bias,
         ) = simd.pointers(
-            neurons, t_indptr, t_indices, t_edge, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
+            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
             partial_edges, partial_weight, partial_bias,
         )  # fmt: skip
-        for q in range(last - 1, first - 1, -1):
+        for q in range(last - first + last_input - first_input):
+            j = np.int64(order[last - 1 - q] if q < last - first else inputs[last_input - 1 - (q - (last - first))])
             _backward_neuron(
-                simd.width_of(count), np.int64(neurons[q]), tile, n, t_indptr, t_indices, t_edge, values, first_linear,
-                weight, bias, kind, slope, column_of, x, m, rows, n_outputs, out_gradient, g, n_edges, partial_edges,
-                partial_weight, partial_bias,
+                simd.width_of(count), j, tile, n, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+                column_of, x, m, rows, n_outputs, out_gradient, g, n_edges, indptr, partial_edges, partial_weight,
+                partial_bias,
             )  # fmt: skip
 
     @kernel(parallel=True)
@@ -319,72 +355,47 @@ def make(count):
         outputs, x, m, out,
     ):  # fmt: skip
         n = indptr.size - 1
-        tiles = x.size // (n * count)
-        if tiles * parts == 1:  # nothing to share: to wake the threads costs as much as the walk of one column
-            forward_inputs(0, inputs.size, 0, n, inputs, column, table, weight, bias, kind, slope, x, m)
-            forward_neurons(
-                0, order.size, 0, order, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m
-            )
-            forward_outputs(table, weight, bias, outputs, n, x, out)
-            return
-        for k in numba.prange(tiles * parts):
-            tile, part = k // parts, k % parts
-            forward_inputs(
-                inputs.size * part // parts, inputs.size * (part + 1) // parts, tile, n, inputs, column, table, weight,
-                bias, kind, slope, x, m,
+        shares = x.size // (n * count) * parts
+        if shares == 1:  # to wake the threads costs as much as the walk of one column
+            forward_stage(
+                0, parts, 0, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias,
+                kind, slope, x, m,
             )  # fmt: skip
-        for level in range(waves.size - 1 if parts > 1 else 1):
-            first, last = (waves[level], waves[level + 1]) if parts > 1 else (0, order.size)
-            size = last - first
-            for k in numba.prange(tiles * parts):
-                tile, part = k // parts, k % parts
-                forward_neurons(
-                    first + size * part // parts, first + size * (part + 1) // parts, tile, order, indptr, indices,
-                    values, first_linear, weight, bias, kind, slope, x, m,
-                )  # fmt: skip
+        else:
+            for stage in range(waves.size if parts > 1 else 1):
+                for k in numba.prange(shares):
+                    forward_stage(
+                        stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
+                        first_linear, weight, bias, kind, slope, x, m,
+                    )  # fmt: skip
         forward_outputs(table, weight, bias, outputs, n, x, out)
 
     @kernel(parallel=True)
     def backward(
-        parts, inputs, order, waves, t_indptr, t_indices, t_edge, values, first_linear, weight, bias, kind, slope,
-        column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+        parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
+        m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         n = t_indptr.size - 1
         tiles = x.size // (n * count)
-        levels = waves.size - 1 if parts > 1 else 1
-        for wave in range(levels + 1):
-            level = levels - 1 - wave
-            neurons, first, last = inputs, 0, inputs.size
-            if level >= 0:
-                neurons = order
-                first, last = (waves[level], waves[level + 1]) if parts > 1 else (0, order.size)
-            size = last - first
-            for k in numba.prange(tiles * parts):
-                tile, part = k // parts, k % parts
-                backward_neurons(
-                    first + size * part // parts, first + size * (part + 1) // parts, tile, neurons, t_indptr,
-                    t_indices, t_edge, values, first_linear, weight, bias, kind, slope, column_of, x, m, out_gradient,
-                    g, partial_edges, partial_weight, partial_bias,
-                )  # fmt: skip
+        shares = tiles * parts
+        if shares == 1:
+            backward_stage(
+                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+                column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+            )  # fmt: skip
+        else:
+            stages = waves.size if parts > 1 else 1
+            for back in range(stages):
+                stage = stages - 1 - back
+                for k in numba.prange(shares):
+                    backward_stage(
+                        stage, parts, np.int64(k), inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear,
+                        weight, bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight,
+                        partial_bias,
+                    )  # fmt: skip
+        _add_tiles(tiles, n, values.size, partial_edges, partial_weight, partial_bias)
 
     return forward, backward
-
-
-@kernel
-def add_tiles(partial_edges, partial_weight, partial_bias, neurons, values, weight, bias):
-    """Add up the tiles' partial gradients, in tile order, of the edges and of the executed neurons; the sums hold 0."""
-    n_edges, n = values.size, weight.size
-    tiles, executed = partial_weight.size // n, neurons.size
-    partial_edges, partial_weight, partial_bias, neurons, values, weight, bias = simd.pointers(
-        partial_edges, partial_weight, partial_bias, neurons, values, weight, bias
-    )
-    for tile in range(tiles):
-        for e in range(n_edges):
-            values[e] += partial_edges[tile * n_edges + e]
-        for q in range(executed):
-            j = neurons[q]
-            weight[j] += partial_weight[tile * n + j]
-            bias[j] += partial_bias[tile * n + j]
 
 
 @kernel

@@ -182,6 +182,7 @@ def prefetch(typingctx, array, at):
 
     def codegen(context, builder, signature, args):
         address = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        address = builder.bitcast(address, cgutils.voidptr_t)
         kind = ir.FunctionType(ir.VoidType(), [address.type, *[ir.IntType(32)] * 3])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [address, *(ir.Constant(ir.IntType(32), number) for number in (0, 3, 1))])
@@ -357,7 +358,7 @@ def lane_sums(typingctx, v0, v1, v2, v3, v4, v5, v6, v7):
 
 @intrinsic
 def scatter(typingctx, array, start, places, first, vector):
-    """array[start + places[first + lane]] = vector[lane]"""
+    """array[start + (places[first + lane] >> 32)] = vector[lane]; ``places`` int64."""
 
     def codegen(context, builder, signature, args):
         out = _data(context, builder, signature.args[0], args[0])
@@ -365,7 +366,7 @@ def scatter(typingctx, array, start, places, first, vector):
         at = args[3]
         for part in _unpack(builder, args[4]):
             for lane in range(part.type.count):
-                index = builder.zext(builder.load(builder.gep(place, [at])), args[1].type)
+                index = builder.lshr(builder.load(builder.gep(place, [at])), ir.Constant(ir.IntType(64), 32))
                 number = builder.extract_element(part, ir.Constant(ir.IntType(32), lane))
                 builder.store(number, builder.gep(out, [builder.add(args[1], index)]))
                 at = builder.add(at, ir.Constant(at.type, 1))

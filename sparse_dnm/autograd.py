@@ -116,16 +116,13 @@ class Propagate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Pull gradients back over the transpose."""
         (values,) = ctx.saved_tensors
-        plan, topology = ctx.plan, ctx.plan.schedule.topology
-        edges = values.detach().numpy()
-        by_value, by_weight, by_bias = (
-            np.zeros(size, edges.dtype) for size in (topology.n_edges, topology.n_neurons, topology.n_neurons)
-        )
-        lease = plan.backward(ctx.walk, edges, gradient.contiguous().numpy(), by_value, by_weight, by_bias)
+        plan = ctx.plan
+        found = plan.backward(ctx.walk, values.detach().numpy(), gradient.contiguous().numpy())
+        weight, bias = (torch.tensor(by[plan.weighted]) for by in (found.weight, found.bias))
         return (
             None,
-            torch.from_numpy(plan.by_input(ctx.walk.batch, lease)) if ctx.needs_input_grad[1] else None,
-            torch.from_numpy(by_value),
-            torch.from_numpy(by_weight[plan.weighted]) if ctx.has_weight else None,
-            torch.from_numpy(by_bias[plan.weighted]),
+            torch.from_numpy(plan.by_input(ctx.walk.batch, found)) if ctx.needs_input_grad[1] else None,
+            torch.tensor(found.value),
+            weight if ctx.has_weight else None,
+            bias,
         )

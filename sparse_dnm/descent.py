@@ -110,17 +110,16 @@ class KernelDescent:
     def backward(self) -> None:
         """Gradient of that loss."""
         last, model, config = self._last, self.model, self.config
-        e, by_value = last.evaluation, np.zeros(last.evaluation.strengths.size, self._by_scalar.dtype)
-        self._by_weight.fill(0)
-        self._by_bias.fill(0)
-        last.plan.backward(last.walk, e.strengths, self._by_output, by_value, self._by_weight, self._by_bias)
+        e = last.evaluation
+        found = last.plan.backward(last.walk, e.strengths, self._by_output)
+        self._by_weight[:], self._by_bias[:] = found.weight, found.bias
         slope = 0.0 if self.proxy is None else config.speed_coefficient * self.proxy.slope(model)
         by_closeness, by_cutoff = None, 0.0
         if self.proxy is not None and slope:
             _, by_cutoff, by_closeness = gate_sum(e, self.proxy.tau)
             by_closeness *= by_closeness.dtype.type(slope)
         by_imbalance = 2.0 * config.flow * e.imbalance
-        through, by_omega = model._windows.pull_back(e, by_value, by_closeness, by_imbalance, self._by_scalar)
+        through, by_omega = model._windows.pull_back(e, found.value, by_closeness, by_imbalance, self._by_scalar)
         self._by_cutoff[()] = through + slope * by_cutoff
         for name, gradient in self._gradients.items():
             parameter = model._parameters[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,18 @@ class Walk:
 
     batch: int
     scales: Scales
+    lease: Lease
+
+
+class Gradients(NamedTuple):
+    """Gradients of the edges' values (n_edges,) and of every neuron's weight and bias (n,).
+
+    They lie in arrays of the lease, where they hold only as long as it does: keep copies.
+    """
+
+    value: Floats
+    weight: Floats
+    bias: Floats
     lease: Lease
 
 
@@ -78,44 +91,34 @@ class Plan:
             executor.record("forward", batch, name, time.perf_counter() - start)
         return out, Walk(batch, scales, lease)
 
-    def backward(
-        self, walk: Walk, values: Floats, gradient: Floats, by_value: Floats, by_weight: Floats, by_bias: Floats
-    ) -> Lease:
-        """From the ``gradient`` of the outputs to those of the edges and, of every neuron, of weight and bias.
-
-        ``by_value`` (n_edges,), ``by_weight`` and ``by_bias`` (n,) hold zeros before: what is not executed keeps them.
-        Returns the lease of the gradients of all neurons' values, for `by_input`.
-        """
+    def backward(self, walk: Walk, values: Floats, gradient: Floats) -> Gradients:
+        """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
         s, executor, batch = self.schedule, self.executor, walk.batch
         topology, count, tiles = s.topology, tile_width(batch), tiles_of(batch)
-        n, (x, m) = topology.n_neurons, walk.lease.arrays
-        totals = by_value, by_weight, by_bias
-        if tiles == 1:
-            lease, parts = executor.buffers.lease(values.dtype, x.size), totals
-        else:
-            lease = executor.buffers.lease(values.dtype, x.size, tiles * topology.n_edges, tiles * n, tiles * n)
-            _, *rest = lease.arrays
-            parts = rest[0], rest[1], rest[2]
-            if len(topology.t_edge) < topology.n_edges:
-                parts[0].fill(0)  # edges of neurons that are not executed
+        n, n_edges, (x, m) = topology.n_neurons, topology.n_edges, walk.lease.arrays
+        lease = executor.buffers.lease(values.dtype, x.size, tiles * n_edges, tiles * n, tiles * n)
+        _, by_value, by_weight, by_bias = lease.arrays
+        if len(s.executed) < n:
+            by_weight.fill(0)
+            by_bias.fill(0)
+        if len(topology.t_edges) < n_edges:
+            by_value.fill(0)
         name = executor.choose("backward", batch, topology)
         run = KERNELS.make(count)[1]
         with backend.use_threads(executor.threads_for(name, batch)):
             start = time.perf_counter()
             run(
                 *(executor.parts_for(name), s.inputs, s.walk(name), s.waves),
-                *(topology.t_indptr, topology.t_indices, topology.t_edge, values),
+                *(topology.indptr, topology.t_indptr, topology.t_edges, values),
                 *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of, x, m),
-                *(gradient, lease.arrays[0], *parts),
+                *(gradient, *lease.arrays),
             )
-            if tiles > 1:
-                KERNELS.add_tiles(*parts, s.executed, *totals)
             executor.record("backward", batch, name, time.perf_counter() - start)
-        return lease
+        return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], lease)
 
-    def by_input(self, batch: int, lease: Lease) -> Floats:
+    def by_input(self, batch: int, gradients: Gradients) -> Floats:
         """Gradient of the input (batch, n_inputs), of what `backward` returned."""
-        s, g = self.schedule, lease.arrays[0]
+        s, g = self.schedule, gradients.lease.arrays[0]
         out = np.zeros((batch, len(s.topology.inputs)), g.dtype)
         KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, tile_width(batch), g, out)
         return out

@@ -32,8 +32,9 @@ class Topology:
     live      bool (n,)         the neuron reaches an output; others need not be executed
     order     int32 (n,)        neurons by (level, index)
     ascending                   every source has a lower index than its readers
-    t_indptr  int64 (n + 1,)    the transpose of the edges to live neurons: row j of t_indices int32 lists the readers
-                                of neuron j, ascending, and t_edge int32 the places of those edges in the CSR
+    t_indptr  int64 (n + 1,)    the transpose of the edges to live neurons: row j of t_edges int64 lists the readers
+                                of neuron j, ascending, in the low 32 bits, and the places of those edges in the CSR
+                                above (see `t_indices` and `t_edge`)
 
     The arrays are read by kernels without a check and must not be written to.  Build one with `from_edges`,
     `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles.
@@ -45,20 +46,15 @@ class Topology:
         n, n_edges = len(indptr) - 1, len(indices)
         waiting, starts = np.empty(n, np.int32), np.empty(n + 2, np.int64)
         self.levels, self.order, self.live = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.bool_)
-        self.t_indptr, readers, edges = (
-            np.empty(n + 1, np.int64),
-            np.empty(n_edges, np.int32),
-            np.empty(n_edges, np.int32),
-        )
+        self.t_indptr, edges = np.empty(n + 1, np.int64), np.empty(n_edges, np.int64)
         self.depth, self.ascending = KERNELS.survey(
             *(indptr, indices, outputs, waiting),
-            *(self.levels, starts, self.order, self.live, self.t_indptr, readers, edges),
+            *(self.levels, starts, self.order, self.live, self.t_indptr, edges),
         )
         if self.depth < 0:
             u, v = self._closing_edge(waiting > 0)
             raise ValueError(f"edge {u} -> {v} closes a cycle; a Topology must be acyclic: remove or turn an edge")
-        kept = self.t_indptr[-1]
-        self.t_indices, self.t_edge = readers[:kept], edges[:kept]
+        self.t_edges = edges[: self.t_indptr[-1]]
         self._level_starts = starts[: self.depth + 2]
 
     def _closing_edge(self, stuck: NDArray[np.bool_]) -> tuple[int, int]:
@@ -81,6 +77,16 @@ class Topology:
     def n_edges(self) -> int:
         """Number of edges, those of dead neurons included."""
         return len(self.indices)
+
+    @property
+    def t_indices(self) -> Int32:
+        """Readers of each neuron, rows as ``t_indptr`` has them."""
+        return (self.t_edges & 0xFFFFFFFF).astype(np.int32)
+
+    @property
+    def t_edge(self) -> Int32:
+        """Places in the CSR of the edges to those readers."""
+        return (self.t_edges >> 32).astype(np.int32)
 
     @property
     def wavefronts(self) -> list[Int32]:
