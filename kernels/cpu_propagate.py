@@ -19,8 +19,9 @@ from sparse_dnm.kernels.jit import inner, kernel, task
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
 STRIP = 16  # inputs that are read at a time in a tile of one column
-FAR = 100_000  # edges from which on what is next is asked for, AHEAD edges before it is needed
-AHEAD, LINE = 8, 16
+FAR = 100_000  # edges from which on the walk back asks for what it comes to AHEAD neurons later
+AHEAD = 8
+LINE = 16  # numbers of float32 in a cache line
 NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -209,6 +210,21 @@ def _edges_back(width, total, message, k, last, base, t_edges, values, g, edge_a
 
 
 @inner
+def _ask(j, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient):
+    """Ask memory for what neuron j needs, and for the edges of its own row, whose sources come next: processors see
+    the pattern of a walk up by themselves, not of one down."""
+    for e in range(indptr[j], indptr[j + 1], LINE):
+        simd.prefetch(values, e)
+        simd.prefetch(edge_gradient, edge_at + e)
+    for k in range(t_indptr[j], t_indptr[j + 1], LINE // 2):
+        simd.prefetch(t_edges, k)
+    for at in range(base + j * w, base + (j + 1) * w, LINE):
+        simd.prefetch(x, at)
+        simd.prefetch(m, at)
+        simd.prefetch(g, at)
+
+
+@inner
 def _backward_neuron(
     width, j, tile, n, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of,
     x, m, rows, n_outputs, out_gradient, g, n_edges, indptr, edge_gradient, weight_gradient, bias_gradient,
@@ -222,17 +238,8 @@ def _backward_neuron(
     middle = last
     while middle > first and t_edges[middle - 1] & READER >= first_linear:
         middle -= 1
-    if n_edges > FAR and j >= AHEAD:  # this walk goes down, and comes to the edges of a neuron once it has passed that
-        for e in range(indptr[j - AHEAD], indptr[j - AHEAD + 1], LINE):
-            simd.prefetch(values, e)
-            simd.prefetch(edge_gradient, edge_at + e)
-        for k in range(t_indptr[j - AHEAD], t_indptr[j - AHEAD + 1], 8):
-            simd.prefetch(t_edges, k)
-        for c in range(0, w, LINE):
-            near = at - AHEAD * w + c
-            simd.prefetch(x, near)
-            simd.prefetch(m, near)
-            simd.prefetch(g, near)
+    if n_edges > FAR and j >= AHEAD:
+        _ask(j - AHEAD, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient)
     total = simd.zeros(x, width)
     if middle > first:
         total = _edges_back(
@@ -325,8 +332,8 @@ def make(count):
 
     @task
     def backward_stage(
-        stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
-        column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+        stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind,
+        slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         tile, part, n, n_edges = k // parts, k % parts, t_indptr.size - 1, values.size
         rows, n_outputs = out_gradient.shape
@@ -335,11 +342,11 @@ def make(count):
             first_input, last_input = _part(0, inputs.size if stage == 0 else 0, part, parts)
             first, last = _part(waves[stage - 1], waves[stage], part, parts) if stage > 0 else (0, 0)
         (
-            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
-            partial_edges, partial_weight, partial_bias,
+            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient,
+            g, partial_edges, partial_weight, partial_bias,
         ) = simd.pointers(
-            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient, g,
-            partial_edges, partial_weight, partial_bias,
+            inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient,
+            g, partial_edges, partial_weight, partial_bias,
         )  # fmt: skip
         for q in range(last - first + last_input - first_input):
             j = np.int64(order[last - 1 - q] if q < last - first else inputs[last_input - 1 - (q - (last - first))])
@@ -372,16 +379,16 @@ def make(count):
 
     @kernel(parallel=True)
     def backward(
-        parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
-        m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+        parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+        column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         n = t_indptr.size - 1
         tiles = x.size // (n * count)
         shares = tiles * parts
         if shares == 1:
             backward_stage(
-                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
-                column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind,
+                slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
             )  # fmt: skip
         else:
             stages = waves.size if parts > 1 else 1
@@ -389,9 +396,9 @@ def make(count):
                 stage = stages - 1 - back
                 for k in numba.prange(shares):
                     backward_stage(
-                        stage, parts, np.int64(k), inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear,
-                        weight, bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight,
-                        partial_bias,
+                        stage, parts, np.int64(k), inputs, order, waves, indptr, t_indptr, t_edges, values,
+                        first_linear, weight, bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges,
+                        partial_weight, partial_bias,
                     )  # fmt: skip
         _add_tiles(tiles, n, values.size, partial_edges, partial_weight, partial_bias)
 

@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 CACHE_LINE = 64  # bytes; a vector that straddles two lines is loaded twice
-KEPT = 8  # arrays that a pool holds while nobody uses them
+KEPT = 16  # pieces of memory that a pool holds while nobody uses them
+BIG = 2**20  # bytes from which on the C library gives memory back to the system
+
+
+class _Loan(weakref.ref[Any]):
+    """Tells when an array and all its views are gone."""
+
+    memory: memoryview
+
+
+def _aligned_memory(size: int) -> memoryview:
+    """At least ``size`` bytes that start at a cache line."""
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    return memory[-memory.ctypes.data % CACHE_LINE :].data
 
 
 class BufferPool:
-    """Uninitialised 1-D arrays that start at a cache line, handed out through leases and taken back when those go.
+    """Uninitialised 1-D arrays in memory that is used again once an array and all views of it are gone.
 
-    At most KEPT idle arrays are held, the latest; so a pool never holds much more than was in use at once.
+    Idle memory serves arrays of at least half its size.  At most KEPT idle pieces are held, the latest; so a pool
+    never holds much more than was in use at once.
     """
 
     def __init__(self) -> None:
-        self._idle: list[NDArray[Any]] = []
+        self._idle: dict[int, memoryview] = {}
+        self._loans: dict[int, _Loan] = {}
+        this = weakref.ref(self)
 
-    def lease(self, dtype: DTypeLike, *sizes: int) -> Lease:
-        """Arrays of the given sizes, as long as the lease lives."""
-        return Lease(self, [self._take(np.dtype(dtype), size) for size in sizes])
+        def back(loan: _Loan) -> None:
+            pool = this()
+            if pool is not None:
+                del pool._loans[id(loan)]
+                pool._idle[id(loan.memory)] = loan.memory
+                while len(pool._idle) > KEPT:
+                    del pool._idle[next(iter(pool._idle))]
 
-    def _take(self, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
-        for k, array in enumerate(self._idle):
-            if array.size == size and array.dtype == dtype:
-                return self._idle.pop(k)
-        spare = CACHE_LINE // dtype.itemsize
-        memory = np.empty(size + spare, dtype)
-        first = -memory.ctypes.data % CACHE_LINE // dtype.itemsize
-        return memory[first : first + size]
+        self._back = back
 
-    def give_back(self, arrays: list[NDArray[Any]]) -> None:
-        """Hold ``arrays`` for the next lease; the oldest ones go."""
-        self._idle = (self._idle + arrays)[-KEPT:]
+    def empty(self, size: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array of ``size`` numbers; a small one is fresh."""
+        dtype = np.dtype(dtype)
+        return self.aligned(size, dtype) if size * dtype.itemsize >= BIG else np.empty(size, dtype)
+
+    def aligned(self, size: int, dtype: DTypeLike) -> NDArray[Any]:
+        """An array of ``size`` numbers that starts at a cache line."""
+        dtype = np.dtype(dtype)
+        need = size * dtype.itemsize
+        fits = [(memory.nbytes, key) for key, memory in self._idle.items() if need <= memory.nbytes <= 2 * need]
+        memory = self._idle.pop(min(fits)[1]) if fits else _aligned_memory(need + need // 8)
+        # The base of a view is the array that it was first taken of, unless that stands on an array in its turn.
+        array = np.frombuffer(memory, dtype, size) if size else np.empty(0, dtype)
+        loan = _Loan(array, self._back)
+        loan.memory = memory
+        self._loans[id(loan)] = loan
+        return array
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return BufferPool, ()  # a copy starts empty
-
-
-class Lease:
-    """Arrays on loan from a pool; they go back when the last reference to the lease does."""
-
-    def __init__(self, pool: BufferPool, arrays: list[NDArray[Any]]) -> None:
-        self.pool, self.arrays = pool, arrays
-
-    def __del__(self) -> None:
-        self.pool.give_back(self.arrays)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dnm import backend
+from sparse_dnm.buffers import BufferPool
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.initial import ROW_SCALARS
 
@@ -129,6 +130,7 @@ class Windows:
         self.free = config.edges == "free"
         self.scalars = ROW_SCALARS[config.edges]
         self.places = [SCALARS.index(name) for name in self.scalars]  # in the kernels' rows
+        self.buffers = BufferPool()
         self.latest = Candidates.none(config.n_rows)  # those that the model holds
         self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
         mean, std = config.omega
@@ -151,20 +153,22 @@ class Windows:
 
         With ``check``, only the rows to scan are found where a pair outside may have crossed the cutoff.
         """
-        config, found, size = self.config, self.latest, len(self.latest.indices)
+        config, found, size, empty = self.config, self.latest, len(self.latest.indices), self.buffers.empty
         threads = threads if size > FEW else 1
         if self.free:
             alpha, sigma, mu = scalars
             scalars = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
-        rows = (np.zeros if self.free else np.empty)((KERNELS.ROWS, config.n_rows))
-        stale, d, threshold = np.empty(config.n_rows, np.bool_), np.empty(size, omega.dtype), self.threshold(c)
-        row_starts = np.empty(config.n_neurons + 1, np.int64)
-        sources, strengths = np.empty(size, np.int32), np.empty(size, omega.dtype)
+        rows = empty(KERNELS.ROWS * config.n_rows, np.float64).reshape(KERNELS.ROWS, config.n_rows)
+        if self.free:
+            rows.fill(0)
+        stale, d, threshold = np.empty(config.n_rows, np.bool_), empty(size, omega.dtype), self.threshold(c)
+        row_starts = empty(config.n_neurons + 1, np.int64)
+        sources, strengths = empty(size, np.int32), empty(size, omega.dtype)
         with backend.use_threads(threads):
             crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
                 *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
                 *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
-                *(d, row_starts, sources, strengths, np.empty((4, config.n_rows))),
+                *(d, row_starts, sources, strengths, empty(4 * config.n_rows, np.float64).reshape(4, config.n_rows)),
             )
         return Evaluation(
             *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
@@ -184,13 +188,14 @@ class Windows:
         Writes those of the raw row scalars to ``by_scalar`` (7, n_rows), in the order of SCALARS; those that the edge
         mode lacks stay as they are.  Returns those of the raw cutoff and of omega.
         """
-        config, by_omega = self.config, np.empty(len(e.omega), e.d.dtype)
+        config, by_omega = self.config, self.buffers.empty(len(e.omega), e.d.dtype)
+        sums = self.buffers.empty((len(SCALARS) + 1) * config.n_rows, np.float64).reshape(-1, config.n_rows)
         with backend.use_threads(e.threads):
             by_cutoff = KERNELS.strength_back(
                 *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
                 *(e.d[:0] if by_strength is None else by_strength, e.d[:0] if by_closeness is None else by_closeness),
-                *(by_imbalance, np.empty((len(SCALARS) + 1, config.n_rows)), by_scalar, by_omega),
+                *(by_imbalance, sums, by_scalar, by_omega),
             )
         return by_cutoff, by_omega
 

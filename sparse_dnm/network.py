@@ -202,7 +202,9 @@ class DynamicManifold(nn.Module):
             self._rebuild(np.ones(self.config.n_rows, np.bool_), found.rows)
             found = evaluate(check=False)
         if not found.same:
-            self._found.schedule = Schedule(Topology(found.row_starts, found.sources, self._inputs, self._outputs))
+            empty = self._windows.buffers.empty
+            topology = Topology(found.row_starts, found.sources, self._inputs, self._outputs, empty)
+            self._found.schedule = Schedule(topology)
         return found
 
     def find(self) -> tuple[Evaluation, Plan]:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dnm import backend
-from sparse_dnm.buffers import Lease
 from sparse_dnm.schedule import Executor, Schedule, tile_width, tiles_of
 
 KERNELS = backend.kernels(torch.device("cpu"))
@@ -28,23 +27,24 @@ class Scales:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a walk forward leaves for the walk back: the scales, and the values and messages of all neurons."""
+    """What a walk forward leaves for the walk back: the scales, and the values x and messages m of all neurons."""
 
     batch: int
     scales: Scales
-    lease: Lease
+    x: Floats
+    m: Floats
 
 
 class Gradients(NamedTuple):
-    """Gradients of the edges' values (n_edges,) and of every neuron's weight and bias (n,).
+    """Gradients of the edges' values (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values.
 
-    They lie in arrays of the lease, where they hold only as long as it does: keep copies.
+    The first three begin arrays that hold as much for every tile: copies are smaller.
     """
 
     value: Floats
     weight: Floats
     bias: Floats
-    lease: Lease
+    g: Floats
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Plan:
         s, batch = self.schedule, len(x)
         topology, count, executor = s.topology, tile_width(batch), self.executor
         size = tiles_of(batch) * count * topology.n_neurons
-        lease = executor.buffers.lease(values.dtype, size, size)
+        x_all, m_all = (executor.buffers.aligned(size, values.dtype) for _ in range(2))
         out = np.empty((batch, len(topology.outputs)), values.dtype)
         name = executor.choose("forward", batch, topology)
         run = KERNELS.make(count)[0]
@@ -86,18 +86,18 @@ class Plan:
                 *(executor.parts_for(name), s.inputs, s.column, x, s.walk(name), s.waves),
                 *(topology.indptr, topology.indices, values),
                 *(self.first_linear, scales.weight, scales.bias, self.kind, self.slope, topology.outputs),
-                *(*lease.arrays, out),
+                *(x_all, m_all, out),
             )
             executor.record("forward", batch, name, time.perf_counter() - start)
-        return out, Walk(batch, scales, lease)
+        return out, Walk(batch, scales, x_all, m_all)
 
     def backward(self, walk: Walk, values: Floats, gradient: Floats) -> Gradients:
         """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
         s, executor, batch = self.schedule, self.executor, walk.batch
         topology, count, tiles = s.topology, tile_width(batch), tiles_of(batch)
-        n, n_edges, (x, m) = topology.n_neurons, topology.n_edges, walk.lease.arrays
-        lease = executor.buffers.lease(values.dtype, x.size, tiles * n_edges, tiles * n, tiles * n)
-        _, by_value, by_weight, by_bias = lease.arrays
+        n, n_edges = topology.n_neurons, topology.n_edges
+        sizes = (walk.x.size, tiles * n_edges, tiles * n, tiles * n)
+        g, by_value, by_weight, by_bias = (executor.buffers.aligned(size, values.dtype) for size in sizes)
         if len(s.executed) < n:
             by_weight.fill(0)
             by_bias.fill(0)
@@ -110,15 +110,15 @@ class Plan:
             run(
                 *(executor.parts_for(name), s.inputs, s.walk(name), s.waves),
                 *(topology.indptr, topology.t_indptr, topology.t_edges, values),
-                *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of, x, m),
-                *(gradient, *lease.arrays),
+                *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of),
+                *(walk.x, walk.m, gradient, g, by_value, by_weight, by_bias),
             )
             executor.record("backward", batch, name, time.perf_counter() - start)
-        return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], lease)
+        return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], g)
 
     def by_input(self, batch: int, gradients: Gradients) -> Floats:
         """Gradient of the input (batch, n_inputs), of what `backward` returned."""
-        s, g = self.schedule, gradients.lease.arrays[0]
+        s, g = self.schedule, gradients.g
         out = np.zeros((batch, len(s.topology.inputs)), g.dtype)
         KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, tile_width(batch), g, out)
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,16 +37,19 @@ class Topology:
                                 above (see `t_indices` and `t_edge`)
 
     The arrays are read by kernels without a check and must not be written to.  Build one with `from_edges`,
-    `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles.
+    `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles, and takes
+    memory from ``empty(size, dtype)``.
     Raises ValueError naming an edge that closes a cycle.  Levels after Anderson & Saad (1989).
     """
 
-    def __init__(self, indptr: Int64, indices: Int32, inputs: Int32, outputs: Int32):
+    def __init__(
+        self, indptr: Int64, indices: Int32, inputs: Int32, outputs: Int32, empty: Callable[..., Any] = np.empty
+    ):
         self.indptr, self.indices, self.inputs, self.outputs = indptr, indices, inputs, outputs
         n, n_edges = len(indptr) - 1, len(indices)
         waiting, starts = np.empty(n, np.int32), np.empty(n + 2, np.int64)
         self.levels, self.order, self.live = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.bool_)
-        self.t_indptr, edges = np.empty(n + 1, np.int64), np.empty(n_edges, np.int64)
+        self.t_indptr, edges = np.empty(n + 1, np.int64), empty(n_edges, np.int64)
         self.depth, self.ascending = KERNELS.survey(
             *(indptr, indices, outputs, waiting),
             *(self.levels, starts, self.order, self.live, self.t_indptr, edges),

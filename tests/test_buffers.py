@@ -2,40 +2,62 @@
 
 import copy
 import gc
+import weakref
 
 import numpy as np
+import pytest
 import torch
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
-from sparse_dnm.buffers import CACHE_LINE, KEPT, BufferPool
+from sparse_dnm.buffers import BIG, CACHE_LINE, KEPT, BufferPool
 
 
-def test_a_dropped_lease_is_used_again():
+def test_memory_is_used_again_once_nobody_has_it():
     pool = BufferPool()
-    first = pool.lease(np.float32, 100, 100)
-    addresses = {a.ctypes.data for a in first.arrays}
-    second = pool.lease(np.float32, 100)
-    assert second.arrays[0].ctypes.data not in addresses
+    first = pool.aligned(100, np.float32)
+    address = first.ctypes.data
+    assert pool.aligned(100, np.float32).ctypes.data != address
     del first
+    third = pool.aligned(90, np.float32)
+    assert third.ctypes.data == address
+    assert pool.aligned(100, np.float64).dtype == np.float64
+
+
+@pytest.mark.parametrize("view", [lambda a: a[3:], lambda a: a[3:][4:].reshape(2, -1), torch.from_numpy, memoryview])
+def test_a_view_keeps_the_memory(view):
+    pool = BufferPool()
+    kept = view(pool.aligned(101, np.float32))
     gc.collect()
-    third = pool.lease(np.float32, 100)
-    assert third.arrays[0].ctypes.data in addresses
-    assert pool.lease(np.float64, 100).arrays[0].dtype == np.float64
+    assert len(pool._idle) == 0
+    del kept
+    assert len(pool._idle) == 1
 
 
 def test_arrays_start_at_a_cache_line():
     pool = BufferPool()
-    leases = [pool.lease(dtype, size) for dtype in (np.float32, np.float64) for size in (1, 7, 1000)]
-    assert all(lease.arrays[0].ctypes.data % CACHE_LINE == 0 for lease in leases)
-    assert [len(lease.arrays[0]) for lease in leases] == [1, 7, 1000] * 2
+    arrays = [pool.aligned(size, dtype) for dtype in (np.float32, np.float64) for size in (1, 7, 1000)]
+    assert all(array.ctypes.data % CACHE_LINE == 0 for array in arrays)
+    assert [len(array) for array in arrays] == [1, 7, 1000] * 2
+    assert len(pool.aligned(0, np.float32)) == 0
 
 
-def test_a_pool_holds_few_idle_arrays():
+def test_big_arrays_come_from_the_pool():
     pool = BufferPool()
-    for size in range(1, 50):
-        pool.lease(np.float32, size)
+    pool.empty(BIG, np.uint8), pool.empty(BIG // 8 - 1, np.int64)
+    assert [memory.nbytes >= BIG for memory in pool._idle.values()] == [True]
+
+
+def test_a_pool_holds_few_idle_pieces_and_dies_before_its_arrays():
+    pool = BufferPool()
+    arrays = [pool.aligned(size, np.float32) for size in range(1, 50)]
+    last = arrays[-1]
+    del arrays
     assert len(pool._idle) == KEPT
-    assert copy.deepcopy(pool)._idle == []
+    assert copy.deepcopy(pool)._idle == {}
+    alive = weakref.ref(pool)
+    del pool
+    assert alive() is None
+    last[:] = 1
 
 
 def test_two_graphs_alive_do_not_share():
