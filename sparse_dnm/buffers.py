@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 CACHE_LINE = 64  # bytes; a vector that straddles two lines is loaded twice
+SMALL = 2**13  # bytes up to which to look for memory takes longer than what is gained
 KEPT = 16  # pieces of memory that a pool holds while nobody uses them
 BIG = 2**20  # bytes from which on the C library gives memory back to the system
 
@@ -53,13 +54,15 @@ class BufferPool:
         return self.aligned(size, dtype) if size * dtype.itemsize >= BIG else np.empty(size, dtype)
 
     def aligned(self, size: int, dtype: DTypeLike) -> NDArray[Any]:
-        """An array of ``size`` numbers that starts at a cache line."""
+        """An array of ``size`` numbers that starts at a cache line; one of a few lines may start anywhere."""
         dtype = np.dtype(dtype)
         need = size * dtype.itemsize
+        if need <= SMALL:
+            return np.empty(size, dtype)
         fits = [(memory.nbytes, key) for key, memory in self._idle.items() if need <= memory.nbytes <= 2 * need]
         memory = self._idle.pop(min(fits)[1]) if fits else _aligned_memory(need + need // 8)
         # The base of a view is the array that it was first taken of, unless that stands on an array in its turn.
-        array = np.frombuffer(memory, dtype, size) if size else np.empty(0, dtype)
+        array = np.frombuffer(memory, dtype, size)
         loan = _Loan(array, self._back)
         loan.memory = memory
         self._loans[id(loan)] = loan

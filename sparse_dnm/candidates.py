@@ -12,7 +12,10 @@ every edge is born with strength zero, and one that training has removed does no
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,12 +73,12 @@ def check_candidates(
         raise ValueError(f"{n_omega} edge_weight for {len(indices)} candidate_indices; they must be as many")
 
 
+Arrays = Mapping[str, NDArray[np.floating]]  # the parameters of a manifold, by name
 Structure = tuple[NDArray[np.int64], NDArray[np.int32]]  # CSR of active edges: indptr and sources
 NO_STRUCTURE: Structure = (np.zeros(0, np.int64), np.zeros(0, np.int32))
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Closeness of every candidate at one set of scalars, and the active ones among them.
 
     rows        float64 (ROWS, n_rows)  transformed scalars
@@ -129,6 +132,8 @@ class Windows:
         self.config = config
         self.free = config.edges == "free"
         self.scalars = ROW_SCALARS[config.edges]
+        # the four that free edges do not have are not read
+        self.kernel_scalars = [name if name in self.scalars else "alpha" for name in SCALARS]
         self.places = [SCALARS.index(name) for name in self.scalars]  # in the kernels' rows
         self.buffers = BufferPool()
         self.latest = Candidates.none(config.n_rows)  # those that the model holds
@@ -140,35 +145,34 @@ class Windows:
         """Closeness above which pairs are kept."""
         return max(c - self.config.skin, c / 2)
 
-    def evaluate(
-        self,
-        scalars: list[NDArray[np.floating]],
-        c: float,
-        omega: NDArray[np.floating],
-        threads: int,
-        before: Structure,
-        check: bool = True,
-    ) -> Evaluation:
-        """Evaluate the latest candidates at the raw ``scalars`` of the edge mode; on one thread where they are few.
+    def cutoff(self, arrays: Arrays) -> float:
+        """c = sigmoid(cutoff)"""
+        return 1.0 / (1.0 + math.exp(min(-float(arrays["cutoff"]), 700.0)))
+
+    def omega(self, arrays: Arrays) -> NDArray[np.floating]:
+        """omega of the candidates, or an empty array of the model's dtype."""
+        return arrays["edge_weight"] if self.free else arrays["alpha"][:0]
+
+    def evaluate(self, arrays: Arrays, threads: int, before: Structure, check: bool = True) -> Evaluation:
+        """Evaluate the latest candidates at the parameters; on one thread where they are few.
 
         With ``check``, only the rows to scan are found where a pair outside may have crossed the cutoff.
         """
         config, found, size, empty = self.config, self.latest, len(self.latest.indices), self.buffers.empty
+        n_rows, c, omega = config.n_rows, self.cutoff(arrays), self.omega(arrays)
         threads = threads if size > FEW else 1
-        if self.free:
-            alpha, sigma, mu = scalars
-            scalars = [alpha, alpha, alpha, alpha, alpha, sigma, mu]  # the four that do not exist are not read
-        rows = empty(KERNELS.ROWS * config.n_rows, np.float64).reshape(KERNELS.ROWS, config.n_rows)
+        scalars = [arrays[name] for name in self.kernel_scalars]
+        rows = empty(KERNELS.ROWS * n_rows, np.float64).reshape(KERNELS.ROWS, n_rows)
         if self.free:
             rows.fill(0)
-        stale, d, threshold = np.empty(config.n_rows, np.bool_), empty(size, omega.dtype), self.threshold(c)
+        stale, d, threshold = np.empty(n_rows, np.bool_), empty(size, omega.dtype), self.threshold(c)
         row_starts = empty(config.n_neurons + 1, np.int64)
         sources, strengths = empty(size, np.int32), empty(size, omega.dtype)
         with backend.use_threads(threads):
             crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
                 *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
                 *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
-                *(d, row_starts, sources, strengths, empty(4 * config.n_rows, np.float64).reshape(4, config.n_rows)),
+                *(d, row_starts, sources, strengths, empty(4 * n_rows, np.float64).reshape(4, n_rows)),
             )
         return Evaluation(
             *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
@@ -200,15 +204,11 @@ class Windows:
         return by_cutoff, by_omega
 
     def search(
-        self,
-        old: Candidates,
-        stale: NDArray[np.bool_],
-        rows: NDArray[np.float64],
-        c: float,
-        omega: NDArray[np.floating],
+        self, old: Candidates, stale: NDArray[np.bool_], rows: NDArray[np.float64], arrays: Arrays
     ) -> tuple[Candidates, NDArray[np.floating], NDArray[np.int32]]:
         """Candidates after a scan of the ``stale`` rows; free edges: their omega, and the place of each among the old
         ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
+        c, omega = self.cutoff(arrays), self.omega(arrays)
         if not (np.isfinite(c) and np.isfinite(rows).all()):
             raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
         config, threshold = self.config, self.threshold(c)

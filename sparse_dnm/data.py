@@ -316,13 +316,17 @@ class BatchOrder:
         for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
             if value < 1:
                 raise DataError(f"{name}={value} must be >= 1")
-        self._batch_size = batch_size
+        self._n, self._batch_size = n_samples, batch_size
         self._generator = generator
         self._order = torch.arange(n_samples)
         self._position = n_samples  # of the next row in the order: its end, so that the first batch draws
 
     def next(self) -> Tensor:
         """int64 (batch_size,) row indices of the next batch."""
+        first, last = self._position, self._position + self._batch_size
+        if last <= self._n:
+            self._position = last
+            return self._order[first:last]
         parts, missing = [], self._batch_size
         while missing:
             if self._position == len(self._order):
@@ -332,7 +336,7 @@ class BatchOrder:
             self._position += len(part)
             missing -= len(part)
             parts.append(part)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     def state(self) -> dict[str, Tensor]:
         """The current permutation int64 (n_samples,) and the position in it, int64 ()."""

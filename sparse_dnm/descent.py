@@ -8,7 +8,6 @@ model or an executor that computes otherwise).
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_dnm import backend
-from sparse_dnm.candidates import SCALARS, Evaluation, gate_sum
+from sparse_dnm.candidates import SCALARS, gate_sum
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.losses import SparsityProxy, flow_loss
 from sparse_dnm.network import DynamicManifold
-from sparse_dnm.plan import Floats, Plan, Walk
+from sparse_dnm.plan import Scales
 
 KERNELS = backend.kernels(torch.device("cpu"))
 
@@ -60,17 +59,6 @@ def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> Kernel
     return (KernelDescent if plain else AutogradDescent)(model, task, config)
 
 
-@dataclass
-class _Forward:
-    """What a forward leaves for the loss and the walk back."""
-
-    evaluation: Evaluation
-    plan: Plan
-    linear: Floats  # outputs before they are squared
-    outputs: Floats
-    walk: Walk
-
-
 class KernelDescent:
     """Forward, loss and gradient by one kernel after the other, without a graph."""
 
@@ -78,6 +66,8 @@ class KernelDescent:
         self.model, self.config, self.proxy = model, config, make_proxy(config)
         self._objective = KERNELS.cross_entropy if task == "classification" else KERNELS.squared_error
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
+        self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
+        self._scales = Scales(np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype))
         self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_cutoff = np.zeros((), dtype)
@@ -89,29 +79,27 @@ class KernelDescent:
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
-        model = self.model
-        evaluation, plan = model.find()
-        arrays = model.arrays()
-        linear, walk = plan.forward(x.numpy(), evaluation.strengths, plan.scales(arrays["weight"], arrays["bias"]))
-        outputs = linear * linear if model.config.output == "square" else linear
-        self._last = _Forward(evaluation, plan, linear, outputs, walk)
-        return torch.from_numpy(outputs)
+        self._evaluation, self._plan = evaluation, plan = self.model.find()
+        arrays, scales = self.model.arrays(), self._scales
+        scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
+        self._linear, self._walk = plan.forward(x.numpy(), evaluation.strengths, scales)
+        self._outputs = self._linear * self._linear if self._squared else self._linear
+        return torch.from_numpy(self._outputs)
 
     def loss(self, y: Tensor, report: bool) -> Terms:
         """Loss of the last forward, against the targets y."""
-        last = self._last
-        self._by_output = np.empty_like(last.outputs)
-        objective = self._objective(last.outputs, y.numpy(), self.config.objective, self._by_output)
-        if last.outputs is not last.linear:
-            self._by_output *= 2.0 * last.linear
+        self._by_output = np.empty_like(self._outputs)
+        objective = self._objective(self._outputs, y.numpy(), self.config.objective, self._by_output)
+        if self._squared:
+            self._by_output *= self._linear
+            self._by_output *= 2
         speed = None if self.proxy is None else self.proxy.value(self.model)
-        return total_of(self.config, objective, last.evaluation.imbalance**2, speed)
+        return total_of(self.config, objective, self._evaluation.imbalance**2, speed)
 
     def backward(self) -> None:
         """Gradient of that loss."""
-        last, model, config = self._last, self.model, self.config
-        e = last.evaluation
-        found = last.plan.backward(last.walk, e.strengths, self._by_output)
+        model, config, e = self.model, self.config, self._evaluation
+        found = self._plan.backward(self._walk, e.strengths, self._by_output)
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
         slope = 0.0 if self.proxy is None else config.speed_coefficient * self.proxy.slope(model)
         by_closeness, by_cutoff = None, 0.0
@@ -121,12 +109,11 @@ class KernelDescent:
         by_imbalance = 2.0 * config.flow * e.imbalance
         through, by_omega = model._windows.pull_back(e, found.value, by_closeness, by_imbalance, self._by_scalar)
         self._by_cutoff[()] = through + slope * by_cutoff
+        parameters = model._parameters
         for name, gradient in self._gradients.items():
-            parameter = model._parameters[name]
-            if parameter is not None and parameter.grad is not gradient:
-                parameter.grad = gradient
+            parameters[name].grad = gradient  # type: ignore[union-attr]
         if model._windows.free:
-            model.edge_weight.grad = torch.from_numpy(by_omega)
+            parameters["edge_weight"].grad = torch.from_numpy(by_omega)  # type: ignore[union-attr]
 
 
 class AutogradDescent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,32 +31,35 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
 
 
-def _propagate(
-    plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, scales: Scales | None = None
-) -> Tensor:
-    """Outputs of a DAG by the plan's executor; ``scales``: those of weight and bias, where they are known."""
+def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+    """Outputs of a DAG by the plan's executor."""
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias)
-    return torch.from_numpy(plan.forward(*arrays_of(x, values), scales or scales_of(plan, weight, bias))[0])
+    return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
 
 
 class _Arrays:
-    """Parameters as numpy arrays, made anew only where one has moved."""
+    """The parameters of a model as numpy arrays by name, made anew only where one has moved."""
 
     def __init__(self) -> None:
         self._places: list[int] = []
-        self._arrays: list[Floats] = []
+        self._arrays: dict[str, Floats] = {}
 
-    def of(self, parameters: Iterable[Tensor]) -> list[Floats]:
-        """Their numbers, in their order; what is written to the parameters shows in the arrays."""
-        parameters = tuple(parameters)
-        places = [p.data_ptr() for p in parameters]
+    def of(self, parameters: dict[str, Any]) -> dict[str, Floats]:
+        """Their numbers, by name; what is written to the parameters shows in the arrays.
+
+        Raises ValueError where a dtype or device has no kernels.
+        """
+        places = [p.data_ptr() for p in parameters.values()]
         if places != self._places:
-            tensors = [p.detach().contiguous() for p in parameters]
-            self._arrays = [t.numpy() for t in tensors]
-            self._places = [t.data_ptr() for t in tensors]  # a copy lies elsewhere, and is made anew each time
+            for p in parameters.values():
+                _check_dtype(p.dtype)
+                backend.kernels(p.device)
+            tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
+            self._arrays = {name: t.numpy() for name, t in tensors.items()}
+            self._places = [t.data_ptr() for t in tensors.values()]  # a copy lies elsewhere: it is made each time
         return self._arrays
 
 
@@ -149,23 +151,16 @@ class DynamicManifold(nn.Module):
 
     def arrays(self) -> dict[str, Floats]:
         """The numbers of every parameter, by name."""
-        return dict(zip(self._parameters, self._arrays.of(self._parameters.values()), strict=True))  # type: ignore[arg-type]
-
-    def _state(self) -> tuple[list[Floats], float, Floats]:
-        """Raw scalars of the rows, c = sigmoid(cutoff), and omega of the candidates (empty where there is none)."""
-        arrays = self.arrays()
-        c = 1.0 / (1.0 + math.exp(min(-float(arrays["cutoff"]), 700.0)))
-        alpha = arrays["alpha"]
-        return [arrays[name] for name in self._windows.scalars], c, arrays.get("edge_weight", alpha[:0])
+        return self._arrays.of(self._parameters)
 
     @torch.no_grad()
     def _rebuild(self, stale: Any, rows: Any) -> None:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
-        _, c, omega = self._state()
+        windows = self._windows
         with backend.use_threads(self.executor.threads):
-            candidates, omega, origin = self._windows.search(self._windows.latest, stale, rows, c, omega)
+            candidates, omega, origin = windows.search(windows.latest, stale, rows, self.arrays())
         self._set_candidates(candidates)
-        if self._windows.free:
+        if windows.free:
             self._replace_omega(torch.from_numpy(omega), torch.from_numpy(origin.astype(np.int64)))
 
     def _replace_omega(self, omega: Tensor, places: Tensor) -> None:
@@ -186,13 +181,11 @@ class DynamicManifold(nn.Module):
 
     def _find_structure(self) -> Evaluation:
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
-        _check_dtype(self.alpha.dtype)
-        backend.kernels(self.alpha.device)
         schedule = self._found.schedule
         before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
 
         def evaluate(check: bool) -> Evaluation:
-            return self._windows.evaluate(*self._state(), self.executor.threads, before, check)
+            return self._windows.evaluate(self.arrays(), self.executor.threads, before, check)
 
         found = evaluate(check=True)
         if found.stale is not None:
@@ -233,7 +226,7 @@ class DynamicManifold(nn.Module):
 
     def _bits(self) -> list[bytes]:
         """The bits of all parameters."""
-        return [array.tobytes() for array in self._arrays.of(self._parameters.values())]  # type: ignore[arg-type]
+        return [array.tobytes() for array in self.arrays().values()]
 
     def _current(self) -> Evaluation:
         """The last forward's; evaluated again where it was made without a graph and one is wanted now."""
@@ -302,23 +295,38 @@ class DynamicManifold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        check_input(x, self.config.n_inputs, self.alpha.dtype)
-        held = self._found
-        if torch.is_grad_enabled() or held.bits is None or held.bits != self._bits():
+        check_input(x, self.config.n_inputs, self._parameters["alpha"].dtype)  # type: ignore[union-attr]
+        if torch.is_grad_enabled() or self.executor.name == "torch-sparse":
             self._evaluate()
-        assert held.strengths is not None
-        out = _propagate(self._make_plan(), x, held.strengths, self.weight, self.bias, held.scales)
+            held = self._found
+            assert held.plan is not None
+            assert held.strengths is not None
+            out = _propagate(held.plan, x, held.strengths, self.weight, self.bias)
+        else:
+            out = self._infer(x)
         return out * out if self.config.output == "square" else out
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """Outputs before they are squared, without a graph; structure is found again only where a bit has changed."""
+        held = self._found
+        if held.bits is None or held.bits != self._bits():
+            self._evaluate()
+        assert held.evaluation is not None
+        assert held.scales is not None
+        return torch.from_numpy(
+            self._make_plan().forward(x.detach().contiguous().numpy(), held.evaluation.strengths, held.scales)[0]
+        )
 
     def _make_plan(self) -> Plan:
         """The plan of the current structure."""
-        schedule, plan, dtype = self._found.schedule, self._found.plan, DTYPES[self.alpha.dtype]
+        schedule, plan = self._found.schedule, self._found.plan
         assert schedule is not None
+        if plan is not None and plan.schedule is schedule and plan.executor is self.executor:
+            return plan
+        dtype = DTYPES[self._parameters["alpha"].dtype]  # type: ignore[union-attr]
         if plan is None or plan.slope.dtype != dtype:
             code, slope = backend.ACTIVATION_CODES[self.config.activation]
             kinds, slopes = np.full(self.config.n_neurons, code, np.int8), np.full(self.config.n_neurons, slope, dtype)
-        elif plan.schedule is schedule and plan.executor is self.executor:
-            return plan
         else:
             kinds, slopes = plan.kind, plan.slope
         first_linear = self.config.n_sources
@@ -362,7 +370,7 @@ class DynamicManifold(nn.Module):
             state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
         super()._load_from_state_dict(state, prefix, *args)
         if self._windows.free and not complete:
-            now = self._windows.evaluate(*self._state(), self.executor.threads, NO_STRUCTURE, check=False)
+            now = self._windows.evaluate(self.arrays(), self.executor.threads, NO_STRUCTURE, check=False)
             scalars = now.rows[: found.reference.shape[1] - 1].T
             found = replace(found, reference=np.c_[scalars, np.full(len(scalars), now.threshold)])
             self._set_candidates(found)

@@ -17,16 +17,14 @@ KERNELS = backend.kernels(torch.device("cpu"))
 Floats = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class Scales:
+class Scales(NamedTuple):
     """Weight and bias of every neuron, (n,) each."""
 
     weight: Floats
     bias: Floats
 
 
-@dataclass(frozen=True)
-class Walk:
+class Walk(NamedTuple):
     """What a walk forward leaves for the walk back: the scales, and the values x and messages m of all neurons."""
 
     batch: int
@@ -47,7 +45,7 @@ class Gradients(NamedTuple):
     g: Floats
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Plan:
     """Everything about a DAG that is not differentiated.
 
@@ -80,7 +78,7 @@ class Plan:
         out = np.empty((batch, len(topology.outputs)), values.dtype)
         name = executor.choose("forward", batch, topology)
         run = KERNELS.make(count)[0]
-        with backend.use_threads(executor.threads_for(name, batch)):
+        with executor.threads_of(name, batch):
             start = time.perf_counter()
             run(
                 *(executor.parts_for(name), s.inputs, s.column, x, s.walk(name), s.waves),
@@ -96,8 +94,9 @@ class Plan:
         s, executor, batch = self.schedule, self.executor, walk.batch
         topology, count, tiles = s.topology, tile_width(batch), tiles_of(batch)
         n, n_edges = topology.n_neurons, topology.n_edges
-        sizes = (walk.x.size, tiles * n_edges, tiles * n, tiles * n)
-        g, by_value, by_weight, by_bias = (executor.buffers.aligned(size, values.dtype) for size in sizes)
+        buffers, dtype = executor.buffers, values.dtype
+        g, by_value = buffers.aligned(walk.x.size, dtype), buffers.aligned(tiles * n_edges, dtype)
+        by_weight, by_bias = buffers.empty(tiles * n, dtype), buffers.empty(tiles * n, dtype)
         if len(s.executed) < n:
             by_weight.fill(0)
             by_bias.fill(0)
@@ -105,7 +104,7 @@ class Plan:
             by_value.fill(0)
         name = executor.choose("backward", batch, topology)
         run = KERNELS.make(count)[1]
-        with backend.use_threads(executor.threads_for(name, batch)):
+        with executor.threads_of(name, batch):
             start = time.perf_counter()
             run(
                 *(executor.parts_for(name), s.inputs, s.walk(name), s.waves),

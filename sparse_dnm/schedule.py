@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from dataclasses import dataclass, field
 
@@ -115,9 +116,12 @@ class Executor:
             return trial.choice
         return min(trial.seconds, key=lambda name: len(trial.seconds[name]))
 
-    def threads_for(self, name: str, batch: int) -> int:
-        """Threads that have work: ``columns`` gives each a tile."""
-        return min(self.threads, tiles_of(batch)) if name == "columns" else self.threads
+    def threads_of(self, name: str, batch: int) -> contextlib.AbstractContextManager[None]:
+        """The threads of a walk, set: ``columns`` gives each a tile, and one tile wakes none."""
+        if name != "columns":
+            return backend.use_threads(self.threads)
+        tiles = tiles_of(batch)
+        return backend.use_threads(min(self.threads, tiles)) if tiles > 1 else contextlib.nullcontext()
 
     def parts_for(self, name: str) -> int:
         """Parts that a level of neurons is cut into: `columns` knows no levels."""

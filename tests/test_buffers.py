@@ -14,19 +14,20 @@ from sparse_dnm.buffers import BIG, CACHE_LINE, KEPT, BufferPool
 
 def test_memory_is_used_again_once_nobody_has_it():
     pool = BufferPool()
-    first = pool.aligned(100, np.float32)
+    first = pool.aligned(3000, np.float32)
     address = first.ctypes.data
-    assert pool.aligned(100, np.float32).ctypes.data != address
+    second = pool.aligned(3000, np.float32)
+    assert second.ctypes.data != address
     del first
-    third = pool.aligned(90, np.float32)
+    third = pool.aligned(2900, np.float32)
     assert third.ctypes.data == address
-    assert pool.aligned(100, np.float64).dtype == np.float64
+    assert pool.aligned(3000, np.float64).dtype == np.float64
 
 
 @pytest.mark.parametrize("view", [lambda a: a[3:], lambda a: a[3:][4:].reshape(2, -1), torch.from_numpy, memoryview])
 def test_a_view_keeps_the_memory(view):
     pool = BufferPool()
-    kept = view(pool.aligned(101, np.float32))
+    kept = view(pool.aligned(3001, np.float32))
     gc.collect()
     assert len(pool._idle) == 0
     del kept
@@ -35,10 +36,10 @@ def test_a_view_keeps_the_memory(view):
 
 def test_arrays_start_at_a_cache_line():
     pool = BufferPool()
-    arrays = [pool.aligned(size, dtype) for dtype in (np.float32, np.float64) for size in (1, 7, 1000)]
+    arrays = [pool.aligned(size, dtype) for dtype in (np.float32, np.float64) for size in (3000, 4001)]
     assert all(array.ctypes.data % CACHE_LINE == 0 for array in arrays)
-    assert [len(array) for array in arrays] == [1, 7, 1000] * 2
-    assert len(pool.aligned(0, np.float32)) == 0
+    assert [len(array) for array in arrays] == [3000, 4001] * 2
+    assert [len(pool.aligned(size, np.float32)) for size in (0, 1, 7)] == [0, 1, 7]
 
 
 def test_big_arrays_come_from_the_pool():
@@ -49,7 +50,7 @@ def test_big_arrays_come_from_the_pool():
 
 def test_a_pool_holds_few_idle_pieces_and_dies_before_its_arrays():
     pool = BufferPool()
-    arrays = [pool.aligned(size, np.float32) for size in range(1, 50)]
+    arrays = [pool.aligned(size, np.float32) for size in range(3000, 3050)]
     last = arrays[-1]
     del arrays
     assert len(pool._idle) == KEPT

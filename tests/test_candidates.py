@@ -143,7 +143,7 @@ def test_a_long_fast_run_of_adam_stays_exact(preset, dtype):
         x = torch.randn(20, config.n_inputs, generator=generator, dtype=dtype)
         optimizer.zero_grad()
         (model(x) - x[:, : config.n_outputs]).square().mean().backward()
-        full = everything.evaluate(model._scalars(), model._cutoff(), model._omega(), 1, NO_STRUCTURE, check=False)
+        full = everything.evaluate(model.arrays(), 1, NO_STRUCTURE, check=False)
         np.testing.assert_array_equal(model.topology.indptr, full.row_starts)
         np.testing.assert_array_equal(model.topology.indices, full.sources)
         np.testing.assert_array_equal(model.strengths.detach().numpy(), full.strengths)
