@@ -1,12 +1,15 @@
-"""Peak memory of building a large manifold and of one training step: python -m bench.memory --neurons 200000."""
+"""Memory and seconds of building and training a large manifold: python -m bench.memory --neurons 200000."""
 
 import argparse
 import resource
+import statistics
 import time
 
 import torch
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
+
+SETTLED = 7  # steps: the first two take fresh memory from the system
 
 
 def main() -> None:
@@ -34,12 +37,18 @@ def main() -> None:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model.follow(optimizer)
     x = torch.randn(options.batch, config.n_inputs)
-    for step in ("first (JIT included)", "second"):
+    seconds = []
+    for _ in range(2 + SETTLED):
         start = time.perf_counter()
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
-        print(f"{step} step {time.perf_counter() - start:.2f} s (perf_counter)")
+        seconds.append(time.perf_counter() - start)
+    settled = seconds[2:]
+    print(
+        f"wall seconds (perf_counter): first step, JIT included, {seconds[0]:.2f}; second {seconds[1]:.2f}; "
+        f"median of {SETTLED} more {statistics.median(settled):.2f} ({min(settled):.2f} to {max(settled):.2f})"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{options.neurons:,} neurons, {edges:,} edges ({edges / options.neurons:.1f} each), "

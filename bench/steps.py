@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bench.limits import Floor, bandwidth, floors, peak
@@ -15,6 +14,7 @@ from bench.peers import BLOCK, Cases, on, propagate_calls, seed_model
 from bench.replay import Call, recording, replay
 from bench.targets import Found
 from sparse_dnm import DenseManifold, DynamicManifold, Schedule, SparseDAG, Topology, Trainer
+from sparse_dnm.backend import use_threads
 from sparse_dnm.config import PRESETS
 from sparse_dnm.data import DIGITS, Dataset
 from sparse_dnm.schedule import tile_width
@@ -22,8 +22,8 @@ from sparse_dnm.timing import Timing, interleave
 from sparse_dnm.training import one_torch_thread
 
 NEVER = 10**9  # steps
-WARM = 0.01  # seconds a case runs on end: a step follows its own like, as in training, not DenseManifold's matrices
-TORCH_PARTS = ("Adam, fused", "cross entropy, forward + backward")
+WARM = 0.05  # seconds a case runs on end: a step follows its own like, as in training, not DenseManifold's matrices
+ADAM = "Adam, torch's fused kernel"
 SETTLED = 30  # steps after which kernels are compiled and "auto" has chosen
 
 
@@ -115,7 +115,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
         with one_torch_thread():
             for _ in range(SETTLED):
                 trainer._advance()
-        cases[f"whole step, {threads} threads"] = on(1, trainer._advance)
+        cases[f"whole step, {threads} threads"] = on(1, advancing(trainer, threads))
         trainers.append(trainer)
         with recording() as calls:
             trainer._advance()
@@ -131,7 +131,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
     timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60, shortest_s=WARM)
     edges = [trainer.model.topology.n_edges for trainer in trainers]
     found.steps = {name: timing.median for name, timing in timings.items()}
-    found.parts_s = sum(seconds for name, seconds in found.steps.items() if name.startswith(("kernel ", *TORCH_PARTS)))
+    found.parts_s = sum(seconds for name, seconds in found.steps.items() if name.startswith(("kernel ", ADAM)))
     note = (
         "Random images; the step is the trainer's own, so the structure changes as it trains "
         f"({recorded:,} edges when the parts were recorded, {edges[0]:,} and {edges[1]:,} at the end).  "
@@ -141,20 +141,27 @@ def step_section(quick: bool, found: Found) -> list[str]:
 
 
 def other_parts(model: DynamicManifold) -> Cases:
-    """Structure update after a change, Adam, and the loss: what torch itself takes of a step."""
+    """Structure update after a change, and Adam: what a step takes besides its kernels."""
     t = model.topology
 
     def structure() -> object:
         return Schedule(Topology(t.indptr, t.indices, t.inputs, t.outputs))
 
-    copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
-    for p in copies:
-        p.grad = torch.ones_like(p)
-    adam = torch.optim.Adam(copies, lr=1e-6, fused=True)
-    out = torch.randn(50, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    y = torch.arange(50) % 10
+    copies = [p.detach().clone() for p in model.parameters()]
+    lists = copies, *([torch.zeros_like(p) for p in copies] for _ in range(3))
+    steps = [torch.tensor(1.0)] * len(copies)
+    options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
     return {
         "structure update (Topology and Schedule)": structure,
-        TORCH_PARTS[0]: on(1, adam.step),
-        TORCH_PARTS[1]: on(1, lambda: cross_entropy(out, y).backward()),
+        ADAM: on(1, lambda: torch._fused_adam_(*lists, [], steps, lr=1e-6, **options)),
     }
+
+
+def advancing(trainer: Trainer, threads: int) -> Callable[[], object]:
+    """An update of the trainer on as many threads, set once as in Trainer.run."""
+
+    def advance() -> None:
+        with use_threads(threads):
+            trainer._advance()
+
+    return advance

@@ -13,7 +13,7 @@ class Found:
     floor_share: dict[str, float] = field(default_factory=dict)  # floor / time, batch 64
     floor_s: dict[str, float] = field(default_factory=dict)  # seconds, batch 64
     steps: dict[str, float] = field(default_factory=dict)
-    parts_s: float | None = None  # kernels of a step, Adam and the loss, each alone, one thread
+    parts_s: float | None = None  # kernels of a step and Adam, each alone, one thread
     threads: dict[str, float] = field(default_factory=dict)  # one thread / two threads
     per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
     latency: dict[str, float] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def _steps(found: Found) -> list[Row]:
     note = f", {best} threads"
     alone = s.get("its forward + backward kernels, 1 threads")
     if found.parts_s and alone:
-        note += f"; its kernels, Adam and the loss, each alone on one thread, add up to {found.parts_s / alone:.1f}x"
+        note += f"; its kernels and Adam, each alone on one thread, add up to {found.parts_s / alone:.1f}x"
     rows.append(_most("whole training step, batch 50", 2.5, steps[best] / kernels, "x its kernels", note))
     dense = [seconds for name, seconds in s.items() if name.startswith("DenseManifold")]
     rows.append(_ratio("whole training step, over the best DenseManifold", 15, min(dense, default=None), steps[best]))

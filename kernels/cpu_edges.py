@@ -3,7 +3,8 @@
 Row r is neuron i = n_inputs + r.  ``rows`` is float64 (ROWS, n_rows): the transformed scalars of the rows, in the
 order of the constants below; ``reference`` float64 (n_rows, 8) the first seven of each row at its last scan, and the
 threshold of then.  Candidates are CSR: ``indptr`` int64 (n_rows + 1,), ``indices`` int32, ascending in a row.
-``omega`` holds one number per candidate where edges are free, and is empty otherwise (``free`` says which).
+``omega`` holds one number per candidate where edges are free, and is empty otherwise.  ``free`` is True or None: what
+is only for the other mode is left out when Numba compiles.
 
 What belongs to a row is float64, what belongs to a candidate is computed in the dtype of the model, `lanes.COUNT` at
 a time.  A candidate's closeness has the same bits wherever it is computed.  Rows are independent and sums run in row
@@ -31,6 +32,7 @@ _base, _base_slope = inner(formulas.rhythm_base), inner(formulas.rhythm_base_slo
 _turns, _turns_beyond = inner(formulas.turns), inner_vector(formulas.turns_beyond, vector_math)
 _power_below = inner_vector(formulas.power_below, vector_math)
 _strength = inner_vector(formulas.strength, vector_math)
+_closeness_of = inner_vector(formulas.closeness_of, vector_math)
 _strength_by_cutoff = inner_vector(formulas.strength_by_cutoff, vector_math)
 _rhythm_bound = inner_vector(formulas.rhythm_bound, vector_math)
 _rhythm_slope = inner_vector(formulas.rhythm_slope, vector_math)
@@ -49,7 +51,7 @@ def _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows):
         lanes.store(rows[SIGMA], r, inside, _softplus(s))
         lanes.store(rows[SIGMA_SLOPE], r, inside, _logistic(s))
         lanes.store(rows[MU], r, inside, _raw(mu, r, inside, rows))
-        if not free:
+        if free is None:
             t = _raw(theta, r, inside, rows)
             lanes.store(rows[BETA], r, inside, 1.0 + _raw(beta, r, inside, rows))
             lanes.store(rows[GAMMA], r, inside, _logistic(_raw(gamma, r, inside, rows)))
@@ -83,7 +85,7 @@ def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, s
         narrow, wide = min(sigma, sigma_then), max(sigma, sigma_then)
         gauss = abs(mu - mu_then) * math.exp(-0.5) / narrow + abs(sigma - sigma_then) * (2.0 / math.e) / narrow
         bound, slope, factor = lanes.fill(rows, omega_bound), lanes.fill(rows, 0.0), lanes.fill(rows, 0.0)
-        if not free:
+        if free is None:
             beta, beta_then = lanes.load(rows[BETA], r, inside, 0.0), lanes.column(reference, r, BETA, inside)
             gamma, gamma_then = lanes.load(rows[GAMMA], r, inside, 0.0), lanes.column(reference, r, GAMMA, inside)
             theta, theta_then = lanes.load(rows[THETA], r, inside, 0.0), lanes.column(reference, r, THETA, inside)
@@ -106,7 +108,7 @@ def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, s
 @inner
 def _factor_bound(rows, r, free, omega_bound):
     """Largest |s - gamma'|, or |omega| of a fresh edge, that a row can have."""
-    if free:
+    if free is not None:
         return omega_bound
     b, g = rows[BETA, r], rows[GAMMA, r]
     return max(abs(0.001**b - g), abs(1.001**b - g))
@@ -123,7 +125,7 @@ def _line(rows, r, i, n_sources, offset, period, free, array):
     centre = max(0.0, min(np.rint(i - offset + mu), float(n_sources)))
     p = centre - i + offset
     frequency, rest, start = 0.0, 0.0, 0.0
-    if not free:
+    if free is None:
         exact = 1.0 / (period * rows[THETA, r])
         frequency = float(array.dtype.type(exact))
         rest = exact - frequency
@@ -241,7 +243,7 @@ def scan(
             bound = abs(rows[ALPHA, r]) * _factor_bound(rows, r, free, abs(mean) + OMEGA_LIMIT * std)
             half = _reach(bound, threshold, rows[SIGMA, r])
             first, last = _window(r, n_inputs, n_sources, offsets[r], half, rows[MU, r])
-            if free:
+            if free is not None:
                 count = _scan_free(
                     i, first, last, offsets[r], rows[ALPHA, r], rows[SIGMA, r], rows[MU, r], reference[r], threshold,
                     seed, mean, std, k, end, old_indices, old_omega, write, indices, omega, origin, at,
@@ -252,7 +254,7 @@ def scan(
         elif write:
             for e in range(k, end):
                 indices[at + e - k] = old_indices[e]
-                if free:
+                if free is not None:
                     omega[at + e - k], origin[at + e - k] = old_omega[e], e
         if not write:
             indptr[r + 1] = count
@@ -265,7 +267,7 @@ def _row_closeness(rows, r, line, free, c, threshold, indptr, indices, omega, d)
     for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
         inside = lanes.first(indptr[r + 1] - e)
         x = _steps(lanes.load(indices, e, inside, line[0]), line, d)
-        if free:
+        if free is not None:
             value = _free_closeness(a, _gaussian(_deviation(x, line)), lanes.load(omega, e, inside, 0.0))
         else:
             value = _closeness(x, a, b, g, line)
@@ -351,15 +353,18 @@ def _total(values):
 
 @kernel(parallel=True)
 def strength_back(
-    rows, offsets, n_inputs, n_sources, period, free, c, indptr, indices, omega, d, row_starts, strength_gradient,
-    d_gradient, by_imbalance, sums, row_gradient, omega_gradient,
+    rows, offsets, n_inputs, n_sources, period, free, c, indptr, indices, omega, d, row_starts, sources, strengths,
+    strength_gradient, d_gradient, by_imbalance, sums, row_gradient, omega_gradient,
 ):  # fmt: skip
     """Gradients of raw scalars from those of the active strengths, of every candidate's closeness (either may be empty:
     none), and of the sum of |strength| over input -> hidden edges less that over hidden -> output edges.
 
+    Candidates that are not active matter where omega or closeness has a gradient: otherwise only the active edges are
+    walked.
     row_gradient (7, n_rows): with respect to the *raw* scalars, those that the edge mode has.  Returns the gradient
     of the raw cutoff.  omega_gradient (n_candidates,) where edges are free.  Scratch: float64 sums (8, n_rows).
     """
+    packed = free is None and d_gradient.size == 0
     for row in numba.prange(indptr.size - 1):
         r = np.int64(row)
         i, at = n_inputs + r, row_starts[n_inputs + r]
@@ -368,23 +373,29 @@ def strength_back(
         zero = lanes.fill(d, 0.0)
         by_alpha, by_sigma, by_mu, by_cutoff = zero, zero, zero, zero
         by_beta, by_gamma, by_phi, by_step = zero, zero, zero, zero
-        given = lanes.first(lanes.COUNT if strength_gradient.size else 0)
+        some = lanes.first(lanes.COUNT if strength_gradient.size else 0)
         by_low, by_high = (by_imbalance, 0.0) if i < n_sources else (0.0, -by_imbalance)
-        for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
-            inside = lanes.first(indptr[r + 1] - e)
-            source = lanes.load(indices, e, inside, line[0])
-            x, value = _steps(source, line, d), lanes.load(d, e, inside, 0.0)
-            active = abs(value) > c
+        first, last = (row_starts[i], row_starts[i + 1]) if packed else (indptr[r], indptr[r + 1])
+        for e in range(first, last, lanes.COUNT):
+            inside = lanes.first(last - e)
+            if free is None and packed:
+                source, active = lanes.load(sources, e, inside, line[0]), inside
+                value = _closeness_of(lanes.load(strengths, e, inside, 0.0), c)
+                by_strength = lanes.load(strength_gradient, e, active & some, 0.0)
+            else:
+                source, value = lanes.load(indices, e, inside, line[0]), lanes.load(d, e, inside, 0.0)
+                active = abs(value) > c
+                by_strength = lanes.unpack(strength_gradient, at, active & some)
+                at += lanes.count(active)
+            x = _steps(source, line, d)
             by_size = lanes.select(active, lanes.select(source < n_inputs, lanes.fill(d, by_low), by_high), 0.0)
-            by_strength = lanes.unpack(strength_gradient, at, active & given)
             by_strength += lanes.select(value > 0.0, by_size, -by_size)
-            at += lanes.count(active)
             by_cutoff += by_strength * _strength_by_cutoff(value, c)
             u = _deviation(x, line)
             part = lanes.load(d_gradient, e, lanes.first(min(d_gradient.size, indptr[r + 1]) - e), 0.0)
             part += by_strength * (1.0 / (1.0 - c))
             part = lanes.select(inside, part * _gaussian(u), 0.0)
-            if free:
+            if free is not None:
                 lanes.store(omega_gradient, e, inside, part * a)
                 part *= lanes.load(omega, e, inside, 0.0)
             else:
@@ -404,7 +415,7 @@ def strength_back(
             by_sigma += part * u * u
         sums[ALPHA, r], sums[SIGMA, r], sums[MU, r] = lanes.total(by_alpha), lanes.total(by_sigma), lanes.total(by_mu)
         sums[CUTOFF, r] = lanes.total(by_cutoff)
-        if not free:
+        if free is None:
             sums[BETA, r], sums[GAMMA, r] = lanes.total(by_beta), lanes.total(by_gamma)
             sums[PHI, r] = lanes.total(by_phi)
             sums[THETA, r] = lanes.total(by_step) + line[1] * sums[PHI, r]
@@ -413,7 +424,7 @@ def strength_back(
         row_gradient[ALPHA, r] = sums[ALPHA, r] * 0.5 * (1.0 - a * a)
         row_gradient[SIGMA, r] = a * sums[SIGMA, r] / s * rows[SIGMA_SLOPE, r]
         row_gradient[MU, r] = a * sums[MU, r] / s
-        if not free:
+        if free is None:
             b, g, t = rows[BETA, r], rows[GAMMA, r], rows[THETA, r]
             row_gradient[BETA, r] = a * sums[BETA, r]
             row_gradient[GAMMA, r] = -a * sums[GAMMA, r] * g * (1.0 - g)

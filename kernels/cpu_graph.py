@@ -11,13 +11,13 @@ READER = np.int64(0xFFFFFFFF)
 
 
 @inner
-def _transpose(indptr, indices, levels, t_indptr, t_edges):
+def _transpose(indptr, indices, place, levels, t_indptr, t_edges):
     """Transpose, and levels in the same sweep; returns False where those need another: a source follows its reader.
 
     Unsigned indices: for signed ones Numba tests at each access whether they count from the end.
     """
     n = indptr.size - 1
-    place = np.zeros(n, np.uint32)
+    place[:] = 0
     ordered = True
     for i in range(n):
         first, last = indptr[i], indptr[i + 1]
@@ -26,9 +26,9 @@ def _transpose(indptr, indices, levels, t_indptr, t_edges):
         for e in range(first, last):
             j = np.uint32(indices[e])
             level = max(level, levels[j])
-            place[j] += np.uint32(1)
+            place[j] += np.int32(1)
         levels[i] = level + np.int32(1)
-    total = np.uint32(0)
+    total = np.int32(0)
     for j in range(n):
         t_indptr[j] = total
         total += place[j]
@@ -37,9 +37,9 @@ def _transpose(indptr, indices, levels, t_indptr, t_edges):
     for i in range(n):
         for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
             j = np.uint32(indices[e])
-            at = place[j]
+            at = np.uint32(place[j])
             t_edges[at] = (np.int64(e) << 32) | i
-            place[j] = at + np.uint32(1)
+            place[j] = np.int32(at + np.uint32(1))
     return ordered
 
 
@@ -130,7 +130,7 @@ def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_ind
     then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle and those behind it.
     """
     levels[:] = 0
-    ordered = _transpose(indptr, indices, levels, t_indptr, t_edges)
+    ordered = _transpose(indptr, indices, waiting, levels, t_indptr, t_edges)
     if not ordered and _level_any_order(indptr, t_indptr, t_edges, waiting, order, levels) < levels.size:
         return -1, ordered
     depth = _sort_by_level(levels, starts, order)

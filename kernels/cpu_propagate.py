@@ -72,7 +72,8 @@ def _activate_back(x, g, at, gradient, width, weight, bias, kind, slope):
 def _read_column(table, rows, n_columns, column, tile, x, at, width):
     """Copy a tile of rows of the table's ``column`` to x from ``at`` on; the last row fills up the width."""
     for c in range(width):
-        x[at + c] = table[min(tile * width + c, rows - 1) * n_columns + column]
+        row = tile * width + c
+        x[at + c] = table[(row if row < rows else rows - 1) * n_columns + column]
 
 
 @inner

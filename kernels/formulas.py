@@ -60,6 +60,11 @@ def strength(d, c):
     return (d - math.copysign(c, d)) * (1.0 / (1.0 - c))
 
 
+def closeness_of(strength, c):
+    """d of the `strength` of an active edge."""
+    return strength * (1.0 - c) + math.copysign(c, strength)
+
+
 def strength_by_cutoff(d, c):
     """Derivative of `strength` with respect to c."""
     return (abs(d) - 1.0) * math.copysign(1.0 / ((1.0 - c) * (1.0 - c)), d)

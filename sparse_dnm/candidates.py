@@ -170,9 +170,10 @@ class Windows:
         sources, strengths = empty(size, np.int32), empty(size, omega.dtype)
         with backend.use_threads(threads):
             crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
-                *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, c, threshold),
-                *(check, self.omega_bound, found.reference, found.indptr, found.indices, omega, *before, rows, stale),
-                *(d, row_starts, sources, strengths, empty(4 * n_rows, np.float64).reshape(4, n_rows)),
+                *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free or None),
+                *(c, threshold, check, self.omega_bound, found.reference, found.indptr, found.indices, omega),
+                *(*before, rows, stale, d, row_starts, sources, strengths),
+                empty(4 * n_rows, np.float64).reshape(4, n_rows),
             )
         return Evaluation(
             *(found, rows, c, threshold, omega, stale if crossed else None, d, near, same, row_starts),
@@ -196,8 +197,9 @@ class Windows:
         sums = self.buffers.empty((len(SCALARS) + 1) * config.n_rows, np.float64).reshape(-1, config.n_rows)
         with backend.use_threads(e.threads):
             by_cutoff = KERNELS.strength_back(
-                *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, self.free, e.c),
+                *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, self.free or None, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
+                *(e.sources, e.strengths),
                 *(e.d[:0] if by_strength is None else by_strength, e.d[:0] if by_closeness is None else by_closeness),
                 *(by_imbalance, sums, by_scalar, by_omega),
             )
@@ -215,7 +217,7 @@ class Windows:
         indptr = np.zeros(config.n_rows + 1, np.int64)
         head = (
             *(rows, old.reference, stale, threshold, self.offsets, config.n_inputs, config.n_sources),
-            *(config.period, self.free, config.seed, *config.omega, old.indptr, old.indices, omega),
+            *(config.period, self.free or None, config.seed, *config.omega, old.indptr, old.indices, omega),
         )
         KERNELS.scan(*head, False, indptr, old.indices[:0], omega[:0], old.indices[:0])
         np.cumsum(indptr, out=indptr)

@@ -64,7 +64,7 @@ class KernelDescent:
 
     def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
         self.model, self.config, self.proxy = model, config, make_proxy(config)
-        self._objective = KERNELS.cross_entropy if task == "classification" else KERNELS.squared_error
+        self._objective = "cross_entropy" if task == "classification" else "squared_error"
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
         self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
         self._scales = Scales(np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype))
@@ -89,7 +89,8 @@ class KernelDescent:
     def loss(self, y: Tensor, report: bool) -> Terms:
         """Loss of the last forward, against the targets y."""
         self._by_output = np.empty_like(self._outputs)
-        objective = self._objective(self._outputs, y.numpy(), self.config.objective, self._by_output)
+        kernel = getattr(KERNELS, self._objective)
+        objective = kernel(self._outputs, y.numpy(), self.config.objective, self._by_output)
         if self._squared:
             self._by_output *= self._linear
             self._by_output *= 2

@@ -438,6 +438,7 @@ class SparseDAG(nn.Module):
         self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
         self._slope = np.where(is_input, identity_slope, slope).astype(DTYPES[dtype])
         self._schedule = Schedule(topology)
+        self._plan: Plan | None = None
 
     @classmethod
     def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
@@ -469,15 +470,11 @@ class SparseDAG(nn.Module):
         check_input(x, len(self.topology.inputs), self.bias.dtype)
         _check_dtype(self.bias.dtype)
         backend.kernels(self.bias.device)
-        dtype = self.bias.detach().numpy().dtype
-        plan = Plan(
-            self._schedule,
-            self.executor,
-            self._kind,
-            self._slope.astype(dtype, copy=False),
-            self.topology.n_neurons,
-            self._biased,
-        )
+        plan, dtype = self._plan, DTYPES[self.bias.dtype]
+        if plan is None or plan.executor is not self.executor or plan.slope.dtype != dtype:
+            slope = self._slope.astype(dtype, copy=False)
+            plan = Plan(self._schedule, self.executor, self._kind, slope, self.topology.n_neurons, self._biased)
+            self._plan = plan
         return _propagate(plan, x, self.edge_weight, None, self.bias)
 
 
