@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from sparse_dnm import backend
 from sparse_dnm.candidates import SCALARS, gate_sum
+from sparse_dnm.checks import check_input
 from sparse_dnm.config import TrainConfig
+from sparse_dnm.data import Dataset
 from sparse_dnm.losses import SparsityProxy, flow_loss
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Scales
@@ -47,8 +49,13 @@ def make_proxy(config: TrainConfig) -> SparsityProxy | None:
     return SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
 
 
-def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> KernelDescent | AutogradDescent:
-    """The way that fits ``model`` as it is now; ``task`` is a Dataset's."""
+def descent_of(model: DynamicManifold, data: Dataset, config: TrainConfig) -> KernelDescent | AutogradDescent:
+    """The way that fits ``model`` as it is now.
+
+    Raises ValueError where the data do not fit the model: kernels do not check.
+    """
+    check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
+    _check_targets(data, model)
     plain = (
         type(model) is DynamicManifold
         and model.executor.name != "torch-sparse"
@@ -56,7 +63,22 @@ def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> Kernel
         and all(p.requires_grad and not p._backward_hooks for p in model.parameters())
         and not torch.nn.utils.parametrize.is_parametrized(model)
     )
-    return (KernelDescent if plain else AutogradDescent)(model, task, config)
+    return (KernelDescent if plain else AutogradDescent)(model, data.task, config)
+
+
+def _check_targets(data: Dataset, model: DynamicManifold) -> None:
+    """Raise ValueError unless the targets are labels of the outputs, or as many numbers as those, of their dtype."""
+    y, n = data.y_train, model.config.n_outputs
+    if data.task != "classification":
+        if y.shape != (len(data.x_train), n) or y.dtype != model.alpha.dtype:
+            raise ValueError(
+                f"y_train is {y.dtype} {tuple(y.shape)}; it must be {model.alpha.dtype} {(len(data.x_train), n)}: "
+                "a row of targets per sample"
+            )
+    elif y.shape != data.x_train.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"y_train is {y.dtype} {tuple(y.shape)}; it must be int64 {(len(data.x_train),)}: labels")
+    elif len(y) and not (int(y.min()) >= 0 and int(y.max()) < n):
+        raise ValueError(f"y_train holds labels {int(y.min())} to {int(y.max())}; they must be in 0 .. {n - 1}")
 
 
 class KernelDescent:
@@ -82,7 +104,7 @@ class KernelDescent:
         self._evaluation, self._plan = evaluation, plan = self.model.find()
         arrays, scales = self.model.arrays(), self._scales
         scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
-        self._linear, self._walk = plan.forward(x.numpy(), evaluation.strengths, scales)
+        self._linear, self._walk = plan.forward(x.contiguous().numpy(), evaluation.strengths, scales)
         self._outputs = self._linear * self._linear if self._squared else self._linear
         return torch.from_numpy(self._outputs)
 
@@ -90,7 +112,7 @@ class KernelDescent:
         """Loss of the last forward, against the targets y."""
         self._by_output = np.empty_like(self._outputs)
         kernel = getattr(KERNELS, self._objective)
-        objective = kernel(self._outputs, y.numpy(), self.config.objective, self._by_output)
+        objective = kernel(self._outputs, y.contiguous().numpy(), self.config.objective, self._by_output)
         if self._squared:
             self._by_output *= self._linear
             self._by_output *= 2

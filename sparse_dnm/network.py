@@ -141,9 +141,13 @@ class DynamicManifold(nn.Module):
     def _set_candidates(self, candidates: Candidates) -> None:
         """Hold the candidates, as buffers too, so that a state_dict has them."""
         self._windows.latest = candidates
-        self.register_buffer("candidate_indptr", torch.from_numpy(candidates.indptr))
-        self.register_buffer("candidate_indices", torch.from_numpy(candidates.indices))
-        self.register_buffer("_reference", torch.from_numpy(candidates.reference))
+        found = {"candidate_indptr": candidates.indptr, "candidate_indices": candidates.indices}
+        found["_reference"] = candidates.reference
+        for name, array in found.items():
+            if name in self._buffers:
+                self._buffers[name] = torch.from_numpy(array)  # as register_buffer does, without its checks
+            else:
+                self.register_buffer(name, torch.from_numpy(array))
 
     def _scalars(self) -> list[Tensor]:
         """The row scalars that the edge mode has."""

@@ -145,7 +145,7 @@ class Trainer:
         self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
         self._parameters: list[Tensor] = list(model.parameters())
-        self._descent = descent_of(model, data.task, config)
+        self._descent = descent_of(model, data, config)
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -196,7 +196,7 @@ class Trainer:
         after the current update, its checkpoint saved.  Raises TrainingError where training cannot go on.
         """
         self._started = time.perf_counter()
-        self._descent = descent_of(self.model, self.data.task, self.config)  # hooks may have come
+        self._descent = descent_of(self.model, self.data, self.config)  # hooks may have come
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():

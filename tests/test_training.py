@@ -195,12 +195,30 @@ def test_what_listens_to_autograd_is_served_by_it():
     def kind(change, **options):
         run = trainer(**options)
         change(run.model)
-        return type(descent_of(run.model, "classification", CONFIG))
+        return type(descent_of(run.model, run.data, CONFIG))
 
     assert kind(lambda model: None) is KernelDescent
     assert kind(lambda model: model.mu.requires_grad_(False)) is AutogradDescent
     assert kind(lambda model: model.mu.register_hook(lambda g: g)) is AutogradDescent
     assert kind(lambda model: model.register_forward_hook(lambda *_: None)) is AutogradDescent
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("classification", lambda d: {"y_train": d.y_train + 1}, r"labels 1 to 3; they must be in 0 \.\. 2"),
+        ("classification", lambda d: {"y_train": d.y_train - 1}, r"labels -1 to 1"),
+        ("classification", lambda d: {"y_train": d.y_train.int()}, r"torch.int32 \(128,\); it must be int64 \(128,\)"),
+        ("classification", lambda d: {"y_train": d.y_train[:-1]}, r"int64 \(127,\); it must be int64 \(128,\)"),
+        ("regression", lambda d: {"y_train": d.y_train.double()}, r"torch.float64 .*must be torch.float32 \(128, 2\)"),
+        ("regression", lambda d: {"y_train": d.y_train[:-1]}, r"\(127, 2\); it must be torch.float32 \(128, 2\)"),
+        ("regression", lambda d: {"x_train": d.x_train.double()}, r"x has dtype torch.float64"),
+    ],
+)
+def test_data_that_kernels_would_misread_are_refused(task, change, words):
+    run = trainer(task=task)
+    with pytest.raises(ValueError, match=words):
+        Trainer(run.model, dataclasses.replace(run.data, **change(run.data)), CONFIG)
 
 
 def test_longer_training_extends_a_finished_one(tmp_path):
