@@ -272,11 +272,12 @@ class Trainer:
         return outputs, terms
 
     def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Adam's two moments and the number of updates, all the same tensor, of each parameter; zeros at first."""
+        """Adam's two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
         state = self._optimizer.state
-        if parameters[0] not in state:
+        missing = [p for p in parameters if p not in state]
+        if missing:
             step = torch.zeros((), dtype=torch.float32)
-            for p in parameters:
+            for p in missing:
                 state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [state[p] for p in parameters]
         first, second, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
@@ -289,7 +290,8 @@ class Trainer:
         (group,) = self._optimizer.param_groups
         parameters = [p for p in self._parameters if p.grad is not None]
         first, second, steps = self._moments(parameters)
-        steps[0].numpy()[()] += 1  # a tenth of the time of add_
+        for step in {id(step): step for step in steps}.values():
+            step.numpy()[()] += 1  # a tenth of the time of add_
         gradients: list[Any] = [p.grad for p in parameters]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
@@ -411,9 +413,9 @@ class Trainer:
 
     def _restore(self, saved: Checkpoint) -> None:
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
-        states = list(self._optimizer.state.values())
-        for state in states:
-            state["step"] = states[0]["step"]  # every parameter had as many updates, see _update
+        shared: dict[float, Tensor] = {}
+        for state in self._optimizer.state.values():
+            state["step"] = shared.setdefault(state["step"].item(), state["step"])  # see _moments
         self.step = self._saved = saved.header["step"]
         self._seconds_before = saved.header["train_seconds"]
         self._step_seconds_before = saved.header["step_seconds"]
