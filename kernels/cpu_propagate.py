@@ -22,6 +22,7 @@ STRIP = 16  # inputs that are read at a time in a tile of one column
 FAR = 100_000  # edges from which on the walk back asks for what it comes to AHEAD neurons later
 AHEAD = 8
 LINE = 16  # numbers of float32 in a cache line
+SUM = -1  # the stage after the last one back: partial gradients are added up
 NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -270,13 +271,14 @@ def _part(first, last, part, parts):
 
 
 @inner
-def _add_tiles(tiles, n, n_edges, partial_edges, partial_weight, partial_bias):
-    """Add the partial gradients of the other tiles to those of the first, in their order."""
-    partial_edges, partial_weight, partial_bias = simd.pointers(partial_edges, partial_weight, partial_bias)
+def _add_tiles(share, shares, tiles, n, n_edges, partial_edges, partial_weight, partial_bias):
+    """Add the partial gradients of the other tiles to those of the first, in their order: one share of them."""
+    first, last = _part(0, n_edges, share, shares)
+    first_neuron, last_neuron = _part(0, n, share, shares)
     for tile in range(1, tiles):
-        for e in range(n_edges):
+        for e in range(first, last):
             partial_edges[e] += partial_edges[tile * n_edges + e]
-        for j in range(n):
+        for j in range(first_neuron, last_neuron):
             partial_weight[j] += partial_weight[tile * n + j]
             partial_bias[j] += partial_bias[tile * n + j]
 
@@ -333,8 +335,8 @@ def make(count):
 
     @task
     def backward_stage(
-        stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind,
-        slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+        stage, parts, k, shares, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
+        kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         tile, part, n, n_edges = k // parts, k % parts, t_indptr.size - 1, values.size
         rows, n_outputs = out_gradient.shape
@@ -349,6 +351,9 @@ def make(count):
             inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient,
             g, partial_edges, partial_weight, partial_bias,
         )  # fmt: skip
+        if stage == SUM:
+            _add_tiles(k, shares, shares // parts, n, n_edges, partial_edges, partial_weight, partial_bias)
+            return
         for q in range(last - first + last_input - first_input):
             j = np.int64(order[last - 1 - q] if q < last - first else inputs[last_input - 1 - (q - (last - first))])
             _backward_neuron(
@@ -388,20 +393,18 @@ def make(count):
         shares = tiles * parts
         if shares == 1:
             backward_stage(
-                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind,
-                slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+                0, parts, 0, shares, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight,
+                bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
             )  # fmt: skip
         else:
-            stages = waves.size if parts > 1 else 1
-            for back in range(stages):
-                stage = stages - 1 - back
+            last = waves.size - 1 if parts > 1 else 0
+            for stage in range(last, SUM - 1 if tiles > 1 else -1, -1):
                 for k in numba.prange(shares):
                     backward_stage(
-                        stage, parts, np.int64(k), inputs, order, waves, indptr, t_indptr, t_edges, values,
+                        stage, parts, np.int64(k), shares, inputs, order, waves, indptr, t_indptr, t_edges, values,
                         first_linear, weight, bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges,
                         partial_weight, partial_bias,
                     )  # fmt: skip
-        _add_tiles(tiles, n, values.size, partial_edges, partial_weight, partial_bias)
 
     return forward, backward
 
