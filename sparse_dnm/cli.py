@@ -1,4 +1,4 @@
-"""Command line: train, evaluate, bench.  Commands import torch and the engine themselves: --help is quick."""
+"""Command line: train, evaluate, bench, calibrate.  Commands import torch and the engine themselves: --help is fast."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from sparse_dnm.checkpoint import DataSource
     from sparse_dnm.config import ManifoldConfig, TrainConfig
     from sparse_dnm.data import Dataset
+    from sparse_dnm.network import DynamicManifold
     from sparse_dnm.training import Record, Trainer
 
 COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+KEEP_QUIET = "measuring; keep the machine quiet (kernels compile first where the cache is cold)"
 OTHER_OUT = "or choose another --out"
 WAYS_OUT = {  # of an operating system's error
     errno.EACCES: f"get the permission, {OTHER_OUT}",
@@ -181,7 +183,7 @@ def bench(
         settings = benchmark.Settings.quick(threads) if quick else benchmark.Settings(threads=threads)
         total = benchmark.count_points(settings, backend.check_threads(threads))
         out.mkdir(parents=True, exist_ok=True)
-        typer.echo("measuring; keep the machine quiet (kernels compile first where the cache is cold)")
+        typer.echo(KEEP_QUIET)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("density", total=total)
@@ -193,6 +195,78 @@ def bench(
         for line in benchmark_report.crossover_lines(results["crossover"]):
             typer.echo(line)
         typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
+
+
+@app.command()
+def calibrate(
+    network: Annotated[str, typer.Argument(help="A preset, or the run directory of a training.")] = "digits",
+    executor: Annotated[str, typer.Option(metavar="columns|wavefront", help="How the network is walked.")] = "columns",
+    mode: Annotated[str, typer.Option(metavar="train|infer", help="Forward + backward, or forward alone.")] = "train",
+    batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50,
+    threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: all cores.")] = 0,
+    clock: Annotated[
+        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="CPU seconds, wall, or of one thread.")
+    ] = "process_time",
+    probes: Annotated[int, typer.Option(help="Structures to fit; half as many more to judge the fit.")] = 60,
+    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the structures.")] = 0,
+    out: Annotated[Path, typer.Option(help="The profile, JSON; replaced where it is there.")] = Path(
+        "runs/profile.json"
+    ),
+) -> None:
+    """Measure what an edge, a neuron and a level cost on this machine."""
+    with _errors_reported():
+        from dataclasses import asdict, replace
+
+        import numpy as np
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from sparse_dnm import cost_model
+        from sparse_dnm.checkpoint import machine, versions, write_json
+        from sparse_dnm.schedule import Schedule
+
+        settings = cost_model.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
+        model = _network(network)
+        _, plan = model.find()
+        x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
+        typer.echo(
+            f"{network}: {model.topology}; keep the machine quiet (kernels compile first where the cache is cold)"
+        )
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("measuring", total=repeats)
+            found = cost_model.calibrate(
+                model.topology,
+                lambda topology, walker: replace(plan, schedule=Schedule(topology), executor=walker),
+                x,
+                settings,
+                lambda: bar.update(task, advance=1),
+            )
+        for line in cost_model.describe(found):
+            typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        about = {"network": network, "manifold": asdict(model.config), "machine": machine(), "versions": versions()}
+        write_json(out, {**found.as_dict(), **about})
+        typer.echo(f"written to {out}")
+
+
+def _network(name: str) -> DynamicManifold:
+    """The network of a run directory, or the untrained one of a preset, seed 0."""
+    import torch
+
+    from sparse_dnm.config import PRESETS
+    from sparse_dnm.network import DynamicManifold
+
+    if name in PRESETS:
+        return DynamicManifold(PRESETS[name].manifold, torch.Generator().manual_seed(0))
+    if not Path(name).is_dir():
+        raise ValueError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor the run directory of a training")
+    from sparse_dnm import checkpoint as files
+
+    manifold, *_ = files.read_config(Path(name))
+    model = DynamicManifold(manifold)
+    model.load_state_dict(files.load(Path(name) / files.CHECKPOINT).group("model"))
+    return model
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,14 +78,14 @@ class Plan:
         name = executor.choose("forward", batch, topology)
         run = KERNELS.make(count)[0]
         with executor.threads_of(name, batch):
-            start = time.perf_counter()
+            start = executor.timer()
             run(
                 *(executor.parts_for(name), s.inputs, s.column, x, s.walk(name), s.waves),
                 *(topology.indptr, topology.indices, values),
                 *(self.first_linear, scales.weight, scales.bias, self.kind, self.slope, topology.outputs),
                 *(x_all, m_all, out),
             )
-            executor.record("forward", batch, name, time.perf_counter() - start)
+            executor.record("forward", batch, name, executor.timer() - start)
         return out, Walk(batch, scales, x_all, m_all)
 
     def backward(self, walk: Walk, values: Floats, gradient: Floats) -> Gradients:
@@ -105,14 +104,14 @@ class Plan:
         name = executor.choose("backward", batch, topology)
         run = KERNELS.make(count)[1]
         with executor.threads_of(name, batch):
-            start = time.perf_counter()
+            start = executor.timer()
             run(
                 *(executor.parts_for(name), s.inputs, s.walk(name), s.waves),
                 *(topology.indptr, topology.t_indptr, topology.t_edges, values),
                 *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of),
                 *(walk.x, walk.m, gradient, g, by_value, by_weight, by_bias),
             )
-            executor.record("backward", batch, name, time.perf_counter() - start)
+            executor.record("backward", batch, name, executor.timer() - start)
         return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], g)
 
     def by_input(self, batch: int, gradients: Gradients) -> Floats:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +103,8 @@ class Executor:
         self.name = name
         self.threads = backend.check_threads(threads)
         self.buffers = BufferPool()
+        self.timer: Callable[[], float] = time.perf_counter
+        self.seconds: dict[str, float] = {}  # of the kernel in the last call of each phase, by the timer
         self._trials: dict[tuple[str, int], _Trial] = {}
 
     def choose(self, phase: str, batch: int, topology: Topology) -> str:
@@ -128,7 +132,8 @@ class Executor:
         return self.threads if name == "wavefront" else 1
 
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
-        """Take note of the time that a call of ``phase`` took."""
+        """Take note of the time that the kernel of a call of ``phase`` took."""
+        self.seconds[phase] = seconds
         trial = self._trials.get((phase, batch))
         if trial is None or trial.choice is not None:
             return

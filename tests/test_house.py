@@ -28,6 +28,7 @@ ORDER = [
     "descent",
     "checkpoint",
     "timing",
+    "cost_model",
     "benchmark",
     "benchmark_report",
     "training",
