@@ -21,7 +21,7 @@ def cross_entropy(outputs, labels, scale, gradient):
         norm = 0.0
         for k in range(classes):
             norm += math.exp(outputs[r, k] - highest)
-        total += math.log(norm) + highest - outputs[r, labels[r]]
+        total += math.log(norm) - (outputs[r, labels[r]] - highest)
         for k in range(classes):
             gradient[r, k] = scale / rows * math.exp(outputs[r, k] - highest) / norm
         gradient[r, labels[r]] -= scale / rows

@@ -105,6 +105,15 @@ def _read_block(table, rows, n_columns, column, tile, x, at, width):
 
 
 @inner
+def _neighbours(inputs, column, q, count):
+    """Do ``count`` inputs from q on, and their columns, follow each other?  Columns ascend, neurons need not."""
+    found = column[q + count - 1] - column[q] == count - 1
+    for k in range(1, count):
+        found &= inputs[q + k] == inputs[q] + k
+    return found
+
+
+@inner
 def _read_row(first, last, tile, n, inputs, column, n_columns, table, weight, bias, kind, slope, x, m):
     """As `_read_inputs` in a tile of one column, for the neighbours from ``first`` on; returns where they end.
 
@@ -113,8 +122,8 @@ def _read_row(first, last, tile, n, inputs, column, n_columns, table, weight, bi
     strip = simd.width_of(STRIP)
     q = first
     while q + STRIP <= last:
-        i, j, end = np.int64(inputs[q]), np.int64(column[q]), q + STRIP - 1
-        if inputs[end] - i != STRIP - 1 or column[end] - j != STRIP - 1 or not simd.all_are(kind, i, strip, LEAKY):
+        i, j = np.int64(inputs[q]), np.int64(column[q])
+        if not _neighbours(inputs, column, q, STRIP) or not simd.all_are(kind, i, strip, LEAKY):
             break
         value = simd.load(table, tile * n_columns + j, strip)
         z = simd.multiply_add(simd.load(weight, i, strip), value, simd.load(bias, i, strip))
@@ -134,10 +143,10 @@ def _read_inputs(width, first, last, tile, n, inputs, column, rows, n_columns, t
             q = _read_row(q, last, tile, n, inputs, column, n_columns, table, weight, bias, kind, slope, x, m)
             if q == last:
                 break
-        i, end = np.int64(inputs[q]), q + GROUP - 1
+        i = np.int64(inputs[q])
         at = (tile * n + i) * w
         size = 1
-        if w % GROUP == 0 and end < last and inputs[end] - i == column[end] - column[q] == GROUP - 1:
+        if w % GROUP == 0 and q + GROUP <= last and _neighbours(inputs, column, q, GROUP):
             _read_block(table, rows, n_columns, np.int64(column[q]), tile, x, at, w)
             size = GROUP
         else:

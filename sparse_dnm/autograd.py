@@ -30,7 +30,7 @@ class EdgeStrength(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if omega is not None:
             ctx.save_for_backward(omega)  # so that torch refuses a backward after it was changed in place
-        strengths, closeness = torch.from_numpy(evaluation.strengths), torch.from_numpy(evaluation.d)
+        strengths, closeness = torch.tensor(evaluation.strengths), torch.tensor(evaluation.d)  # copies, to write to
         return strengths, closeness, strengths.new_full((), evaluation.imbalance**2)
 
     @staticmethod
@@ -87,7 +87,7 @@ class GateSum(torch.autograd.Function):
 
 def arrays_of(x: Tensor, values: Tensor) -> tuple[Floats, Floats]:
     """Inputs and edge values as the kernels want them."""
-    return x.detach().contiguous().numpy(), values.detach().numpy()
+    return x.detach().contiguous().numpy(), values.detach().contiguous().numpy()
 
 
 def scales_of(plan: Plan, weight: Tensor | None, bias: Tensor) -> Scales:
@@ -117,7 +117,7 @@ class Propagate(torch.autograd.Function):
         """Pull gradients back over the transpose."""
         (values,) = ctx.saved_tensors
         plan = ctx.plan
-        found = plan.backward(ctx.walk, values.detach().numpy(), gradient.contiguous().numpy())
+        found = plan.backward(ctx.walk, values.detach().contiguous().numpy(), gradient.contiguous().numpy())
         weight, bias = (torch.tensor(by[plan.weighted]) for by in (found.weight, found.bias))
         return (
             None,

@@ -41,10 +41,10 @@ class BufferPool:
         def back(loan: _Loan) -> None:
             pool = this()
             if pool is not None:
-                del pool._loans[id(loan)]
+                pool._loans.pop(id(loan), None)
                 pool._idle[id(loan.memory)] = loan.memory
-                while len(pool._idle) > KEPT:
-                    del pool._idle[next(iter(pool._idle))]
+                for key in [*pool._idle.copy()][:-KEPT]:
+                    pool._idle.pop(key, None)
 
         self._back = back
 
@@ -59,8 +59,13 @@ class BufferPool:
         need = size * dtype.itemsize
         if need <= SMALL:
             return np.empty(size, dtype)
-        fits = [(memory.nbytes, key) for key, memory in self._idle.items() if need <= memory.nbytes <= 2 * need]
-        memory = self._idle.pop(min(fits)[1]) if fits else _aligned_memory(need + need // 8)
+        # Garbage collection, or another thread, may change the dict at any time: a copy is looked through, and what
+        # somebody else has taken meanwhile is not there any more.
+        idle = self._idle.copy()
+        fits = [(memory.nbytes, key) for key, memory in idle.items() if need <= memory.nbytes <= 2 * need]
+        memory = self._idle.pop(min(fits)[1], None) if fits else None
+        if memory is None:
+            memory = _aligned_memory(need + need // 8)
         # The base of a view is the array that it was first taken of, unless that stands on an array in its turn.
         array = np.frombuffer(memory, dtype, size)
         loan = _Loan(array, self._back)

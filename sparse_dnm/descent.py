@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules import module
 
 from sparse_dnm import backend
 from sparse_dnm.candidates import SCALARS, gate_sum
@@ -49,25 +50,34 @@ def make_proxy(config: TrainConfig) -> SparsityProxy | None:
     return SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
 
 
-def descent_of(model: DynamicManifold, data: Dataset, config: TrainConfig) -> KernelDescent | AutogradDescent:
-    """The way that fits ``model`` as it is now.
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
-    Raises ValueError where the data do not fit the model: kernels do not check.
+
+def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> KernelDescent | AutogradDescent:
+    """The way that fits ``model`` as it is now; ``task`` is a Dataset's.
+
+    Raises ValueError where nothing can be trained.
     """
-    check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
-    _check_targets(data, model)
+    parameters = list(model.parameters())
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("no parameter of the model requires a gradient; thaw one with requires_grad_(True)")
+    hooks = [*(getattr(model, f"_{name}") for name in HOOKS), *(getattr(module, f"_global_{name}") for name in HOOKS)]
+    hooks += [h for p in parameters for h in (p._backward_hooks, p._post_accumulate_grad_hooks)]
     plain = (
         type(model) is DynamicManifold
+        and "forward" not in vars(model)
         and model.executor.name != "torch-sparse"
-        and not (model._forward_hooks or model._forward_pre_hooks or model._backward_hooks or model._backward_pre_hooks)
-        and all(p.requires_grad and not p._backward_hooks for p in model.parameters())
+        and all(p.requires_grad for p in parameters)
+        and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)
     )
-    return (KernelDescent if plain else AutogradDescent)(model, data.task, config)
+    return (KernelDescent if plain else AutogradDescent)(model, task, config)
 
 
-def _check_targets(data: Dataset, model: DynamicManifold) -> None:
-    """Raise ValueError unless the targets are labels of the outputs, or as many numbers as those, of their dtype."""
+def check_data(data: Dataset, model: DynamicManifold) -> None:
+    """Raise ValueError unless inputs fit the model and the targets are labels of its outputs, or as many numbers as
+    those, of their dtype: kernels do not check."""
+    check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
     y, n = data.y_train, model.config.n_outputs
     if data.task != "classification":
         if y.shape != (len(data.x_train), n) or y.dtype != model.alpha.dtype:
@@ -145,7 +155,10 @@ class AutogradDescent:
     def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
         self.model, self.config, self.proxy = model, config, make_proxy(config)
         self._objective = F.cross_entropy if task == "classification" else F.mse_loss
-        self._coefficients = [torch.tensor(c) for c in (config.objective, config.flow, config.speed_coefficient)]
+        dtype = model.alpha.dtype
+        self._coefficients = [
+            torch.tensor(c, dtype=dtype) for c in (config.objective, config.flow, config.speed_coefficient)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""

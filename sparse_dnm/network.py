@@ -31,6 +31,14 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
 
 
+def _check_shape(name: str, parameter: Tensor, shape: tuple[int, ...]) -> None:
+    if parameter.shape != shape:
+        raise ValueError(
+            f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}: kernels do not check; "
+            "set its numbers, not its size"
+        )
+
+
 def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
     """Outputs of a DAG by the plan's executor."""
     if plan.executor.name == "torch-sparse":
@@ -44,22 +52,25 @@ class _Arrays:
     """The parameters of a model as numpy arrays by name, made anew only where one has moved."""
 
     def __init__(self) -> None:
-        self._places: list[int] = []
+        self._places: list[tuple[int, int, bool]] = []
         self._arrays: dict[str, Floats] = {}
 
-    def of(self, parameters: dict[str, Any]) -> dict[str, Floats]:
+    def of(self, parameters: dict[str, Any], config: ManifoldConfig) -> dict[str, Floats]:
         """Their numbers, by name; what is written to the parameters shows in the arrays.
 
-        Raises ValueError where a dtype or device has no kernels.
+        Raises ValueError where a dtype or device has no kernels, or a shape is not that of ``config``.
         """
-        places = [p.data_ptr() for p in parameters.values()]
+        places = [(p.data_ptr(), p.numel(), p.is_contiguous()) for p in parameters.values()]
         if places != self._places:
-            for p in parameters.values():
+            for name, p in parameters.items():
                 _check_dtype(p.dtype)
                 backend.kernels(p.device)
-            tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-            self._arrays = {name: t.numpy() for name, t in tensors.items()}
-            self._places = [t.data_ptr() for t in tensors.values()]  # a copy lies elsewhere: it is made each time
+                if name != "edge_weight":
+                    size = config.n_sources if name in ("weight", "bias") else config.n_rows
+                    _check_shape(name, p, () if name == "cutoff" else (size,))
+            self._arrays = {name: p.detach().contiguous().numpy() for name, p in parameters.items()}
+            # A copy of what is not contiguous is made each time
+            self._places = places if all(contiguous for _, _, contiguous in places) else []
         return self._arrays
 
 
@@ -86,6 +97,8 @@ class DynamicManifold(nn.Module):
 
     model(x): x (batch, n_inputs) of the model's dtype -> (batch, n_outputs).  Each call finds the structure that
     belongs to the present parameters, exactly, then runs the live part of it.
+
+    One thread may use a model at a time: a call leaves what it found in it.
 
     Parameters: alpha, mu, sigma (and beta, gamma, theta, phi where ``edges="closeness"``), each (n_rows,); cutoff ();
     weight, bias (n_sources,); edge_weight (n_candidates,) where ``edges="free"``.  edge_weight changes its length
@@ -155,8 +168,9 @@ class DynamicManifold(nn.Module):
 
     def arrays(self) -> dict[str, Floats]:
         """The numbers of every parameter, by name."""
-        return self._arrays.of(self._parameters)
+        return self._arrays.of(self._parameters, self.config)
 
+    @torch.inference_mode(False)  # or what is made here could not be trained
     @torch.no_grad()
     def _rebuild(self, stale: Any, rows: Any) -> None:
         """Scan the ``stale`` rows for candidates; omega, its gradient and its optimiser moments go with their edges."""
@@ -186,6 +200,8 @@ class DynamicManifold(nn.Module):
     def _find_structure(self) -> Evaluation:
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
         schedule = self._found.schedule
+        if self._windows.free:
+            _check_shape("edge_weight", self.edge_weight, self._windows.latest.indices.shape)
         before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
 
         def evaluate(check: bool) -> Evaluation:
@@ -208,6 +224,8 @@ class DynamicManifold(nn.Module):
         """Find the structure of the present parameters, without a graph: its strengths, and the plan to run it."""
         held = self._found
         held.bits, held.evaluation = None, self._find_structure()
+        if held.plan is not None and held.plan.slope.dtype != held.evaluation.d.dtype:
+            held.plan = None
         held.strengths = held.closeness = held.flow = None
         return held.evaluation, self._make_plan()
 
@@ -472,6 +490,8 @@ class SparseDAG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
         check_input(x, len(self.topology.inputs), self.bias.dtype)
+        _check_shape("edge_weight", self.edge_weight, (self.topology.n_edges,))
+        _check_shape("bias", self.bias, self._biased.shape)
         _check_dtype(self.bias.dtype)
         backend.kernels(self.bias.device)
         plan, dtype = self._plan, DTYPES[self.bias.dtype]

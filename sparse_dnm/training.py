@@ -23,7 +23,7 @@ from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
-from sparse_dnm.descent import Terms, descent_of
+from sparse_dnm.descent import Terms, check_data, descent_of
 from sparse_dnm.network import DynamicManifold
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
@@ -145,7 +145,8 @@ class Trainer:
         self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
         self._parameters: list[Tensor] = list(model.parameters())
-        self._descent = descent_of(model, data, config)
+        check_data(data, model)
+        self._descent = descent_of(model, data.task, config)
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -196,11 +197,11 @@ class Trainer:
         after the current update, its checkpoint saved.  Raises TrainingError where training cannot go on.
         """
         self._started = time.perf_counter()
-        self._descent = descent_of(self.model, self.data, self.config)  # hooks may have come
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
             self._begin()
+            self._descent = descent_of(self.model, self.data.task, self.config)
             if self.step == 0:
                 on_log(self._first_line())
             while self.step < self.config.steps:
@@ -216,6 +217,8 @@ class Trainer:
                     raise self._diverged(str(error)) from error
                 if line is not None:
                     on_log(line)
+                    # hooks may have come, parameters been frozen
+                    self._descent = descent_of(self.model, self.data.task, self.config)
             return self._finish()
 
     def _begin(self) -> None:
@@ -275,6 +278,11 @@ class Trainer:
         """Adam's two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
         state = self._optimizer.state
         missing = [p for p in parameters if p not in state]
+        if len(parameters) < len(state):  # some rest: their count does not go on
+            resting = {id(s["step"]) for p, s in state.items() if p not in set(parameters)}
+            for p in parameters:
+                if p in state and id(state[p]["step"]) in resting:
+                    state[p]["step"] = state[p]["step"].clone()
         if missing:
             step = torch.zeros((), dtype=torch.float32)
             for p in missing:

@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import sys
+import threading
 import weakref
 
 import numpy as np
@@ -68,3 +70,30 @@ def test_two_graphs_alive_do_not_share():
     first, second = model(a).sum(), model(b).sum()
     torch.autograd.grad(second, model.weight)
     assert torch.equal(torch.autograd.grad(first, model.weight)[0], one)
+
+
+def test_threads_may_share_a_pool():
+    pool, errors = BufferPool(), []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(3000):
+                arrays = [pool.aligned(int(size), np.float32) for size in rng.integers(3000, 9000, 4)]
+                for array in arrays:
+                    array[:] = seed
+                assert all((array == seed).all() for array in arrays)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors

@@ -490,3 +490,90 @@ def test_without_gradients_a_structure_is_used_again_until_a_parameter_changes(e
         assert not torch.equal(changed, first)
     assert torch.equal(model(x).detach(), changed)
     assert model.strengths.requires_grad
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 16, 40])
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000))
+def test_inputs_in_any_order_take_their_own_columns(batch, seed):
+    rng = np.random.default_rng(seed)
+    order = np.arange(40)
+    for k in rng.integers(0, 39, 3):  # a few swaps: long runs of neighbours stay
+        order[[k, k + 1]] = order[[k + 1, k]]
+    topology = Topology.from_edges([(i, 40 + k) for i in range(40) for k in range(2)], inputs=order)
+    dag = SparseDAG(topology, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.from_numpy(rng.standard_normal((batch, 40)))
+    weight = torch.zeros(40, 2, dtype=torch.float64)
+    weight[topology.edges()[:, 0], topology.edges()[:, 1] - 40] = dag.edge_weight.detach()
+    torch.testing.assert_close(dag(x), x @ weight[torch.from_numpy(order)] + dag.bias, check_dtype=True)
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_model_changes_its_dtype_after_calls(edges, batch):
+    model = DynamicManifold(ManifoldConfig.preset("toy", edges=edges), torch.Generator().manual_seed(0))
+    x = torch.randn(batch, 5, generator=torch.Generator().manual_seed(1))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            single = model(x)
+            double = model.double()(x.double())
+            torch.testing.assert_close(double, single.double(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model.float()(x), single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_a_first_call_in_inference_mode_leaves_a_model_that_trains(edges):
+    config = ManifoldConfig.preset("toy", edges=edges)
+    model, other = (DynamicManifold(config, torch.Generator().manual_seed(0)) for _ in range(2))
+    with torch.inference_mode():
+        model(torch.ones(2, 5))
+    for each in (model, other):
+        each(torch.ones(2, 5)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, getattr(other, name).grad)
+
+
+def test_parameters_may_be_strided_but_not_of_another_size():
+    config = ManifoldConfig.preset("toy", edges="closeness")
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    other = copy.deepcopy(model)
+    big = torch.randn(2 * config.n_rows, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.mu.data = big[: config.n_rows]
+        model(x)
+        model.mu.data = big[::2]  # at the same address
+        other.mu.data = big[::2].clone()
+        assert torch.equal(model(x), other(x))
+    dag = SparseDAG(Topology.from_edges([(i, 16 + k) for i in range(16) for k in range(4)]))
+    weights = torch.randn(128, generator=torch.Generator().manual_seed(3))
+    dag.edge_weight.data = weights[::2]
+    y = torch.randn(8, 16, generator=torch.Generator().manual_seed(4))
+    strided = dag(y)
+    dag.edge_weight.data = weights[::2].clone()
+    assert torch.equal(dag(y), strided)
+    for whole, name, size in (
+        (dag, "edge_weight", (3,)),
+        (dag, "bias", (3,)),
+        (model, "mu", (3,)),
+        (model, "weight", ()),
+    ):
+        broken = copy.deepcopy(whole)
+        getattr(broken, name).data = torch.zeros(size)
+        with pytest.raises(ValueError, match=rf"parameter {name} has shape .* but must be \("):
+            broken(y if whole is dag else x)
+    free = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+    free(x)
+    free.edge_weight.data = torch.zeros(3)
+    with pytest.raises(ValueError, match="parameter edge_weight has shape"):
+        free(x)
+
+
+def test_values_that_are_written_to_change_nothing_else():
+    model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+    x = torch.ones(2, 5)
+    with torch.no_grad():
+        before = model(x)
+        model.strengths.abs_()
+        model.closeness.zero_()
+        assert torch.equal(model(x), before)

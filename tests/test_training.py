@@ -6,6 +6,7 @@ import math
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data import Dataset
-from sparse_dnm.descent import AutogradDescent, KernelDescent, descent_of
+from sparse_dnm.descent import KERNELS, AutogradDescent, KernelDescent, descent_of
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, learning_rate
 
@@ -195,12 +196,42 @@ def test_what_listens_to_autograd_is_served_by_it():
     def kind(change, **options):
         run = trainer(**options)
         change(run.model)
-        return type(descent_of(run.model, run.data, CONFIG))
+        return type(descent_of(run.model, run.data.task, CONFIG))
 
     assert kind(lambda model: None) is KernelDescent
     assert kind(lambda model: model.mu.requires_grad_(False)) is AutogradDescent
     assert kind(lambda model: model.mu.register_hook(lambda g: g)) is AutogradDescent
+    assert kind(lambda model: model.mu.register_post_accumulate_grad_hook(lambda p: None)) is AutogradDescent
     assert kind(lambda model: model.register_forward_hook(lambda *_: None)) is AutogradDescent
+    assert kind(lambda model: setattr(model, "forward", model.forward)) is AutogradDescent
+    with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
+        assert kind(lambda model: None) is AutogradDescent
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        kind(lambda model: model.requires_grad_(False))
+
+
+def test_a_parameter_frozen_on_the_way_rests_and_its_updates_are_not_counted():
+    run, frozen = trainer(config=dataclasses.replace(CONFIG, schedule="constant")), []
+
+    def freeze(record):
+        if record["step"] == 20:
+            run.model.mu.requires_grad_(False)
+            frozen.append(run.model.mu.clone())
+
+    run.run(freeze)
+    assert torch.equal(run.model.mu, frozen[0])
+    steps = {name: run._optimizer.state[p]["step"].item() for name, p in run.model.named_parameters()}
+    assert steps == {name: 20 if name == "mu" else 60 for name in steps}
+
+
+def test_a_saturated_cross_entropy_keeps_its_digits():
+    outputs = torch.tensor([[40.0, 0.0, 1.0], [-3.0, 50.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    labels, gradient = torch.tensor([0, 1]), np.empty((2, 3))
+    loss = torch.nn.functional.cross_entropy(outputs, labels)
+    loss.backward()
+    found = KERNELS.cross_entropy(outputs.detach().numpy(), labels.numpy(), 1.0, gradient)
+    assert found == pytest.approx(loss.item(), rel=1e-3, abs=1e-17)
+    np.testing.assert_allclose(gradient, outputs.grad.numpy(), rtol=1e-9, atol=1e-17)
 
 
 @pytest.mark.parametrize(
