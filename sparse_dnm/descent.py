@@ -111,8 +111,8 @@ class KernelDescent:
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
-        self._evaluation, self._plan = evaluation, plan = self.model.find()
         arrays, scales = self.model.arrays(), self._scales
+        self._evaluation, self._plan = evaluation, plan = self.model.find(arrays)
         scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
         self._linear, self._walk = plan.forward(x.contiguous().numpy(), evaluation.strengths, scales)
         self._outputs = self._linear * self._linear if self._squared else self._linear
@@ -122,10 +122,10 @@ class KernelDescent:
         """Loss of the last forward, against the targets y."""
         self._by_output = np.empty_like(self._outputs)
         kernel = getattr(KERNELS, self._objective)
-        objective = kernel(self._outputs, y.contiguous().numpy(), self.config.objective, self._by_output)
+        scale = self.config.objective * (2.0 if self._squared else 1.0)
+        objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
-            self._by_output *= 2
         speed = None if self.proxy is None else self.proxy.value(self.model)
         return total_of(self.config, objective, self._evaluation.imbalance**2, speed)
 

@@ -197,33 +197,35 @@ class DynamicManifold(nn.Module):
                 if isinstance(value, Tensor) and value.shape == (n_old,):
                     state[key] = _follow(value, places)
 
-    def _find_structure(self) -> Evaluation:
+    def _find_structure(self, arrays: dict[str, Floats]) -> Evaluation:
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
         schedule = self._found.schedule
         if self._windows.free:
             _check_shape("edge_weight", self.edge_weight, self._windows.latest.indices.shape)
         before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
 
-        def evaluate(check: bool) -> Evaluation:
-            return self._windows.evaluate(self.arrays(), self.executor.threads, before, check)
+        def rebuilt(stale: Any, rows: Any) -> Evaluation:
+            self._rebuild(stale, rows)
+            return self._windows.evaluate(self.arrays(), self.executor.threads, before, check=False)
 
-        found = evaluate(check=True)
+        found = self._windows.evaluate(arrays, self.executor.threads, before)
         if found.stale is not None:
-            self._rebuild(found.stale, found.rows)
-            found = evaluate(check=False)
+            found = rebuilt(found.stale, found.rows)
         if found.crowded:
-            self._rebuild(np.ones(self.config.n_rows, np.bool_), found.rows)
-            found = evaluate(check=False)
+            found = rebuilt(np.ones(self.config.n_rows, np.bool_), found.rows)
         if not found.same:
             empty = self._windows.buffers.empty
             topology = Topology(found.row_starts, found.sources, self._inputs, self._outputs, empty)
             self._found.schedule = Schedule(topology)
         return found
 
-    def find(self) -> tuple[Evaluation, Plan]:
-        """Find the structure of the present parameters, without a graph: its strengths, and the plan to run it."""
+    def find(self, arrays: dict[str, Floats] | None = None) -> tuple[Evaluation, Plan]:
+        """Find the structure of the present parameters, without a graph: its strengths, and the plan to run it.
+
+        ``arrays``: what `arrays` returns, where the caller has it.
+        """
         held = self._found
-        held.bits, held.evaluation = None, self._find_structure()
+        held.bits, held.evaluation = None, self._find_structure(self.arrays() if arrays is None else arrays)
         if held.plan is not None and held.plan.slope.dtype != held.evaluation.d.dtype:
             held.plan = None
         held.strengths = held.closeness = held.flow = None
@@ -345,8 +347,8 @@ class DynamicManifold(nn.Module):
         assert schedule is not None
         if plan is not None and plan.schedule is schedule and plan.executor is self.executor:
             return plan
-        dtype = DTYPES[self._parameters["alpha"].dtype]  # type: ignore[union-attr]
-        if plan is None or plan.slope.dtype != dtype:
+        if plan is None:
+            dtype = DTYPES[self.alpha.dtype]
             code, slope = backend.ACTIVATION_CODES[self.config.activation]
             kinds, slopes = np.full(self.config.n_neurons, code, np.int8), np.full(self.config.n_neurons, slope, dtype)
         else:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sparse_dnm import backend
 from sparse_dnm import checkpoint as files
+from sparse_dnm.candidates import Candidates
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
@@ -147,6 +148,7 @@ class Trainer:
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
         self._descent = descent_of(model, data.task, config)
+        self._listed: tuple[Candidates, list[int], Any] | None = None  # what the lists of moments belong to, and they
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -297,7 +299,10 @@ class Trainer:
         than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
         (group,) = self._optimizer.param_groups
         parameters = [p for p in self._parameters if p.grad is not None]
-        first, second, steps = self._moments(parameters)
+        candidates, names = self.model._windows.latest, [id(p) for p in parameters]
+        if self._listed is None or self._listed[0] is not candidates or self._listed[1] != names:
+            self._listed = candidates, names, self._moments(parameters)  # those of omega change with the candidates
+        first, second, steps = self._listed[2]
         for step in {id(step): step for step in steps}.values():
             step.numpy()[()] += 1  # a tenth of the time of add_
         gradients: list[Any] = [p.grad for p in parameters]
