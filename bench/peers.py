@@ -88,7 +88,7 @@ def propagate_calls(model: nn.Module, x: Tensor) -> dict[str, list[Call]]:
         out = model(x)
         ahead = len([c for c in calls if c.name.startswith("forward")])
         out.sum().backward()
-    wanted = [c for c in calls if c.name.startswith(("forward", "backward"))]
+    wanted = [c for c in calls if c.name.startswith(("forward", "backward", "add_tiles"))]
     return {"forward": wanted[:ahead], "forward + backward": wanted}
 
 

@@ -119,7 +119,7 @@ def step_section(quick: bool, found: Found) -> list[str]:
         trainers.append(trainer)
         with recording() as calls:
             trainer._advance()
-        kernels = [c for c in calls if c.name.startswith(("forward", "backward"))]
+        kernels = [c for c in calls if c.name.startswith(("forward", "backward", "add_tiles"))]
         cases[f"its forward + backward kernels, {threads} threads"] = replay(kernels)
         if threads == 1:
             parts, recorded = calls, trainer.model.topology.n_edges

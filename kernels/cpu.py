@@ -11,12 +11,13 @@ from sparse_dnm.kernels.cpu_edges import (
 )
 from sparse_dnm.kernels.cpu_graph import schedule, survey
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
-from sparse_dnm.kernels.cpu_propagate import input_gradients, make
+from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
 __all__ = [
     "CHUNK",
     "OMEGA_LIMIT",
     "ROWS",
+    "add_tiles",
     "cross_entropy",
     "evaluate",
     "gates",

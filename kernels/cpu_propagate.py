@@ -22,7 +22,6 @@ STRIP = 16  # inputs that are read at a time in a tile of one column
 FAR = 100_000  # edges from which on the walk back asks for what it comes to AHEAD neurons later
 AHEAD = 8
 LINE = 16  # numbers of float32 in a cache line
-SUM = -1  # the stage after the last one back: partial gradients are added up
 NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
@@ -279,19 +278,6 @@ def _part(first, last, part, parts):
     return first + size * part // parts, first + size * (part + 1) // parts
 
 
-@inner
-def _add_tiles(share, shares, tiles, n, n_edges, partial_edges, partial_weight, partial_bias):
-    """Add the partial gradients of the other tiles to those of the first, in their order: one share of them."""
-    first, last = _part(0, n_edges, share, shares)
-    first_neuron, last_neuron = _part(0, n, share, shares)
-    for tile in range(1, tiles):
-        for e in range(first, last):
-            partial_edges[e] += partial_edges[tile * n_edges + e]
-        for j in range(first_neuron, last_neuron):
-            partial_weight[j] += partial_weight[tile * n + j]
-            partial_bias[j] += partial_bias[tile * n + j]
-
-
 @functools.cache
 def make(count):
     """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
@@ -307,8 +293,8 @@ def make(count):
     backward(parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
              column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
     with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
-    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,): the sums over all tiles are left in the
-    part of the first.  What is not executed is not written: the caller has put zeros there.
+    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,).  What is not executed is not written: the
+    caller has put zeros there.
     """
 
     @task
@@ -344,7 +330,7 @@ def make(count):
 
     @task
     def backward_stage(
-        stage, parts, k, shares, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
+        stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
         kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
         tile, part, n, n_edges = k // parts, k % parts, t_indptr.size - 1, values.size
@@ -360,9 +346,6 @@ def make(count):
             inputs, order, indptr, t_indptr, t_edges, values, weight, bias, kind, slope, column_of, x, m, out_gradient,
             g, partial_edges, partial_weight, partial_bias,
         )  # fmt: skip
-        if stage == SUM:
-            _add_tiles(k, shares, shares // parts, n, n_edges, partial_edges, partial_weight, partial_bias)
-            return
         for q in range(last - first + last_input - first_input):
             j = np.int64(order[last - 1 - q] if q < last - first else inputs[last_input - 1 - (q - (last - first))])
             _backward_neuron(
@@ -397,25 +380,36 @@ def make(count):
         parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
         column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
-        n = t_indptr.size - 1
-        tiles = x.size // (n * count)
-        shares = tiles * parts
+        shares = x.size // ((t_indptr.size - 1) * count) * parts
         if shares == 1:
             backward_stage(
-                0, parts, 0, shares, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight,
+                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight,
                 bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
             )  # fmt: skip
         else:
-            last = waves.size - 1 if parts > 1 else 0
-            for stage in range(last, SUM - 1 if tiles > 1 else -1, -1):
+            stages = waves.size if parts > 1 else 1
+            for back in range(stages):
+                stage = stages - 1 - back
                 for k in numba.prange(shares):
                     backward_stage(
-                        stage, parts, np.int64(k), shares, inputs, order, waves, indptr, t_indptr, t_edges, values,
+                        stage, parts, np.int64(k), inputs, order, waves, indptr, t_indptr, t_edges, values,
                         first_linear, weight, bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges,
                         partial_weight, partial_bias,
                     )  # fmt: skip
 
     return forward, backward
+
+
+@kernel
+def add_tiles(tiles, partial_edges, partial_weight, partial_bias):
+    """Add the partial gradients of the other tiles to those of the first, in their order."""
+    for partial in (partial_edges, partial_weight, partial_bias):
+        size = partial.size // tiles
+        sums = partial[:size]
+        for tile in range(1, tiles):
+            other = partial[tile * size : (tile + 1) * size]
+            for k in range(size):
+                sums[k] += other[k]
 
 
 @kernel

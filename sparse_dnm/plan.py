@@ -111,6 +111,8 @@ class Plan:
                 *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of),
                 *(walk.x, walk.m, gradient, g, by_value, by_weight, by_bias),
             )
+            if tiles > 1:
+                KERNELS.add_tiles(tiles, by_value, by_weight, by_bias)
             executor.record("backward", batch, name, executor.timer() - start)
         return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], g)
 
