@@ -298,9 +298,16 @@ def make(count):
     """
 
     @task
+    def forward_outputs(tile, rows, weight, bias, outputs, n, x, out):
+        for c in range(min(count, rows - tile * count)):
+            for q in range(outputs.size):
+                i = np.int64(outputs[q])
+                out[tile * count + c, q] = weight[i] * x[(tile * n + i) * count + c] + bias[i]
+
+    @task
     def forward_stage(
         stage, parts, k, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
-        slope, x, m,
+        slope, outputs, x, m, out,
     ):  # fmt: skip
         tile, part, n = k // parts, k % parts, indptr.size - 1
         rows, n_columns = table.shape
@@ -308,6 +315,7 @@ def make(count):
         if parts > 1:
             first_input, last_input = _part(0, inputs.size if stage == 0 else 0, part, parts)
             first, last = _part(waves[stage - 1], waves[stage], part, parts) if stage > 0 else (0, 0)
+        scales, all_x = (weight, bias), x
         inputs, column, table, order, indptr, indices, values, weight, bias, kind, slope, x, m = simd.pointers(
             inputs, column, table, order, indptr, indices, values, weight, bias, kind, slope, x, m
         )
@@ -320,13 +328,8 @@ def make(count):
                 simd.width_of(count), np.int64(order[q]), tile * n * count, indptr, indices, values, first_linear,
                 weight, bias, kind, slope, x, m,
             )  # fmt: skip
-
-    @task
-    def forward_outputs(table, weight, bias, outputs, n, x, out):
-        for r in range(table.shape[0]):
-            for q in range(outputs.size):
-                i = np.int64(outputs[q])
-                out[r, q] = weight[i] * x[((r // count) * n + i) * count + r % count] + bias[i]
+        if parts == 1:
+            forward_outputs(tile, rows, *scales, outputs, n, all_x, out)
 
     @task
     def backward_stage(
@@ -364,16 +367,17 @@ def make(count):
         if shares == 1:  # to wake the threads costs as much as the walk of one column
             forward_stage(
                 0, parts, 0, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias,
-                kind, slope, x, m,
+                kind, slope, outputs, x, m, out,
             )  # fmt: skip
         else:
             for stage in range(waves.size if parts > 1 else 1):
                 for k in numba.prange(shares):
                     forward_stage(
                         stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
-                        first_linear, weight, bias, kind, slope, x, m,
+                        first_linear, weight, bias, kind, slope, outputs, x, m, out,
                     )  # fmt: skip
-        forward_outputs(table, weight, bias, outputs, n, x, out)
+            for tile in range(shares // parts if parts > 1 else 0):
+                forward_outputs(tile, table.shape[0], weight, bias, outputs, n, x, out)
 
     @kernel(parallel=True)
     def backward(
