@@ -299,6 +299,7 @@ def make(count):
 
     @task
     def forward_outputs(tile, rows, weight, bias, outputs, n, x, out):
+        """z of the outputs, for the rows of one tile."""
         for c in range(min(count, rows - tile * count)):
             for q in range(outputs.size):
                 i = np.int64(outputs[q])
@@ -309,6 +310,7 @@ def make(count):
         stage, parts, k, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
         slope, outputs, x, m, out,
     ):  # fmt: skip
+        """One share of a stage: all of a tile, or a part of its inputs or of a level."""
         tile, part, n = k // parts, k % parts, indptr.size - 1
         rows, n_columns = table.shape
         first_input, last_input, first, last = 0, inputs.size, 0, order.size
@@ -336,6 +338,7 @@ def make(count):
         stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
         kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
+        """As `forward_stage`, from the last neuron to the first."""
         tile, part, n, n_edges = k // parts, k % parts, t_indptr.size - 1, values.size
         rows, n_outputs = out_gradient.shape
         first_input, last_input, first, last = 0, inputs.size, 0, order.size

@@ -212,7 +212,7 @@ def calibrate(
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
     cuts = probes(topology, settings.probes + n_held, rng)
-    plans = [(plan_of(part, executor), _values(part, x.dtype)) for part in cuts]
+    plans = [(plan_of(part, executor), edge_values(part, x.dtype)) for part in cuts]
     found, rejected = time_steps(plans, x, settings, on_round)
     seconds = np.median(found, axis=1)
     Clock.of(settings.clock).check(float(seconds.min()))
@@ -224,7 +224,7 @@ def calibrate(
     return Calibration(model, settings, executor.threads, held_out, noise, rejected, counts, seconds)
 
 
-def _values(topology: Topology, dtype: Any) -> Floats:
+def edge_values(topology: Topology, dtype: Any) -> Floats:
     """Values of the edges that keep sums near 1: no denormals, which slow arithmetic."""
     reads = np.diff(topology.indptr)
     return (1.0 / np.sqrt(np.maximum(reads, 1))).repeat(reads).astype(dtype)

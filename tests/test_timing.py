@@ -85,7 +85,10 @@ def test_a_ratio_survives_a_drift(fake):
 
 def test_the_same_case_twice_does_not_differ(fake):
     noise = np.random.default_rng(3)
-    run = lambda: fake.spend(1e-4 * noise.lognormal(0, 0.1))  # noqa: E731
+
+    def run():
+        fake.spend(1e-4 * noise.lognormal(0, 0.1))
+
     found = [compare(run, run, pairs=20, shortest_s=0, seed=seed) for seed in range(40)]
     assert sum(pair.differs for pair in found) <= 6  # 2 of 40 are expected
     assert not Pair(1.05, 0.99, 1.1, 20).differs
