@@ -1,54 +1,40 @@
-"""How well the cost model predicts seconds: python -m bench.time_model [--quick].
+"""How well seconds are predicted, steered and compared: python -m bench.time_model [--quick].
 
-Fitted on structures cut out of the seed graph of original-mnist, judged on others of them, on other families of
-graphs, on graphs of equal edges, on what removing a part saves, and on the same network timed twice.
+The cost model is fitted on structures made out of the seed graph of original-mnist and judged on others of them, on
+other families of graphs, on graphs of equal edges, and on what removing a part saves; all are timed in turns, in one
+process.  Then: the gradient against finite differences, the same network timed twice, budgets, and what timing costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from bench.peers import seed_model
-from sparse_dnm import Topology
+from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredTime, TimeSettings, Topology, TrainConfig, Trainer, data
 from sparse_dnm.backend import ACTIVATION_CODES
 from sparse_dnm.benchmark import random_dag
+from sparse_dnm.calibration import Settings, Step, Times, cut, edge_values, probes, time_steps
+from sparse_dnm.candidates import expected_cost
 from sparse_dnm.checkpoint import machine
-from sparse_dnm.cost_model import Calibration, Quality, Settings, calibrate, cut, edge_values, features, time_steps
+from sparse_dnm.cost_model import FEATURES, CostModel, Quality, features
+from sparse_dnm.fresh import Network, time_fresh
 from sparse_dnm.plan import Floats, Plan
 from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.timing import compare
+from sparse_dnm.training import WITHIN
+from sparse_dnm.trim import trim
 
 EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
-
-
-@dataclass
-class Bench:
-    """A calibration, and what measures other structures in the same way."""
-
-    calibration: Calibration
-    settings: Settings
-    executor: Executor
-
-    def plan(self, topology: Topology) -> tuple[Plan, Floats]:
-        """Its plan, with values on the edges."""
-        return plan_of(topology, self.executor), edge_values(topology, np.float32)
-
-    def measure(self, graphs: Sequence[Topology]) -> tuple[Floats, Floats, float]:
-        """Predicted and measured seconds, and the relative noise of a median."""
-        plans = [self.plan(graph) for graph in graphs]
-        x = inputs(self.settings.batch, max(len(graph.inputs) for graph in graphs))
-        found, _ = time_steps(plans, x, self.settings)
-        counts = np.stack([features(plan.schedule, self.settings.executor) for plan, _ in plans])
-        measured = np.median(found, axis=1)
-        low, high = np.quantile(found, [0.25, 0.75], axis=1)
-        noise = float(np.median((high - low) / measured)) / found.shape[1] ** 0.5
-        return self.calibration.model.seconds(counts), measured, noise
+SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads
 
 
 def plan_of(topology: Topology, executor: Executor) -> Plan:
@@ -80,6 +66,39 @@ def equal_edges(rng: np.random.Generator, count: int) -> list[Topology]:
     return [random_dag(int(rng.integers(300, 3000)), int(rng.integers(2, 64)), EQUAL, rng) for _ in range(count)]
 
 
+@dataclass
+class Measured:
+    """Graphs by group, all timed in turns: counts (n, features), median seconds (n,), and the repeats."""
+
+    groups: dict[str, slice]
+    counts: Floats
+    seconds: Floats
+    times: Times
+    model: CostModel
+
+    def of(self, group: str) -> tuple[Floats, Floats]:
+        """Predicted and measured seconds of a group."""
+        where = self.groups[group]
+        return self.model.seconds(self.counts[where]), self.seconds[where]
+
+
+def measure(groups: dict[str, list[Topology]], settings: Settings) -> Measured:
+    """Time all graphs in turns; the model is fitted to the group named fit."""
+    executor = Executor(settings.executor, settings.threads)
+    graphs = [graph for group in groups.values() for graph in group]
+    x = inputs(settings.batch, max(len(graph.inputs) for graph in graphs))
+    steps = [Step(plan_of(graph, executor), edge_values(graph, np.float32), x, settings) for graph in graphs]
+    times = time_steps(steps, settings)
+    counts = np.stack([features(step.plan.schedule, settings.executor) for step in steps])
+    seconds = np.median(times.seconds, axis=1)
+    places, first = {}, 0
+    for name, group in groups.items():
+        places[name] = slice(first, first + len(group))
+        first += len(group)
+    fit = places["fit"]
+    return Measured(places, counts, seconds, times, CostModel.fit(settings.executor, counts[fit], seconds[fit]))
+
+
 def line(name: str, quality: Quality) -> str:
     """A row of the table of qualities."""
     return (
@@ -88,63 +107,191 @@ def line(name: str, quality: Quality) -> str:
     )
 
 
-def savings(bench: Bench, graph: Topology, rng: np.random.Generator, count: int) -> str:
-    """What cutting a part out of ``graph`` saves, predicted and measured."""
-    kinds = ("edges", "neurons")
-    cuts = [cut(graph, kinds[k % 2], rng.uniform(0.7, 0.98), rng) for k in range(count)]
-    predicted, measured, noise = bench.measure([graph, *cuts])
+def savings(found: Measured) -> str:
+    """What cutting a part out of the graph saves, predicted and measured."""
+    predicted, measured = found.of("cuts")
+    where = found.groups["cuts"]
+    low, high = np.quantile(found.times.seconds[where], [0.25, 0.75], axis=1)
+    noise = float(np.median((high - low) / measured)) / found.times.seconds.shape[1] ** 0.5
     saved, foretold = measured[0] - measured[1:], predicted[0] - predicted[1:]
     clear = np.abs(saved) > 2 * noise * measured[0]
     right = float((np.sign(saved) == np.sign(foretold))[clear].mean())
     ranks = float(spearmanr(saved, foretold).statistic)
-    return f"{ranks:.3f}, sign right in {right:.0%} of the {int(clear.sum())} of {count} that exceed twice the noise"
+    return f"{ranks:.3f}, sign right in {right:.1%} of the {int(clear.sum())} of {len(saved)} above twice the noise"
 
 
-def false_positives(bench: Bench, graph: Topology, count: int) -> str:
-    """How often the forward of a network differs from that of the same network, allocated anew."""
+def gradient(executor: str, clock: str, threads: int, batch: int, count: int, repeats: int) -> str:
+    """Cosine of what the term's gradient says of groups of edges and what their removal saves."""
+    rng = np.random.default_rng(3)
+    generator = torch.Generator().manual_seed(0)
+    model = DynamicManifold(ManifoldConfig.preset("mnist", cutoff=-0.5), generator, executor=executor, threads=threads)
+    chosen = TimeSettings(mode="train", batch=batch, clock=clock, probes=60, repeats=repeats)
+    term = MeasuredTime(model, chosen)
+    e, plan = model.find()
+    topology = plan.schedule.topology
+    prices = term.refit.model.prices(term.counts(model))
+    active = np.abs(e.d) > e.c
+    by_gate = expected_cost(e, model.config, topology.live, chosen.tau, prices).by_gate[active]
+    source = topology.indices
+    groups = []
+    for k in range(count):
+        share = rng.uniform(0.03, 0.3)
+        if k % 3 == 0:
+            gone = rng.random(topology.n_edges) < share
+        else:
+            first, last = (model.config.n_inputs, model.config.n_sources) if k % 3 == 1 else (0, model.config.n_inputs)
+            dead = np.zeros(topology.n_neurons, np.bool_)
+            dead[rng.choice(np.arange(first, last), int(share * (last - first)), replace=False)] = True
+            gone = dead[source]
+        groups.append(gone)
+    parts = [Topology.from_edges(topology.edges()[~gone], topology.n_neurons, topology.inputs, topology.outputs)
+             for gone in groups]  # fmt: skip
+    x = inputs(batch, model.config.n_inputs)
+    settings = replace(term.promise(), repeats=repeats)
+    runner = Executor(executor, threads)
+    steps = [Step(replace(plan, schedule=Schedule(t), executor=runner), edge_values(t, np.float32), x, settings)
+             for t in (topology, *parts)]  # fmt: skip
+    seconds = np.median(time_steps(steps, settings).seconds, axis=1)
+    saved, foretold = seconds[0] - seconds[1:], np.array([by_gate[gone].sum() for gone in groups])
+    cosine = float(saved @ foretold / np.linalg.norm(saved) / np.linalg.norm(foretold))
+    return f"{cosine:.3f} over {count} groups ({topology.n_edges:,} edges, depth {topology.depth})"
 
-    def run() -> Callable[[], object]:
-        plan, values = bench.plan(graph)
-        x = inputs(bench.settings.batch, len(graph.inputs))
-        scales = plan.scales(np.ones(graph.n_neurons, np.float32), np.zeros(graph.n_neurons, np.float32))
-        return lambda: plan.forward(x, values, scales)
 
-    first, second = run(), run()
-    pairs = [compare(first, second, pairs=20, clock=bench.settings.clock, seed=seed) for seed in range(count)]
+def false_positives(executor: str, clock: str, threads: int, batch: int, count: int, anew: bool) -> str:
+    """How often the forward of a network differs from that of the same network."""
+    graph = seed_model(1).topology
+    runner = Executor(executor, threads)
+    x = inputs(batch, len(graph.inputs))
+    values = edge_values(graph, np.float32)
+    plan = plan_of(graph, runner)
+
+    def make() -> Callable[[], object]:
+        own = replace(plan, executor=Executor(executor, threads))  # its own buffers
+        held, table = values.copy(), x.copy()
+        scales = own.scales(np.ones(graph.n_neurons, np.float32), np.zeros(graph.n_neurons, np.float32))
+        return lambda: own.forward(table, held, scales)
+
+    first, second = (make, make) if anew else (make(), make())
+    pairs = [compare(first, second, clock=clock, seed=seed, made_anew=anew) for seed in range(count)]
     found = sum(pair.differs for pair in pairs)
     spread = statistics.median([pair.high / pair.low - 1 for pair in pairs])
-    return f"{found} of {count}; the interval is {spread:.1%} wide (median)"
+    return f"{found} of {count}, interval {spread:.1%} wide (median)"
+
+
+def trained(**changes: object) -> Trainer:
+    """A finished training of digits."""
+    config = TrainConfig.preset("digits", **changes)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = DynamicManifold(
+        ManifoldConfig.preset("digits"), generator, executor=config.executor, threads=config.threads
+    )
+    return Trainer(model, data.load("digits"), config)
+
+
+def budgets(count: int) -> str:
+    """Error of the time, in fresh processes, of a network trimmed to budgets, before any second trim."""
+    run = trained(speed="time", time_coefficient=0.3, time_mode="infer", clock="perf_counter", executor="columns",
+                  threads=1, steps=1500)  # fmt: skip
+    run.run()
+    term = run._time
+    assert term is not None
+    run.model.find()
+    whole, networks, wanted = term.measure(run.model), {}, {}
+    original = run.model
+    for k, share in enumerate(np.linspace(0.55, 0.95, count)):
+        run.model = copy.deepcopy(original)
+        budget = share * whole
+        trim(run.model, term, WITHIN * budget, run._saliency)
+        networks[str(k)], wanted[str(k)] = Network.of(run.model), budget
+    found = time_fresh(networks, term.promise())
+    errors = np.array([np.median(found[k]) / wanted[k] - 1 for k in networks])
+    return (
+        f"median |error| {np.median(np.abs(errors)):.1%}, {errors.min():+.1%} to {errors.max():+.1%} of the budget "
+        f"({count} budgets, {1e6 * min(wanted.values()):.2f} to {1e6 * max(wanted.values()):.2f} µs)"
+    )
+
+
+def clocked(name: str, method: Callable[..., object], spent: dict[str, float]) -> Callable[..., object]:
+    """``method``, with the wall seconds of its calls added to spent[name]."""
+
+    def timed(*arguments: object) -> object:
+        start = time.perf_counter()
+        try:
+            return method(*arguments)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    return timed
+
+
+def cost_of_timing(steps: int) -> list[str]:
+    """Shares of a training: timed steps with the refit, the gradient, the calibration."""
+    lines = []
+    for mode in ("train", "infer"):
+        spent = {"_time": 0.0, "gradient": 0.0}
+        kept = {name: getattr(MeasuredTime, name) for name in spent}
+        for name in kept:
+            setattr(MeasuredTime, name, clocked(name, kept[name], spent))
+        try:
+            start = time.perf_counter()
+            run = trained(steps=steps, time_mode=mode)
+            run._check_connected()
+            before = time.perf_counter()
+            run._costs = run._make_costs()
+            calibrating = time.perf_counter() - before
+            run.run()
+            whole = time.perf_counter() - start
+        finally:
+            for name, function in kept.items():
+                setattr(MeasuredTime, name, function)
+        lines.append(
+            f"- digits, {steps:,} steps, time_mode {mode}: timed steps and refit {spent['_time'] / whole:.1%} of "
+            f"{whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected cost "
+            f"{spent['gradient'] / whole:.1%}"
+        )
+    return lines
 
 
 def section(quick: bool = False) -> list[str]:
     """All tables, as Markdown."""
     graph = seed_model(1).topology
     rng = np.random.default_rng(7)
-    count, repeats = (20, 9) if quick else (60, 31)
-    others, same_edges = families(rng, count), equal_edges(rng, count)
-    out = [
-        "Fitted on structures cut out of the seed graph; all others were not seen by the fit.  Kernel seconds alone."
-    ]
+    count, repeats = (20, 7) if quick else (60, 31)
+    made = probes(graph, 3 * count, rng)
+    kinds = ("edges", "neurons")
+    cuts = [cut(graph, kinds[k % 2], rng.uniform(0.7, 0.98), rng) for k in range(count)]
+    groups = {
+        "fit": made[: 2 * count],
+        "held out": made[2 * count :],
+        "other families": families(rng, count),
+        f"{EQUAL:,} edges, depth and width varied": equal_edges(rng, count),
+        "cuts": [graph, *cuts],
+    }
+    out = [f"Fitted on {2 * count} structures, all timed in turns, {repeats} repeats.  Kernel seconds alone."]
     out += ["", "| structures | n | R² | mean error | within 10 % | rank correlation |", "|---|---|---|---|---|---|"]
     notes = []
-    for executor, clock, threads in (("columns", "process_time", 1), ("wavefront", "perf_counter", 2)):
+    for executor, clock, threads in SETUPS:
         for batch in (1, 50):
             name = f"{executor}, batch {batch}"
-            settings = Settings(executor, "train", batch, threads, clock, 2 * count, repeats)
-            found = calibrate(graph, plan_of, inputs(batch, len(graph.inputs)), settings)
-            bench = Bench(found, settings, Executor(executor, threads))
-            out.append(line(f"{name}: held out", found.held_out))
-            out.append(line(f"{name}: other families", Quality.of(*bench.measure(others)[:2])))
-            out.append(
-                line(f"{name}: {EQUAL:,} edges, depth and width varied", Quality.of(*bench.measure(same_edges)[:2]))
+            found = measure(groups, Settings(executor, "train", batch, threads, clock, repeats=repeats))
+            out += [line(f"{name}: {group}", Quality.of(*found.of(group))) for group in list(groups)[1:-1]]
+            costs = zip(FEATURES[executor], found.model.coefficients, strict=True)
+            notes.append(
+                f"- {name}, {threads} threads, {clock}: "
+                + ", ".join(f"{1e9 * value:.3g} ns per {what}" for what, value in costs)
+                + "."
             )
-            costs = ", ".join(
-                f"{1e9 * value:.3g} ns per {what}" for what, value in found.as_dict()["seconds_per"].items()
+            notes.append(f"  Saved by removing edges or neurons: rank correlation {savings(found)}.")
+            cosine = gradient(executor, clock, threads, batch, 12 if quick else 45, repeats)
+            notes.append(f"  Gradient against what removing groups of edges saves: cosine {cosine}.")
+            pairs = 20 if quick else 100
+            notes.append(
+                "  The same network twice differs in "
+                f"{false_positives(executor, clock, threads, batch, pairs, True)}, where memory is handed out anew for "
+                f"every pair; {false_positives(executor, clock, threads, batch, pairs // 4, False)} where it stays."
             )
-            notes.append(f"- {name}, {threads} threads, {clock}: {costs}; noise {found.noise:.1%}.")
-            notes.append(f"  Saved by removing edges or neurons, rank correlation {savings(bench, graph, rng, count)}.")
-            notes.append(f"  The same network twice differs in {false_positives(bench, graph, 20 if quick else 100)}.")
-    return [*out, "", *notes]
+    notes.append(f"- Budgets: {budgets(4 if quick else 10)}.")
+    return [*out, "", *notes, *cost_of_timing(500 if quick else 3000)]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The CPU kernels, by name: what sparse_dnm.backend offers for device "cpu"."""
 
+from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, reference
 from sparse_dnm.kernels.cpu_edges import (
     CHUNK,
     OMEGA_LIMIT,
@@ -16,13 +17,18 @@ from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 __all__ = [
     "CHUNK",
     "OMEGA_LIMIT",
+    "PICKS",
     "ROWS",
     "add_tiles",
     "cross_entropy",
     "evaluate",
+    "expected_cost",
+    "far_edges",
     "gates",
     "input_gradients",
+    "lone_inputs",
     "make",
+    "reference",
     "scan",
     "schedule",
     "squared_error",

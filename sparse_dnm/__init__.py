@@ -3,6 +3,7 @@
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.dense import DenseManifold
 from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
 from sparse_dnm.network import DynamicManifold, SparseDAG
 from sparse_dnm.schedule import Schedule
 from sparse_dnm.topology import Topology
@@ -14,9 +15,12 @@ __all__ = [
     "DenseManifold",
     "DynamicManifold",
     "ManifoldConfig",
+    "MeasuredMemory",
+    "MeasuredTime",
     "Schedule",
     "SparseDAG",
     "SparsityProxy",
+    "TimeSettings",
     "Topology",
     "TrainConfig",
     "Trainer",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_dnm.candidates import SCALARS, Evaluation, Windows, gate_sum
+from sparse_dnm.candidates import SCALARS, Evaluation, Windows
 from sparse_dnm.plan import Floats, Plan, Scales
 
 
@@ -58,31 +58,25 @@ class EdgeStrength(torch.autograd.Function):
         return None, None, columns[0].new_full((), by_cutoff), omega, *(columns[k] for k in windows.places)
 
 
-class GateSum(torch.autograd.Function):
-    """Soft number of edges, see `gate_sum`, with its gradient.
+class StraightThrough(torch.autograd.Function):
+    """A value with a gradient that was found otherwise (Bengio et al. 2013).
 
-    apply(evaluation, tau, value, slope, closeness, cutoff) -> scalar
-
-    Straight-through (Bengio et al. 2013) where a ``value`` is given: that is returned, and the gradient is ``slope``
-    times that of the soft number.
+    apply(value, by_cutoff, by_closeness, closeness, cutoff) -> scalar
     """
 
     @staticmethod
     def forward(
-        ctx: Any, evaluation: Evaluation, tau: float, value: float | None, slope: float, closeness: Tensor,
-        cutoff: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Sum of the gates, or ``value``."""
-        total, ctx.by_cutoff, slopes = gate_sum(evaluation, tau)
-        ctx.slopes, ctx.slope = torch.from_numpy(slopes), slope
-        return cutoff.new_full((), total if value is None else value)
+        ctx: Any, value: float, by_cutoff: float, by_closeness: Floats, closeness: Tensor, cutoff: Tensor
+    ) -> Tensor:
+        """The value."""
+        ctx.by_cutoff, ctx.by_closeness = by_cutoff, torch.from_numpy(by_closeness)
+        return cutoff.new_full((), value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of closeness and of the raw cutoff."""
-        gradient = gradient * ctx.slope
-        return None, None, None, None, gradient * ctx.slopes, gradient * ctx.by_cutoff
+        return None, None, None, gradient * ctx.by_closeness, gradient * ctx.by_cutoff
 
 
 def arrays_of(x: Tensor, values: Tensor) -> tuple[Floats, Floats]:

@@ -26,6 +26,11 @@ def _aligned_memory(size: int) -> memoryview:
     return memory[-memory.ctypes.data % CACHE_LINE :].data
 
 
+def footprint(size: int, aligned: bool = False) -> int:
+    """Bytes that a new array of ``size`` bytes takes from `BufferPool.aligned`, or else from `BufferPool.empty`."""
+    return size if size <= (SMALL if aligned else BIG - 1) else size + size // 8 + CACHE_LINE
+
+
 class BufferPool:
     """Uninitialised 1-D arrays in memory that is used again once an array and all views of it are gone.
 

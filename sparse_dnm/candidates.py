@@ -125,6 +125,43 @@ def gate_sum(e: Evaluation, tau: float) -> tuple[float, float, NDArray[np.floati
     return total, by_cutoff, slopes
 
 
+class Prices(NamedTuple):
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
+
+    edge: float
+    input: float
+    neuron: float
+    level: float
+
+
+class Cost(NamedTuple):
+    """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
+    chance that each exists, (n_candidates,) both."""
+
+    value: float
+    by_cutoff: float
+    by_closeness: NDArray[np.floating]
+    by_gate: NDArray[np.float64]
+
+
+def expected_cost(e: Evaluation, config: ManifoldConfig, live: NDArray[np.bool_], tau: float, prices: Prices) -> Cost:
+    """Cost of the structure where candidates of ``live`` readers exist with the chance sigmoid((|d| - c) / tau).
+
+    That of outputs and of a call is left out.
+    """
+    n_rows, size = config.n_rows, len(e.d)
+    deep = prices.level > 0.0
+    slopes, levels = np.empty_like(e.d), np.empty((2, config.n_neurons if deep else 0))
+    picked = np.empty((n_rows if deep else 0, KERNELS.PICKS), np.int64)
+    by_gate = np.empty(size)
+    cost, by_cutoff = KERNELS.expected_cost(
+        *(config.n_inputs, config.n_sources, live, e.candidates.indptr, e.candidates.indices, e.d, e.c, tau),
+        *(e.threshold, *prices, np.empty_like(e.d), np.empty(config.n_sources)),
+        *(np.empty(config.n_sources, np.int64), levels[0], levels[1], picked, by_gate, slopes),
+    )
+    return Cost(cost, by_cutoff, slopes, by_gate)
+
+
 class Windows:
     """The geometry of a manifold's rows, and the search for candidates in their windows."""
 

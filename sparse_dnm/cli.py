@@ -1,4 +1,7 @@
-"""Command line: train, evaluate, bench, calibrate.  Commands import torch and the engine themselves: --help is fast."""
+"""Command line: train, evaluate, compare, bench, calibrate.
+
+Commands import torch and the engine themselves: --help is fast.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,23 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Samples of a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's step size at the start.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial values, data order and omega.")] = None,
-    speed: Annotated[str | None, typer.Option(metavar="none|proxy", help="Speed term of the loss.")] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|proxy|time",
+            help="Speed term of the loss: a count of edges, or seconds measured on this machine.",
+        ),
+    ] = None,
+    clock: Annotated[
+        str | None,
+        typer.Option(metavar="process_time|perf_counter|thread_time", help="What --speed time reads."),
+    ] = None,
+    budget_us: Annotated[
+        float | None, typer.Option(help="µs that a step of the trained network may take, at most.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Train for the machine that this profile (of calibrate) comes from.")
+    ] = None,
     executor: Annotated[
         str | None,
         typer.Option(
@@ -117,15 +136,21 @@ def train(
         "--lr": lr,
         "--seed": seed,
         "--speed": speed,
+        "--clock": clock,
+        "--budget-us": budget_us,
+        "--profile": profile,
         "--out": out,
         "--preset": preset,
         "--target": target,
         "--set": set_ or None,
     }
     named = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "speed": speed}
-    named.update({"executor": executor, "threads": threads})
+    named.update({"executor": executor, "threads": threads, "clock": clock, "budget_us": budget_us})
+    named["profile"] = None if profile is None else str(profile.resolve())
     settings = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with _errors_reported():
+        if budget_us is not None and not budget_us > 0:
+            raise ValueError(f"--budget-us {budget_us:g} must be > 0 µs; leave it out for no budget")
         if resume is None:
             from sparse_dnm.checkpoint import DataSource
 
@@ -163,6 +188,99 @@ def evaluate(
             return
         typer.echo(f"differs: {SUMMARY} says {promised!r}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Argument(help="toy, digits, mnist, or a .npz or .csv file.")] = "digits",
+    terms: Annotated[
+        str, typer.Option(help="Speed terms, of none, proxy-flat, proxy, time.")
+    ] = "none,proxy-flat,proxy,time",
+    factors: Annotated[str, typer.Option(help="Coefficients, as multiples of the recipe's.")] = "0.3,1,3",
+    seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 5,
+    steps: Annotated[int | None, typer.Option(help="Updates of each training.")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="train|infer", help="What is timed: forward + backward of a training batch, or a forward."
+        ),
+    ] = "infer",
+    batch_size: Annotated[int, typer.Option(help="Samples of the forward in mode infer.")] = 1,
+    executor: Annotated[str, typer.Option(metavar="columns|wavefront", help="How networks are walked.")] = "columns",
+    threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: all cores.")] = 0,
+    clock: Annotated[
+        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="What is read.")
+    ] = "perf_counter",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of runs and results; default runs/compare-DATASET. Finished runs in it are used again."
+        ),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings to start from; default: those of the data set.")] = None,
+    target: Annotated[str | None, typer.Option(help="Label column of a .csv file; default: the last one.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any field of the configuration; repeatable."),
+    ] = None,
+) -> None:
+    """Compare simulated with measured speed: train with each term, time the networks, say which is better."""
+    with _errors_reported():
+        from dataclasses import replace
+
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from sparse_dnm import compare as comparison
+        from sparse_dnm import compare_report
+        from sparse_dnm.calibration import Settings
+        from sparse_dnm.checkpoint import DataSource, machine, versions
+        from sparse_dnm.config import apply_settings
+
+        source = DataSource(dataset, None if data_dir is None else str(data_dir), target)
+        out = out or Path("runs") / f"compare-{Path(dataset).stem}"
+        named = {"time_mode": mode, "executor": executor, "threads": threads, "clock": clock}
+        if mode == "infer":
+            named["time_batch"] = batch_size
+        if steps is not None:
+            named["steps"] = steps
+        try:
+            chosen = tuple(float(factor) for factor in factors.split(","))
+        except ValueError:
+            raise ValueError(f"--factors {factors!r} must be numbers with commas between them") from None
+        data = source.load()
+        manifold, config = _configs(data, preset or (dataset if not source.is_file else None))
+        manifold, config = apply_settings(manifold, config, [*(set_ or []), *(f"{k}={v}" for k, v in named.items())])
+        batch = config.batch_size if mode == "train" else batch_size
+        timing = Settings(executor=executor, mode=mode, batch=batch, threads=threads, clock=clock, repeats=101)
+        plan = comparison.Plan(tuple(terms.split(",")), chosen, seeds, timing)
+        typer.echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; {KEEP_QUIET}")
+        about = {"machine": machine(), "versions": versions(), "config": {"steps": config.steps, "dataset": data.name}}
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=len(plan.runs()) + 1)
+            done = iter(range(len(plan.runs()) + 1))
+            results = comparison.compare(
+                data, manifold, config, plan, out, source,
+                lambda name: bar.update(task, completed=next(done), description=name),
+            )  # fmt: skip
+            bar.update(task, completed=len(plan.runs()) + 1, description="time against density")
+            snapshots = comparison.along(data, manifold, replace(config, budget_us=0.0, profile=""))
+        pairs = [
+            (a, b) for a, b in (("time", "proxy"), ("time", "none"), ("proxy", "none")) if {a, b} <= set(plan.terms)
+        ]
+        verdicts = [comparison.judge(results, data.task, a, b) for a, b in pairs]
+        title = f"Simulated against measured speed: {Path(dataset).stem}"
+        written = compare_report.write(out, title, data.task, about, timing, results, verdicts, snapshots)
+        typer.echo(compare_report.describe(about, timing))
+        for line in (*compare_report.table(results, data.task), "", *compare_report.along_table(snapshots), ""):
+            typer.echo(line)
+        for verdict in verdicts:
+            for line in compare_report.sentences(verdict):
+                typer.echo(line)
+        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
 
 
 @app.command()
@@ -216,17 +334,16 @@ def calibrate(
 ) -> None:
     """Measure what an edge, a neuron and a level cost on this machine."""
     with _errors_reported():
-        from dataclasses import asdict, replace
+        from dataclasses import asdict
 
         import numpy as np
         from rich.console import Console
         from rich.progress import Progress
 
-        from sparse_dnm import cost_model
+        from sparse_dnm import calibration
         from sparse_dnm.checkpoint import machine, versions, write_json
-        from sparse_dnm.schedule import Schedule
 
-        settings = cost_model.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
+        settings = calibration.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
         model = _network(network)
         _, plan = model.find()
         x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
@@ -235,14 +352,10 @@ def calibrate(
         )
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("measuring", total=repeats)
-            found = cost_model.calibrate(
-                model.topology,
-                lambda topology, walker: replace(plan, schedule=Schedule(topology), executor=walker),
-                x,
-                settings,
-                lambda: bar.update(task, advance=1),
+            found = calibration.calibrate(
+                model.topology, calibration.plans_like(plan), x, settings, lambda: bar.update(task, advance=1)
             )
-        for line in cost_model.describe(found):
+        for line in calibration.describe(found):
             typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
         out.parent.mkdir(parents=True, exist_ok=True)
         about = {"network": network, "manifold": asdict(model.config), "machine": machine(), "versions": versions()}
@@ -300,6 +413,7 @@ def _new_trainer(source: DataSource, preset: str | None, settings: list[str], ou
     """A trainer for a new run, its configs a preset or derived from the data, with ``settings``."""
     import torch
 
+    from sparse_dnm.calibration import read_profile
     from sparse_dnm.checkpoint import check_free, fresh_directory
     from sparse_dnm.config import apply_settings
     from sparse_dnm.data import NAMES
@@ -311,6 +425,8 @@ def _new_trainer(source: DataSource, preset: str | None, settings: list[str], ou
     data = source.load()
     manifold, config = _configs(data, preset or (source.dataset if source.dataset in NAMES else None))
     manifold, config = apply_settings(manifold, config, settings)
+    if config.profile:
+        read_profile(Path(config.profile))  # a bad one ends here, before there is a run directory
     generator = torch.Generator().manual_seed(config.seed)
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
     trainer = Trainer(model, data, config, source=source)
@@ -366,14 +482,29 @@ def _train(build: Callable[[], Trainer], keep: bool = True) -> None:
         return
     typer.echo(f"{trainer.data.name}: {_sizes(trainer)}")
     typer.echo(f"run directory: {trainer.out}")
+    shown = 0
+
+    def notes() -> None:
+        """What the calibration and the trim said since the last time."""
+        nonlocal shown
+        for line in trainer.notes[shown:]:
+            typer.secho(line, fg="yellow" if line.startswith("warning") else None)
+        shown = len(trainer.notes)
+
     try:
         with _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log:
-            summary = trainer.run(on_log)
+
+            def tell(record: Record) -> None:
+                notes()
+                on_log(record)
+
+            summary = trainer.run(tell)
     except BaseException:
         if not keep and trainer.out is not None:
             with contextlib.suppress(OSError):  # it holds a checkpoint, or was never made
                 trainer.out.rmdir()
         raise
+    notes()
     console.print(_table(summary))
     typer.echo(f"run directory: {trainer.out}")
 
@@ -417,7 +548,9 @@ def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record
 
 def _figures(record: Record) -> str:
     """A line of metrics as text; the terms of the loss are those before their coefficients."""
-    terms = (f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed"))
+    terms = [f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed")]
+    if "measured_seconds" in record:
+        terms[-1] += f" ({1e6 * record['measured_seconds']:.4g} µs)"
     parts = [*terms, *(_figure(name, record[name]) for name in FIGURES if name in record)]
     parts += [f"edges {record['edges']:,}", f"density {record['density']:.2%}", f"depth {record['depth']}"]
     if record["step_seconds"] is not None:
@@ -445,6 +578,15 @@ def _table(summary: Record) -> Table:
     table.add_row("training", f"{summary['train_seconds']:.1f} s ({summary['clock']})")
     if summary["step_seconds"] is not None:
         table.add_row("step", f"{1e3 * summary['step_seconds']:.3f} ms ({summary['clock']}, median)")
+    if "measured" in summary:
+        how = summary["measured"]
+        what = "forward + backward" if how["mode"] == "train" else "forward"
+        about = f"{what}, batch {how['batch']}, {how['executor']}, {how['threads']} threads, {how['clock']}"
+        table.add_row("measured", f"{1e6 * summary['measured_seconds']:.4g} µs ({about})")
+    if "fresh_seconds" in summary:
+        table.add_row(
+            "budget", f"{1e6 * summary['fresh_seconds']:.4g} of {summary['budget_us']:g} µs, in fresh processes"
+        )
     table.add_row("executor", f"{summary['executor']}; {summary['threads']} threads")
     table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores")
     return table

@@ -13,7 +13,11 @@ from typing import Any, TypeVar
 ACTIVATIONS = ("leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity")
 EDGE_MODES = ("closeness", "free")
 OUTPUTS = ("linear", "square")
-SPEEDS = ("none", "proxy")
+SPEEDS = ("none", "proxy", "time")
+TIME_MODES = ("train", "infer")  # forward + backward, or forward alone
+CLOCKS = ("process_time", "perf_counter", "thread_time")
+ESTIMATORS = ("cost-model", "spsa")
+ABLATIONS = ("none", "no-refit", "edges-only", "shuffled")
 PROXY_GRADIENTS = ("straight-through", "none")
 SCHEDULES = ("constant", "cosine")
 EXECUTORS = ("auto", "columns", "wavefront", "torch-sparse")
@@ -176,11 +180,22 @@ class TrainConfig:
     schedule: str = "cosine"  # one of SCHEDULES
     objective: float = 1.0  # coefficient of the task's loss
     flow: float = 0.0  # coefficient of flow_loss
-    speed: str = "proxy"  # one of SPEEDS
-    speed_coefficient: float = 0.1  # coefficient of the speed term
+    speed: str = "time"  # one of SPEEDS
+    time_coefficient: float = 0.1  # coefficient of the measured time, over that at the start or the budget
+    time_mode: str = "train"  # one of TIME_MODES
+    time_batch: int = 1  # samples of a forward in time_mode "infer"
+    time_every: int = 10  # steps between timed ones
+    clock: str = "process_time"  # one of CLOCKS
+    budget_us: float = 0.0  # µs that a step may take; 0: no budget
+    trim_steps: int = 500  # steps of the fine-tune after the network was trimmed to its budget
+    time_estimator: str = "cost-model"  # one of ESTIMATORS: where the gradient of the measured time comes from
+    time_ablation: str = "none"  # one of ABLATIONS
+    profile: str = ""  # path of a profile to use in the place of a calibration at the start
+    memory_coefficient: float = 0.0  # coefficient of the bytes of a step, over those at the start
+    proxy_coefficient: float = 0.1  # coefficient of the proxy
     speed_power: int = 1  # the proxy is (active / possible)**speed_power
     proxy_gradient: str = "straight-through"  # one of PROXY_GRADIENTS
-    tau: float = 0.03  # width of a gate, in closeness
+    tau: float = 0.3  # width of a gate, in closeness
     seed: int = 0  # of initial values, data order and omega
     log_every: int = 100  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
@@ -193,7 +208,14 @@ class TrainConfig:
         check_choice("speed", self.speed, SPEEDS)
         check_choice("proxy_gradient", self.proxy_gradient, PROXY_GRADIENTS)
         check_choice("executor", self.executor, EXECUTORS)
+        check_choice("time_mode", self.time_mode, TIME_MODES)
+        check_choice("clock", self.clock, CLOCKS)
+        check_choice("time_estimator", self.time_estimator, ESTIMATORS)
+        check_choice("time_ablation", self.time_ablation, ABLATIONS)
         for name, least in (
+            ("time_batch", 1),
+            ("time_every", 1),
+            ("trim_steps", 0),
             ("steps", 0),
             ("batch_size", 1),
             ("speed_power", 1),
@@ -205,7 +227,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name}={value!r} must be an integer >= {least}")
-        for name in ("objective", "flow", "speed_coefficient"):
+        for name in (
+            *("objective", "flow", "time_coefficient", "proxy_coefficient", "memory_coefficient", "budget_us"),
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}={value!r} must be a finite number >= 0")
@@ -213,6 +237,24 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value!r} must be a finite number > 0")
+        if self.speed != "time" and (self.budget_us or self.profile):
+            given = "budget_us" if self.budget_us else "profile"
+            raise ValueError(f"{given}={getattr(self, given)!r} needs speed='time', not speed={self.speed!r}")
+        if self.speed == "time" and self.executor == "torch-sparse":
+            raise ValueError(
+                "executor='torch-sparse' does not run the kernels that speed='time' measures; choose "
+                "speed=proxy or none"
+            )
+
+    @property
+    def speed_coefficient(self) -> float:
+        """The coefficient of the speed term that ``speed`` names."""
+        return {"none": 0.0, "proxy": self.proxy_coefficient, "time": self.time_coefficient}[self.speed]
+
+    @property
+    def coefficient_field(self) -> str:
+        """The name of the field that `speed_coefficient` comes from."""
+        return "proxy_coefficient" if self.speed == "proxy" else "time_coefficient"
 
     @staticmethod
     def preset(name: str, **changes: Any) -> TrainConfig:
@@ -309,7 +351,8 @@ PRESETS: dict[str, Preset] = {
             schedule="constant",
             objective=1e4,
             flow=1.0,
-            speed_coefficient=0.1,
+            speed="proxy",
+            proxy_coefficient=0.1,
             speed_power=2,
             proxy_gradient="none",
         ),
@@ -329,7 +372,8 @@ PRESETS: dict[str, Preset] = {
             schedule="constant",
             objective=1e3,
             flow=1e-4,
-            speed_coefficient=0.1,
+            speed="proxy",
+            proxy_coefficient=0.1,
             speed_power=2,
             proxy_gradient="none",
         ),
@@ -347,7 +391,7 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
             cutoff=-2.0,
         ),
-        TrainConfig(steps=5_000, lr=0.01, speed_coefficient=0.1),
+        TrainConfig(steps=5_000, lr=0.01, time_coefficient=0.1, proxy_coefficient=0.1),
     ),
     "digits": Preset(
         ManifoldConfig(
@@ -362,7 +406,7 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=3_000, lr=0.002, speed_coefficient=2.0),
+        TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=2.0),
     ),
     "mnist": Preset(
         ManifoldConfig(
@@ -376,6 +420,6 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=10_000, batch_size=100, lr=0.004, speed_coefficient=3.0),
+        TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=3.0),
     ),
 }

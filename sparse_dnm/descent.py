@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.nn.modules import module
 
 from sparse_dnm import backend
-from sparse_dnm.candidates import SCALARS, gate_sum
+from sparse_dnm.candidates import SCALARS
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import Dataset
 from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.measured import MeasuredMemory, MeasuredTime
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Scales
 
@@ -35,26 +36,53 @@ class Terms(NamedTuple):
     objective: float
     flow: float | None
     speed: float | None
+    memory: float | None
 
 
-def total_of(config: TrainConfig, objective: float, flow: float | None, speed: float | None) -> Terms:
-    """The loss of these terms, by the coefficients of ``config``."""
-    pairs = ((config.objective, objective), (config.flow, flow), (config.speed_coefficient, speed))
-    return Terms(sum(c * value for c, value in pairs if value is not None), objective, flow, speed)
+class Costs:
+    """The terms that ask for a smaller network: speed and memory, where wanted, with their coefficients."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        speed: SparsityProxy | MeasuredTime | None = None,
+        memory: MeasuredMemory | None = None,
+    ):
+        self.speed, self.memory = speed, memory
+        self._resting = False
+        self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
+
+    def coefficients(self) -> tuple[float, float]:
+        """Of speed, as the budget's multiplier has it now, and of memory."""
+        if self._resting:
+            return 0.0, 0.0
+        multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
+        return self._speed_coefficient * multiplier, self._memory_coefficient
+
+    def rest(self) -> None:
+        """From here on they are reported only."""
+        self._resting = True
+
+    def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
+        """In the order of `coefficients`."""
+        return self.speed, self.memory
 
 
-def make_proxy(config: TrainConfig) -> SparsityProxy | None:
-    """The speed term that ``config`` asks for."""
-    if config.speed != "proxy":
-        return None
-    return SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float | None) -> Terms:
+    """The loss of these terms (flow, speed, memory), by their coefficients."""
+    coefficients = config.flow, *costs.coefficients()
+    total = config.objective * objective
+    total += sum(c * value for c, value in zip(coefficients, terms, strict=True) if value is not None)
+    return Terms(total, objective, *terms)
 
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
-def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> KernelDescent | AutogradDescent:
-    """The way that fits ``model`` as it is now; ``task`` is a Dataset's.
+def descent_of(
+    model: DynamicManifold, task: str, config: TrainConfig, costs: Costs | None = None
+) -> KernelDescent | AutogradDescent:
+    """The way that fits ``model`` as it is now; ``task`` is a Dataset's; ``costs`` None: those terms are left out.
 
     Raises ValueError where nothing can be trained.
     """
@@ -71,7 +99,7 @@ def descent_of(model: DynamicManifold, task: str, config: TrainConfig) -> Kernel
         and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)
     )
-    return (KernelDescent if plain else AutogradDescent)(model, task, config)
+    return (KernelDescent if plain else AutogradDescent)(model, task, config, costs or Costs(config))
 
 
 def check_data(data: Dataset, model: DynamicManifold) -> None:
@@ -94,8 +122,8 @@ def check_data(data: Dataset, model: DynamicManifold) -> None:
 class KernelDescent:
     """Forward, loss and gradient by one kernel after the other, without a graph."""
 
-    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
-        self.model, self.config, self.proxy = model, config, make_proxy(config)
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+        self.model, self.config, self.costs = model, config, costs
         self._objective = "cross_entropy" if task == "classification" else "squared_error"
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
         self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
@@ -126,22 +154,24 @@ class KernelDescent:
         objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
-        speed = None if self.proxy is None else self.proxy.value(self.model)
-        return total_of(self.config, objective, self._evaluation.imbalance**2, speed)
+        costs = (None if term is None else term.value(self.model) for term in self.costs.terms())
+        return total_of(self.config, self.costs, objective, self._evaluation.imbalance**2, *costs)
 
     def backward(self) -> None:
         """Gradient of that loss."""
         model, config, e = self.model, self.config, self._evaluation
         found = self._plan.backward(self._walk, e.strengths, self._by_output)
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
-        slope = 0.0 if self.proxy is None else config.speed_coefficient * self.proxy.slope(model)
         by_closeness, by_cutoff = None, 0.0
-        if self.proxy is not None and slope:
-            _, by_cutoff, by_closeness = gate_sum(e, self.proxy.tau)
-            by_closeness *= by_closeness.dtype.type(slope)
+        for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
+            slope = term.gradient(model) if term is not None and coefficient else None
+            if slope is not None:
+                scaled = slope.by_closeness * slope.by_closeness.dtype.type(coefficient)
+                by_closeness = scaled if by_closeness is None else by_closeness + scaled
+                by_cutoff += coefficient * slope.by_cutoff
         by_imbalance = 2.0 * config.flow * e.imbalance
         through, by_omega = model._windows.pull_back(e, found.value, by_closeness, by_imbalance, self._by_scalar)
-        self._by_cutoff[()] = through + slope * by_cutoff
+        self._by_cutoff[()] = through + by_cutoff
         parameters = model._parameters
         for name, gradient in self._gradients.items():
             parameters[name].grad = gradient  # type: ignore[union-attr]
@@ -152,13 +182,9 @@ class KernelDescent:
 class AutogradDescent:
     """Forward, loss and gradient through torch's graph."""
 
-    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig):
-        self.model, self.config, self.proxy = model, config, make_proxy(config)
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+        self.model, self.config, self.costs = model, config, costs
         self._objective = F.cross_entropy if task == "classification" else F.mse_loss
-        dtype = model.alpha.dtype
-        self._coefficients = [
-            torch.tensor(c, dtype=dtype) for c in (config.objective, config.flow, config.speed_coefficient)
-        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
@@ -169,20 +195,21 @@ class AutogradDescent:
         """Loss of the last forward, against the targets y; a term of coefficient 0 only for a ``report``."""
         config = self.config
         self._terms: list[Tensor | None] = [self._objective(self._outputs, y)]
-        for coefficient, term in ((config.flow, flow_loss), (config.speed_coefficient, self.proxy)):
+        self._coefficients = [config.objective, config.flow, *self.costs.coefficients()]
+        for coefficient, term in zip(self._coefficients[1:], (flow_loss, *self.costs.terms()), strict=True):
             value = None
             if term is not None and (coefficient or report):
                 with contextlib.nullcontext() if coefficient else torch.no_grad():
                     value = term(self.model)
             self._terms.append(value)
-        objective, flow, speed = (None if term is None else term.item() for term in self._terms)
+        objective, *others = (None if term is None else term.item() for term in self._terms)
         assert objective is not None
-        return total_of(config, objective, flow, speed)
+        return total_of(config, self.costs, objective, *others)
 
     def backward(self) -> None:
         """Gradient of that loss; its terms are the roots, so that adding them up makes no graph."""
         for parameter in self.model.parameters():
             parameter.grad = None
         pairs = zip(self._terms, self._coefficients, strict=True)
-        roots = [(term, coefficient) for term, coefficient in pairs if term is not None and term.requires_grad]
+        roots = [(term, term.new_tensor(c)) for term, c in pairs if term is not None and term.requires_grad]
         torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])

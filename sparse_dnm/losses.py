@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
+from sparse_dnm.candidates import gate_sum
 from sparse_dnm.config import PROXY_GRADIENTS, check_choice
 from sparse_dnm.network import DynamicManifold
+from sparse_dnm.plan import Floats
 
 
 def flow_loss(model: DynamicManifold) -> Tensor:
@@ -16,6 +19,13 @@ def flow_loss(model: DynamicManifold) -> Tensor:
     Keeps the two halves of the network in balance, so that it does not cut itself in two.
     """
     return model.flow()
+
+
+class Gradient(NamedTuple):
+    """Of a term: by the raw cutoff, and by the closeness of the candidates (n_candidates,)."""
+
+    by_cutoff: float
+    by_closeness: Floats
 
 
 class SparsityProxy:
@@ -28,26 +38,29 @@ class SparsityProxy:
     tau: width of a gate, in closeness.
     """
 
-    def __init__(self, tau: float = 0.03, power: int = 1, gradient: str = "straight-through"):
+    def __init__(self, tau: float = 0.3, power: int = 1, gradient: str = "straight-through"):
         check_choice("gradient", gradient, PROXY_GRADIENTS)
         if not (math.isfinite(tau) and tau > 0):
             raise ValueError(f"tau={tau!r} must be a finite number > 0, in closeness")
         if power < 1:
             raise ValueError(f"power={power!r} must be >= 1")
-        self.tau, self.power, self.gradient = tau, power, gradient
+        self.tau, self.power, self._flat = tau, power, gradient == "none"
 
     def value(self, model: DynamicManifold) -> float:
         """The term, without gradient."""
         return model.density**self.power
 
-    def slope(self, model: DynamicManifold) -> float:
-        """Derivative of the term by the soft number of edges: 0 where it has no gradient."""
-        if self.gradient == "none":
-            return 0.0
-        return self.power * model.density ** (self.power - 1) / model.config.possible_edges
+    def gradient(self, model: DynamicManifold) -> Gradient | None:
+        """Of the term, at the structure of the last forward; None where it has none."""
+        if self._flat:
+            return None
+        slope = self.power * model.density ** (self.power - 1) / model.config.possible_edges
+        _, by_cutoff, by_closeness = gate_sum(model.found[0], self.tau)
+        return Gradient(slope * by_cutoff, by_closeness * by_closeness.dtype.type(slope))
 
     def __call__(self, model: DynamicManifold) -> Tensor:
         """The term, a scalar."""
-        if self.gradient == "none":
+        found = self.gradient(model)
+        if found is None:
             return model.cutoff.new_full((), self.value(model))
-        return model.soft_edges(self.tau, self.value(model), self.slope(model))
+        return model.straight_through(self.value(model), *found)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sparse_dnm import backend, torch_sparse_executor
-from sparse_dnm.autograd import EdgeStrength, GateSum, Propagate, arrays_of, scales_of
-from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates
+from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays_of, scales_of
+from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
 from sparse_dnm.initial import initial_scalars
@@ -301,12 +301,23 @@ class DynamicManifold(nn.Module):
         """Active over possible edges; as `topology`."""
         return self.topology.n_edges / self.config.possible_edges
 
-    def soft_edges(self, tau: float, value: float | None = None, slope: float = 1.0) -> Tensor:
-        """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable.
+    @property
+    def found(self) -> tuple[Evaluation, Plan]:
+        """What the last forward found: closeness of the candidates, and the plan of the active ones; as `topology`."""
+        if self._found.evaluation is None:
+            self._evaluate()
+        assert self._found.evaluation is not None
+        return self._found.evaluation, self._make_plan()
 
-        Given a ``value``, that is returned, with ``slope`` times the gradient of the soft number (straight-through).
-        """
-        return GateSum.apply(self._current(), tau, value, slope, self.closeness, self.cutoff)
+    def straight_through(self, value: float, by_cutoff: float, by_closeness: Floats) -> Tensor:
+        """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
+        ``by_closeness`` (n_candidates,) that by the closeness of the last forward's candidates."""
+        self._current()
+        return StraightThrough.apply(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
+
+    def soft_edges(self, tau: float) -> Tensor:
+        """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable."""
+        return self.straight_through(*gate_sum(self._current(), tau))
 
     def flow(self) -> Tensor:
         """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""

@@ -9,12 +9,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from sparse_dnm.config import check_choice
+from sparse_dnm import backend
+from sparse_dnm.config import CLOCKS, check_choice
 
-CLOCKS: dict[str, Callable[[], float]] = {
+KERNELS = backend.kernels(torch.device("cpu"))
+
+READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
     "perf_counter": time.perf_counter,  # wall seconds
     "process_time": time.process_time,  # CPU seconds of all threads of this process
     "thread_time": time.thread_time,  # CPU seconds of the calling thread
@@ -34,8 +39,8 @@ class Clock:
     @functools.cache
     def of(name: str) -> Clock:
         """Measure the clock, once.  Raises ValueError naming an unknown one."""
-        check_choice("clock", name, tuple(CLOCKS))
-        read = CLOCKS[name]
+        check_choice("clock", name, CLOCKS)
+        read = READ[name]
         intervals = []
         for _ in range(2000):
             start = read()
@@ -115,6 +120,44 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def stolen() -> int:
+    """Ticks of the clock, all cores together, that the host of a virtual machine gave to others; 0 where unknown."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            return int(file.readline().split()[8])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class Sentinel:
+    """Watches the machine's pace by a fixed piece of work, some 20 µs of arithmetic in the cache."""
+
+    def __init__(self) -> None:
+        self._values = np.linspace(0.0, 1.0, 1000)
+        self._kept: list[float] = []
+        self._last = 0.0
+        for _ in range(9):
+            self.pace()
+            self.keep()
+
+    def pace(self) -> float:
+        """Seconds that the work takes now, over the median of what was kept; 1 where nothing was."""
+        start = time.perf_counter()
+        KERNELS.reference(self._values, 5)
+        self._last = time.perf_counter() - start
+        return self._last / statistics.median(self._kept) if self._kept else 1.0
+
+    def keep(self) -> None:
+        """Count the last one as usual."""
+        self._kept.append(self._last)
+
+    @property
+    def drift(self) -> float:
+        """Largest over smallest of those kept, outermost tenths left out."""
+        low, high = np.quantile(self._kept, [0.1, 0.9])
+        return float(high / low)
+
+
 def rounds(names: Sequence[str], repeats: int) -> Iterable[list[str]]:
     """``repeats`` orders of ``names``, each begun one place later: every case follows every other's neighbour."""
     for turn in range(repeats):
@@ -167,8 +210,12 @@ def compare(
     clock: str = "perf_counter",
     seed: int = 0,
     shortest_s: float = 2e-4,
+    made_anew: bool = False,
 ) -> Pair:
     """How much longer ``a`` lasts than ``b``: measured in the order a b b a, so that a drift cancels within a pair.
+
+    made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
+               and counts as noise then
 
     The ratio is the median over the pairs, its interval from 2,000 resamples of them (Efron 1979).  A pair during
     which the system took the processor away is measured again, twice as many times as there are pairs at most.
@@ -177,23 +224,38 @@ def compare(
     if pairs < 5:
         raise ValueError(f"pairs={pairs} must be >= 5: fewer give no interval")
     now = Clock.of(clock)
-    counts = [_warm(case, 2, shortest_s) for case in (a, b)]
+    generator = np.random.default_rng(seed)
+    cases: list[Any] = _make((a, b), generator) if made_anew else [a, b]
+    counts = [_warm(case, 2, shortest_s) for case in cases]
     logs: list[float] = []
     spare = 2 * pairs
     while len(logs) < pairs:
+        if made_anew:
+            cases = _make((a, b), generator)
+            for case, n in zip(cases, counts, strict=True):
+                _measure(case, n, now)
         before = preemptions()
-        first, second = (_measure(case, n, now) for case, n in zip((a, b), counts, strict=True))
-        third, fourth = (_measure(case, n, now) for case, n in zip((b, a), reversed(counts), strict=True))
+        first, second = (_measure(case, n, now) for case, n in zip(cases, counts, strict=True))
+        third, fourth = (_measure(case, n, now) for case, n in zip(cases[::-1], counts[::-1], strict=True))
         shortest = min(first, second, third, fourth)
         if spare and (preemptions() > before or shortest <= 0.0):
             spare -= 1
             continue
         now.check(shortest)
         logs.append(0.5 * math.log(first * fourth / (second * third)))
-    generator = np.random.default_rng(seed)
     medians = np.median(generator.choice(np.array(logs), (2000, pairs)), axis=1)
     low, high = np.exp(np.quantile(medians, [0.025, 0.975]))
     return Pair(math.exp(statistics.median(logs)), float(low), float(high), pairs)
+
+
+def _make(makers: Sequence[Callable[[], object]], generator: np.random.Generator) -> list[Any]:
+    """The cases, made in random order and at random places in memory."""
+    cases: list[Any] = [None, None]
+    gaps = []
+    for k in generator.permutation(2):
+        gaps.append(np.empty(int(generator.integers(1, 4000)) * 16, np.uint8))
+        cases[k] = makers[k]()
+    return cases
 
 
 def _warm(case: Callable[[], object], warmup: int, shortest_s: float) -> int:

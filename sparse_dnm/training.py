@@ -1,4 +1,4 @@
-"""Trainer: minimise objective + flow + speed by Adam, with checkpoints that resume to the same bits."""
+"""Trainer: minimise objective + flow + speed + memory by Adam, with checkpoints to go on from."""
 
 from __future__ import annotations
 
@@ -15,19 +15,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse_dnm import backend
 from sparse_dnm import checkpoint as files
+from sparse_dnm.calibration import read_profile
 from sparse_dnm.candidates import Candidates
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
-from sparse_dnm.descent import Terms, check_data, descent_of
+from sparse_dnm.descent import Costs, Terms, check_data, descent_of
+from sparse_dnm.fresh import Network, time_fresh
+from sparse_dnm.losses import SparsityProxy
+from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
 from sparse_dnm.network import DynamicManifold
+from sparse_dnm.plan import Floats
+from sparse_dnm.trim import Frozen, OverBudget, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
+WITHIN = 0.985  # of the budget, that a network is trimmed to: fresh processes differ by some percent
+SALIENT = 8  # batches that saliency is summed over
+APPROACH = 0.7  # share of the steps before the trim in which the time comes down to the budget
+ATTEMPTS = 4  # times that fresh processes are asked
 Record = dict[str, Any]
 
 
@@ -91,11 +103,22 @@ class StopSignals:
         self.received = signum
 
 
+def trimmed_after(config: TrainConfig) -> int:
+    """Updates after which a network with a budget is trimmed; without one, all."""
+    return config.steps - (min(config.trim_steps, config.steps // 4) if config.budget_us else 0)
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Adam's step size for update ``step`` = 0 .. steps - 1; the cosine falls from lr to 0 over all steps."""
+    """Adam's step size for update ``step`` = 0 .. steps - 1.
+
+    The cosine falls from lr to 0 over all steps; with a budget up to the trim, and from lr / 2 to 0 after it.
+    """
+    first, last, highest = 0, trimmed_after(config), config.lr
+    if step >= last < config.steps:
+        first, last, highest = last, config.steps, 0.5 * config.lr
     if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(step / max(config.steps, 1), 1)))
+        return highest
+    return highest * 0.5 * (1 + math.cos(math.pi * min((step - first) / max(last - first, 1), 1)))
 
 
 def figure(data: Dataset, outputs: Tensor, y: Tensor) -> float:
@@ -147,7 +170,11 @@ class Trainer:
         model.follow(self._optimizer)
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
+        self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
         self._descent = descent_of(model, data.task, config)
+        self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
+        self._saved_costs: Record = {}  # what a checkpoint says of them
+        self.notes: list[str] = []  # what the calibration found, a line each
         self._listed: tuple[Candidates, list[int], Any] | None = None  # what the lists of moments belong to, and they
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
@@ -203,7 +230,7 @@ class Trainer:
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
             self._begin()
-            self._descent = descent_of(self.model, self.data.task, self.config)
+            self._choose_descent()
             if self.step == 0:
                 on_log(self._first_line())
             while self.step < self.config.steps:
@@ -219,9 +246,61 @@ class Trainer:
                     raise self._diverged(str(error)) from error
                 if line is not None:
                     on_log(line)
-                    # hooks may have come, parameters been frozen
-                    self._descent = descent_of(self.model, self.data.task, self.config)
+                    self._choose_descent()  # hooks may have come, parameters been frozen
             return self._finish()
+
+    def _choose_descent(self) -> None:
+        if self._costs is None:
+            self._costs = self._make_costs()
+        self._descent = descent_of(self.model, self.data.task, self.config, self._costs)
+
+    def _make_costs(self) -> Costs:
+        """Speed and memory as the configuration wants them, calibrated or as the checkpoint has them."""
+        config, model, saved = self.config, self.model, self._saved_costs
+        speed: SparsityProxy | MeasuredTime | None = None
+        if config.speed == "proxy":
+            speed = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+        elif config.speed == "time":
+            self._check_connected()
+            settings = TimeSettings(
+                mode=config.time_mode,
+                batch=config.batch_size if config.time_mode == "train" else config.time_batch,
+                clock=config.clock,
+                every=config.time_every,
+                tau=config.tau,
+                budget=1e-6 * config.budget_us or None,
+                estimator=config.time_estimator,
+                ablation=config.time_ablation,
+                seed=config.seed,
+            )
+            before, now = saved.get("time"), model.executor
+            if before and now.name in ("auto", before["executor"]) and now.threads == before["threads"]:
+                speed = MeasuredTime.resumed(model, settings, before)
+            else:
+                speed = MeasuredTime(model, settings, read_profile(Path(config.profile)) if config.profile else None)
+                self.notes += speed.describe()
+            self._check_budget(speed)
+        memory = None
+        if config.memory_coefficient:
+            memory = MeasuredMemory(model, "train", config.batch_size, config.tau)
+            memory.reference = saved.get("memory_reference") or memory.reference
+        return Costs(config, speed, memory)
+
+    def _check_budget(self, term: MeasuredTime) -> None:
+        """Refuse a budget below the price of a network with nothing but its outputs."""
+        prices = term.seconds_per()
+        least = prices["call"] + self.data.n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
+        if 0 < self.config.budget_us < 1e6 * least:
+            raise TrainingError(
+                f"budget_us={self.config.budget_us:g} cannot be met: the smallest network that connects inputs and "
+                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {math.ceil(1.5e6 * least)} or more. "
+                f"{self._kept()}"
+            )
+
+    @property
+    def _time(self) -> MeasuredTime | None:
+        speed = self._costs and self._costs.speed
+        return speed if isinstance(speed, MeasuredTime) else None
 
     def _begin(self) -> None:
         """Claim the run directory, or take it up again: what was written after the checkpoint is cut off."""
@@ -248,14 +327,23 @@ class Trainer:
         config, number = self.config, self.step + 1
         saving = number == config.steps or number % config.checkpoint_every == 0
         logging = saving or number % config.log_every == 0
+        if self.step >= trimmed_after(config) and self._frozen is None:
+            self._trim()
+        term = self._time
+        if term is not None and term.controller is not None:
+            term.controller.progress = self.step / (APPROACH * max(trimmed_after(config), 1))
         start = time.perf_counter()
         rows = self._order.next()
         x, y = self.data.x_train.index_select(0, rows), self.data.y_train.index_select(0, rows)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
+        if self._frozen is not None:
+            self._frozen.still()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
         self._update()
+        if self._frozen is not None:
+            self._frozen.hold()
         self._times.append(time.perf_counter() - start)
         self.step = number
         if not logging:
@@ -265,6 +353,68 @@ class Trainer:
         if saving:
             self._save()
         return line
+
+    def _trim(self) -> None:
+        """Make the network fit its budget, and keep its structure from here on."""
+        assert self._costs is not None
+        if self.step == trimmed_after(self.config):  # else a checkpoint of after that was resumed
+            self._fit(WITHIN * self.config.budget_us)
+        self._frozen = Frozen(self.model)
+        self._costs.rest()
+
+    def _fit(self, target_us: float) -> None:
+        """Trim the network to ``target_us``; raise TrainingError with the nearest that could be reached."""
+        term, budget = self._time, self.config.budget_us
+        assert term is not None
+        try:
+            found = trim(self.model, term, 1e-6 * target_us, self._saliency)
+        except OverBudget as error:
+            raise TrainingError(
+                f"a step cannot be made to fit budget_us={budget:g}: {error}. Start a new run, with another --out or "
+                f"the default, and --budget-us {math.ceil(1.1e6 * error.nearest)} or more, a smaller network "
+                f"(--set n_neurons=, now {self.model.config.n_neurons}), another --executor or --set time_batch=. "
+                f"{self._kept()}"
+            ) from None
+        self.notes.append(
+            f"trimmed to {1e6 * found:.4g} µs, {self.model.topology.n_edges:,} edges, at step {self.step}"
+        )
+
+    def _saliency(self) -> Floats:
+        """|strength * gradient of the objective| of the active edges, summed over SALIENT batches of training data."""
+        objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
+        total = np.zeros(self.model.topology.n_edges)
+        size = self.config.batch_size
+        for k in range(min(SALIENT, -(-len(self.data.x_train) // size))):
+            rows = slice(k * size, (k + 1) * size)
+            with torch.enable_grad():
+                loss = objective(self.model(self.data.x_train[rows]), self.data.y_train[rows])
+                strengths = self.model.strengths
+                (gradient,) = torch.autograd.grad(loss, strengths)
+            total += (strengths.detach() * gradient).abs().numpy()
+        return total
+
+    def _keep_budget(self) -> float:
+        """Seconds of a step in fresh processes, within the budget: where they are not, the network is trimmed further.
+
+        Raises TrainingError with the nearest where that does not help.
+        """
+        term, budget = self._time, self.config.budget_us
+        assert term is not None
+        factor, nearest = WITHIN, math.inf
+        for _ in range(ATTEMPTS):
+            seconds = time_fresh({"network": Network.of(self.model)}, term.promise())["network"]
+            found = 1e6 * float(np.median(seconds))
+            if found <= budget:
+                return 1e-6 * found
+            nearest = min(nearest, found)
+            self.notes.append(f"{found:.4g} µs in fresh processes, over the budget: trimming further")
+            factor *= WITHIN * budget / found
+            self._fit(factor * budget)
+            self._frozen = Frozen(self.model)
+        raise TrainingError(
+            f"a step takes {nearest:.4g} µs in fresh processes, and budget_us={budget:g} was not met after {ATTEMPTS} "
+            f"trims: keep the machine quiet, or give a larger --budget-us. {self._kept()}"
+        )
 
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
@@ -335,6 +485,7 @@ class Trainer:
             "objective": terms.objective,
             "flow": terms.flow or 0.0,
             "speed": terms.speed or 0.0,
+            **self._measured_now(terms),
             self._figure_name("train"): figure(self.data, outputs.detach(), y),
             **self._structure(),
             "lr": learning_rate(self.config, max(self.step - 1, 0)),
@@ -344,6 +495,21 @@ class Trainer:
         if self.out:
             files.append_line(self.out / files.METRICS, line)
         return line
+
+    def _measured_now(self, terms: Terms) -> Record:
+        """What a line says of measured terms."""
+        found: Record = {}
+        if terms.memory is not None:
+            found["memory"] = terms.memory
+        term = self._time
+        if term is not None and not math.isnan(term.seconds):
+            error = term.refit.error
+            found |= {
+                "measured_seconds": term.seconds,
+                "model_error": None if math.isnan(error) else error,
+                "time_multiplier": term.multiplier,
+            }
+        return found
 
     def _figure_name(self, split: str) -> str:
         return f"{split}_accuracy" if self.data.task == "classification" else f"{split}_mse"
@@ -377,10 +543,17 @@ class Trainer:
                 f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
                 f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}. {self._kept()}"
             )
+        term = self._time
+        if config.budget_us and term is not None:
+            raise TrainingError(
+                f"budget_us={config.budget_us:g} was not reached: the network cut itself in two after step "
+                f"{self.step}, the last time before was {1e6 * term.seconds:.4g} µs. Start a new run with a larger "
+                f"--budget-us, more steps or a lower --lr (now {config.lr:g}). {self._kept()}"
+            )
         raise TrainingError(
             f"the network has cut itself in two after step {self.step}: no input reaches any output. "
             "Start a new run, with another --out or the default, and "
-            f"a lower --set speed_coefficient= (now {config.speed_coefficient:g}), "
+            f"a lower --set {config.coefficient_field}= (now {config.speed_coefficient:g}), "
             f"a higher --set flow= (now {config.flow:g}), a lower --set cutoff= (now "
             f"{manifold.cutoff:g}), or a lower --lr (now {config.lr:g}). {self._kept()}"
         )
@@ -420,11 +593,21 @@ class Trainer:
             "train": dataclasses.asdict(self.config),
             "data": self._description,
             "versions": files.versions(),
+            **self._costs_state(),
         }
         files.save(self.out / files.CHECKPOINT, Checkpoint(tensors, header))
         self._saved = self.step
 
+    def _costs_state(self) -> Record:
+        """What a checkpoint says of measured terms."""
+        if self._costs is None:
+            return self._saved_costs
+        time_state = None if self._time is None else self._time.state()
+        memory = self._costs.memory
+        return {"time": time_state, "memory_reference": None if memory is None else memory.reference}
+
     def _restore(self, saved: Checkpoint) -> None:
+        self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference")}
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():
@@ -438,6 +621,7 @@ class Trainer:
 
     def _finish(self) -> Record:
         """The summary of the trained model, written to the run directory."""
+        measured = self._measured_summary()
         test, executor = self._test(), self.model.executor
         summary = {
             **test,
@@ -448,9 +632,33 @@ class Trainer:
             "clock": CLOCK,
             "threads": 1 if executor.name == "torch-sparse" else executor.threads,  # torch's, see one_torch_thread
             "executor": executor.chosen(),
+            **measured,
             "versions": files.versions(),
             "machine": files.machine(),
         }
         if self.out:
             files.write_json(self.out / files.SUMMARY, summary)
         return summary
+
+    def _measured_summary(self) -> Record:
+        """What was measured last, how, and with a budget what fresh processes say."""
+        term = self._time
+        if term is None:
+            return {}
+        settings, found = term.promise(), {}
+        if self.config.budget_us:
+            if self.config.steps and self._frozen is None:
+                self._trim()
+            found = {"budget_us": self.config.budget_us, "fresh_seconds": self._keep_budget()}
+            self._save()
+        self.model.find()
+        return {
+            "measured_seconds": term.measure(self.model),
+            **found,
+            "measured": {
+                **{name: getattr(settings, name) for name in ("mode", "batch", "clock", "executor", "threads")},
+                "reference_seconds": term.reference,
+                "model_error": None if math.isnan(term.refit.error) else term.refit.error,
+                "seconds_per": term.seconds_per(),
+            },
+        }

@@ -205,6 +205,48 @@ def soft_edges(d, cutoff_raw, tau, mask):
     return total
 
 
+def expected_levels(h, n_inputs, picks):
+    """Expected level (n,) of neurons whose edges exist with chances h (n, n), source by source from the deepest down.
+
+    Of a row with as many possible sources as ``picks`` or more, only the deepest are looked at; if none of those is
+    there, the last of them is taken to be.
+    """
+    n = len(h)
+    level = np.zeros(n)
+    for i in range(n_inputs, n):
+        sources = sorted((j for j in range(n) if h[i, j] > 0), key=lambda j: (-level[j], -j))[:picks]
+        value = level[sources[-1]] + 1 if len(sources) == picks else 0.0
+        for j in reversed(sources):
+            value = h[i, j] * (level[j] + 1) + (1 - h[i, j]) * value
+        level[i] = value
+    return level
+
+
+def expected_cost(d, c, tau, mask, n_inputs, n_outputs, prices, picks):
+    """Expected cost; ``mask`` (n, n): candidates of live readers; prices of an edge, input, neuron and level."""
+    n = len(d)
+    h = np.array([[sigmoid((abs(d[i, j]) - c) / tau) if mask[i, j] else 0.0 for j in range(n)] for i in range(n)])
+    cost = prices[0] * h.sum()
+    for j in range(n - n_outputs):
+        cost += prices[1 if j < n_inputs else 2] * h[:, j].max()
+    return cost + prices[3] * expected_levels(h, n_inputs, picks)[n - n_outputs :].max()
+
+
+def far_edges(edges, walk, live, distance):
+    """Edges (source, reader) of live readers that lie more than ``distance`` from the one before them in their row.
+
+    Rows are sorted by source; distance is that in the walk: over its neurons, and of each over its readers, ascending.
+    """
+    order = [(j, i) for j in walk for i in sorted(r for s, r in edges if s == j) if i in live]
+    place = {edge: k for k, edge in enumerate(order)}
+    far = 0
+    for i in live:
+        row = sorted(j for j, r in edges if r == i)
+        for k, j in enumerate(row):
+            far += k == 0 or abs(place[j, i] - place[row[k - 1], i]) > distance
+    return far
+
+
 def gradient(f, x, eps=1e-6):
     """Central finite differences of the scalar f at the array x (any shape, also ()); f takes an array."""
     x = np.array(x, dtype=np.float64)

@@ -26,6 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"
 EVERY = 50  # steps between checkpoints of the runs that are stopped
 LONG = [
     *("train", "toy", "--steps", "1500", "--batch-size", "16", "--executor", "columns", "--seed", "3"),
+    *("--speed", "proxy"),
     *("--set", f"checkpoint_every={EVERY}", "--set", "log_every=10"),
 ]
 SUMMARY = {
@@ -91,7 +92,7 @@ def test_csv_end_to_end(csv_run):
     assert "step 40/60" in printed
     assert str(out.relative_to(folder)) in printed
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == SUMMARY | {"test_accuracy"}
+    assert set(summary) == SUMMARY | {"test_accuracy", "measured_seconds", "measured"}
     assert summary["steps"] == 60
     config = json.loads((out / "config.json").read_text())
     assert config["source"] == {"dataset": str(folder / "table.csv"), "data_dir": None, "target": "kind"}
@@ -308,7 +309,13 @@ def test_interrupt_before_a_command_begins(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["toy", "--speed", "time"], "speed='time' is unknown; choose one of none, proxy"),
+        (["toy", "--speed", "light"], "speed='light' is unknown; choose one of none, proxy, time"),
+        (["toy", "--budget-us", "0"], "--budget-us 0 must be > 0"),
+        (["toy", "--budget-us", "-3"], "--budget-us -3 must be > 0"),
+        (["toy", "--budget-us", "5", "--speed", "proxy"], "budget_us=5.0 needs speed='time'"),
+        (["toy", "--clock", "sundial"], "clock='sundial' is unknown; choose one of process_time"),
+        (["toy", "--executor", "torch-sparse"], "does not run the kernels that speed='time' measures"),
+        (["toy", "--profile", "nowhere.json"], "nowhere.json does not exist; write one with: sparse-dnm calibrate"),
         (["toy", "--executor", "gpu"], "executor='gpu' is unknown; choose one of auto, columns, wavefront"),
         (["toy", "--preset", "cifar"], "preset='cifar' is unknown; choose one of original-toy, original-mnist, toy"),
         (["toy", "--preset", "digits"], "preset digits is made for 64 inputs and 10 outputs, but toy has 5 and 4"),

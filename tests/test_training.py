@@ -14,7 +14,9 @@ from sparse_dnm import checkpoint as files
 from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data import Dataset
-from sparse_dnm.descent import KERNELS, AutogradDescent, KernelDescent, descent_of
+from sparse_dnm.descent import KERNELS, AutogradDescent, Costs, KernelDescent, descent_of
+from sparse_dnm.losses import SparsityProxy
+from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, learning_rate
 
@@ -23,7 +25,9 @@ SUMMARY = {
     *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads"),
     *("executor", "versions", "machine"),
 }
-CONFIG = TrainConfig(steps=60, batch_size=16, lr=0.02, flow=1e-4, log_every=10, checkpoint_every=20)
+CONFIG = TrainConfig(
+    steps=60, batch_size=16, lr=0.02, flow=1e-4, speed="proxy", log_every=10, checkpoint_every=20
+)  # no clock in the loss: the same bits every time
 
 
 def dataset(task: str) -> Dataset:
@@ -166,16 +170,28 @@ def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
     ("train", "manifold"),
     [
         ({"flow": 0.3}, {"edges": "closeness"}),
-        ({"objective": 7.0, "speed_coefficient": 20.0}, {"edges": "free", "output": "square"}),
-        ({"flow": 0.3, "speed_coefficient": 5.0, "speed_power": 2}, {"edges": "closeness", "output": "square"}),
-        ({"flow": 1.0, "proxy_gradient": "none"}, {"edges": "free", "activation": "silu"}),
+        ({"objective": 7.0, "proxy_coefficient": 20.0, "speed": "proxy"}, {"edges": "free", "output": "square"}),
+        (
+            {"flow": 0.3, "proxy_coefficient": 5.0, "speed_power": 2, "speed": "proxy"},
+            {"edges": "closeness", "output": "square"},
+        ),
+        ({"flow": 1.0, "proxy_gradient": "none", "speed": "proxy"}, {"edges": "free", "activation": "silu"}),
         ({"speed": "none"}, {"edges": "free"}),
+        ({"time_coefficient": 30.0, "memory_coefficient": 7.0}, {"edges": "free"}),
+        ({"flow": 1.0, "time_coefficient": 30.0}, {"edges": "closeness"}),
     ],
 )
 def test_kernels_descend_as_autograd_does(task, train, manifold):
     config, data = TrainConfig(**train), dataset(task)
     model = DynamicManifold(ManifoldConfig.for_data(6, data.n_outputs, **manifold), torch.Generator().manual_seed(1))
-    kernels, autograd = KernelDescent(model, task, config), AutogradDescent(model, task, config)
+    costs = Costs(config)
+    if config.speed == "proxy":
+        costs.speed = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
+    if config.speed == "time":  # timed once: the value stays, and with it the gradient
+        costs.speed = MeasuredTime(model, TimeSettings(batch=20, every=1000, probes=10, repeats=3))
+    if config.memory_coefficient:
+        costs.memory = MeasuredMemory(model)
+    kernels, autograd = (kind(model, task, config, costs) for kind in (KernelDescent, AutogradDescent))
     found = []
     for descent in (kernels, autograd):
         outputs = descent.forward(data.x_train[:20])
@@ -253,7 +269,7 @@ def test_data_that_kernels_would_misread_are_refused(task, change, words):
 
 
 def test_longer_training_extends_a_finished_one(tmp_path):
-    constant = {"batch_size": 16, "schedule": "constant", "log_every": 10}
+    constant = {"batch_size": 16, "speed": "proxy", "schedule": "constant", "log_every": 10}
     trainer(tmp_path / "whole", TrainConfig(steps=50, **constant)).run()
     first = trainer(tmp_path / "extended", TrainConfig(steps=30, **constant)).run()
     resumed = Trainer.resume(tmp_path / "extended", dataset("classification"), steps=50)
@@ -328,13 +344,13 @@ def test_network_cut_in_two(tmp_path):
         if record["step"] == 30:
             run.model.cutoff.data.fill_(20.0)
 
-    message = r"cut itself in two after step 30.*speed_coefficient=.*flow=.*cutoff=.*of step 20, is kept"
+    message = r"cut itself in two after step 30.*proxy_coefficient=.*flow=.*cutoff=.*of step 20, is kept"
     with pytest.raises(TrainingError, match=message):
         run.run(cut)
 
 
 def test_speed_alone_cuts_the_network(tmp_path):
-    config = TrainConfig(steps=2000, batch_size=16, lr=0.1, schedule="constant", speed_coefficient=1e6)
+    config = TrainConfig(steps=2000, batch_size=16, lr=0.1, schedule="constant", proxy_coefficient=1e6, speed="proxy")
     with pytest.raises(TrainingError, match="cut itself in two"):
         trainer(tmp_path / "run", config, cutoff=-1.0, skin=0.1).run()
 
@@ -398,7 +414,7 @@ def test_data_under_another_name_are_the_same(finished):
 
 def test_torch_sparse_runs_on_one_thread():
     pytest.importorskip("torch_sparse")
-    config = TrainConfig(steps=1, batch_size=16)
+    config = TrainConfig(steps=1, batch_size=16, speed="proxy")
     assert trainer(config=config, executor="torch-sparse", threads=2).run()["threads"] == 1
 
 

@@ -1,0 +1,242 @@
+"""Budgets: what is trimmed first, a structure that stays, fresh processes, and whole runs."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_training import dataset
+from test_training import trainer as make_trainer
+
+from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, data
+from sparse_dnm.calibration import Settings
+from sparse_dnm.fresh import Network, time_fresh
+from sparse_dnm.measured import MeasuredTime, TimeSettings
+from sparse_dnm.training import Trainer, TrainingError, learning_rate, trimmed_after
+from sparse_dnm.trim import Frozen, OverBudget, trim
+
+QUICK = {"probes": 10, "repeats": 3, "clock": "perf_counter"}
+EDGE, UNIT, CALL = 1e-6, 3e-6, 10e-6
+
+
+class Charged(MeasuredTime):
+    """A machine that charges for edges and executed neurons, exactly."""
+
+    def measure(self, model, repeats=15):
+        """Seconds by the price list."""
+        s = model.found[1].schedule
+        return CALL + EDGE * len(s.topology.t_edges) + UNIT * len(s.executed)
+
+
+def charged(model):
+    term = Charged(model, TimeSettings(mode="infer", batch=1, **QUICK))
+    prices = {"call": CALL, "input": UNIT, "neuron": UNIT, "edge": EDGE}
+    names = ("call", "input", "lone input", "neuron", "edge", "far edge")
+    term.refit.model = dataclasses.replace(
+        term.refit.model, coefficients=tuple(prices.get(name, 0.0) for name in names)
+    )
+    return term
+
+
+def model_of(preset="digits", **changes):
+    return DynamicManifold(
+        ManifoldConfig.preset(preset, **changes), torch.Generator().manual_seed(0), executor="columns", threads=1
+    )
+
+
+def test_trim_reaches_the_target_and_takes_what_matters_least():
+    model = model_of()
+    term = charged(model)
+    model.find()
+    start = term.measure(model)
+    before = {(int(i), int(j)) for j, i in model.topology.edges()}
+    merit = dict(zip(sorted(before), np.random.default_rng(0).lognormal(0, 3, len(before)), strict=True))
+
+    def saliency():
+        return np.array([merit[int(i), int(j)] for j, i in model.topology.edges()])
+
+    found = trim(model, term, 0.6 * start, saliency)
+    after = {(int(i), int(j)) for j, i in model.topology.edges()}
+    assert found <= 0.6 * start
+    assert found > 0.57 * start  # no more than needed
+    assert after < before
+    gone = before - after
+    assert np.median([merit[e] for e in gone]) < np.median([merit[e] for e in after])
+    assert model.connected
+
+
+def test_trim_raises_the_cutoff_where_edges_have_no_weight_of_their_own():
+    model = model_of(edges="closeness")
+    term = charged(model)
+    model.find()
+    start, cutoff = term.measure(model), model.cutoff.item()
+    found = trim(model, term, 0.9 * start, lambda: np.ones(model.topology.n_edges))
+    assert found <= 0.9 * start
+    assert model.cutoff.item() > cutoff
+
+
+def test_a_target_out_of_reach_ends_with_the_nearest_still_connected():
+    model = model_of()
+    term = charged(model)
+    with pytest.raises(OverBudget, match="the least that could be reached is") as error:
+        trim(model, term, 0.5 * CALL, lambda: np.ones(model.topology.n_edges))
+    model.find()
+    assert model.connected
+    assert error.value.nearest > CALL
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness"])
+def test_a_frozen_structure_stays_while_weights_are_trained(edges):
+    model = model_of("toy", edges=edges)
+    frozen = Frozen(model)
+    before = model.topology.edges().tobytes()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    x, y = torch.randn(32, 5), torch.randn(32, 4)
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        frozen.still()
+        optimizer.step()
+        frozen.hold()
+        model.find()
+        assert model.topology.edges().tobytes() == before
+        losses.append(loss.item())
+    assert min(losses) < 0.9 * losses[0]
+
+
+def test_fresh_processes_time_what_they_are_given():
+    small, large = model_of("toy"), model_of("digits")
+    networks = {"small": Network.of(small), "large": Network.of(large)}
+    found = time_fresh(networks, Settings(batch=20, threads=1, repeats=5), processes=2)
+    assert found["small"].shape == found["large"].shape == (2, 5)
+    assert 3 * np.median(found["small"]) < np.median(found["large"])
+
+
+def test_a_process_that_fails_is_heard(monkeypatch):
+    network = dataclasses.replace(Network.of(model_of("toy")), indices=np.array([10**6], np.int32))
+    monkeypatch.setattr(Settings, "__post_init__", lambda self: None)
+    with pytest.raises(RuntimeError, match="timing in a fresh process failed"):
+        time_fresh({"broken": network}, Settings(clock="sundial"), processes=1)
+
+
+def test_the_step_size_starts_again_after_the_trim():
+    config = TrainConfig(steps=1000, lr=0.1, budget_us=5.0, trim_steps=100)
+    assert trimmed_after(config) == 900
+    assert learning_rate(config, 0) == 0.1
+    assert learning_rate(config, 899) < 1e-5
+    assert learning_rate(config, 900) == 0.05
+    assert learning_rate(config, 999) < 1e-4
+    assert trimmed_after(dataclasses.replace(config, steps=100)) == 75
+    assert trimmed_after(dataclasses.replace(config, budget_us=0.0)) == 1000
+
+
+def command(*arguments, cwd):
+    full = [sys.executable, "-m", "sparse_dnm.cli", "train", *map(str, arguments)]
+    return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+
+
+def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
+    rest = ("--steps", 400, "--threads", 1, "--clock", "perf_counter", "--set", "time_mode=infer")
+    run = tmp_path / "free"
+    done = command("digits", *rest, "--set", "lr=0.01", "--budget-us", 1e5, "--out", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads((run / "summary.json").read_text())["fresh_seconds"]
+
+    run, budget = tmp_path / "run", round(0.75e6 * whole, 3)
+    done = command("digits", *rest, "--set", "lr=0.01", "--budget-us", budget, "--out", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["fresh_seconds"] <= 1e-6 * budget
+    assert summary["budget_us"] == budget
+    assert f"of {budget:g} µs, in fresh processes" in done.stdout.replace("\n", " ")
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "sparse_dnm.cli", "evaluate", run], capture_output=True, text=True, check=False
+    )
+    assert "reproduced" in evaluated.stdout, evaluated.stderr  # what was handed over is what was measured
+
+    done = command("digits", *rest, "--budget-us", 0.01, "--out", tmp_path / "no", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "budget_us=0.01 cannot be met: the smallest network" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_stopped_after_its_trim_keeps_the_structure(tmp_path):
+    config = TrainConfig(
+        steps=120, batch_size=16, lr=0.02, trim_steps=30, budget_us=1e5, clock="perf_counter", log_every=10,
+        checkpoint_every=100,
+    )  # fmt: skip
+
+    def stop(record):
+        if record["step"] == 110:
+            raise RuntimeError("killed")
+
+    run = make_trainer(tmp_path / "run", config)
+    with pytest.raises(RuntimeError, match="killed"):
+        run.run(stop)
+    again = Trainer.resume(tmp_path / "run", dataset("classification"))
+    assert again.step == 100
+    edges = again.model.topology.edges().tobytes()
+    records = []
+    again.run(records.append)
+    assert again.model.topology.edges().tobytes() == edges
+    assert again._time.start > 0
+    assert {r["edges"] for r in records} == {len(edges) // 8}
+    assert [r["time_multiplier"] > 0 for r in records]
+
+
+def test_resume_under_another_executor_calibrates_anew(tmp_path):
+    config = TrainConfig(steps=20, batch_size=16, lr=0.02, clock="perf_counter", checkpoint_every=10)
+    make_trainer(tmp_path / "run", config).run()
+    again = Trainer.resume(tmp_path / "run", dataset("classification"), 30)
+    again.run()
+    assert again.notes == []
+    other = Trainer.resume(tmp_path / "run", dataset("classification"), 40, "wavefront")
+    summary = other.run()
+    assert any("ns per level" in line for line in other.notes)
+    assert summary["measured"]["executor"] == "wavefront"
+
+
+def test_metrics_and_summary_of_a_measured_run(tmp_path):
+    config = TrainConfig(
+        steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, memory_coefficient=0.1, flow=1e-4
+    )
+    records = []
+    run = make_trainer(tmp_path / "run", config)
+    summary = run.run(records.append)
+    for r in records:
+        terms = r["objective"] + 1e-4 * r["flow"] + config.time_coefficient * r["speed"] + 0.1 * r["memory"]
+        assert r["loss"] == pytest.approx(terms, rel=1e-5)
+        assert r["speed"] == pytest.approx(r["measured_seconds"] / run._time.reference)
+    assert summary["measured"]["clock"] == "perf_counter"
+    assert summary["measured"]["batch"] == 16
+    assert summary["measured_seconds"] > 0
+    assert list(summary["measured"]["seconds_per"]) == ["call", "input", "lone input", "neuron", "edge", "far edge"]
+
+
+def test_a_network_cut_in_two_by_its_budget_says_so(monkeypatch):
+    config = TrainConfig(steps=50, batch_size=16, budget_us=1e5, clock="perf_counter", log_every=10)
+    run = make_trainer(None, config)
+
+    def cut(record):
+        if record["step"] == 20:
+            with torch.no_grad():
+                run.model.cutoff.fill_(20.0)
+
+    with pytest.raises(TrainingError, match=r"budget_us=100000 was not reached: .* the last time before was"):
+        run.run(cut)
+
+
+def test_data_sets_known_by_name_have_recipes_that_measure():
+    for name in ("toy", "digits", "mnist"):
+        assert TrainConfig.preset(name).speed == "time"
+    for name in ("original-toy", "original-mnist"):
+        assert TrainConfig.preset(name).speed == "proxy"
+        assert TrainConfig.preset(name).proxy_gradient == "none"
+    assert TrainConfig().speed == "time"
+    assert len(data.NAMES) == 3

@@ -1,0 +1,172 @@
+"""Simulated against measured speed: the judgement on results that are known, and the command as a real process."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sparse_dnm import compare, compare_report
+from sparse_dnm.calibration import Settings
+from sparse_dnm.compare import Plan, Result, judge
+
+
+def results(term, log_saving=0.0, seeds=8, noise=0.002, seed=0, figure=lambda f: 0.98 - 0.01 * f):
+    """Networks whose time falls with the factor, at figures that do too; ``log_saving`` less time at every figure."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for s in range(seeds):
+        for factor in (0.3, 1.0, 3.0):
+            good = figure(factor) + rng.normal(0, noise)
+            seconds = 1e-5 * np.exp(30 * (figure(factor) - 0.98) - log_saving) * rng.lognormal(0, 0.01)
+            found.append(Result(term, factor, s, good, 100, 3, 50, seconds, seconds, seconds))
+    return found
+
+
+def test_a_term_that_saves_time_at_equal_figures_wins():
+    verdict = judge([*results("proxy"), *results("time", 0.3, seed=1)], "classification")
+    assert verdict.saving.value == pytest.approx(1 - np.exp(-0.3), abs=0.03)
+    assert verdict.saving.low > 0.15
+    assert verdict.hypervolume.low > 1.0
+    assert verdict.words.startswith("time wins: at equal figures its networks take 2")
+
+
+def test_a_term_that_costs_time_loses():
+    verdict = judge([*results("proxy"), *results("time", -0.3, seed=1)], "classification")
+    assert verdict.saving.high < 0
+    assert verdict.words.startswith("time loses")
+    assert "8 seeds) more measured time than proxy's" in verdict.words
+
+
+def test_the_same_twice_is_a_tie_most_of_the_time():
+    words = [
+        judge([*results("proxy", seed=k), *results("time", seed=100 + k)], "classification").words for k in range(20)
+    ]
+    assert sum(w.startswith("a tie") for w in words) >= 16
+
+
+def test_other_coefficients_do_not_make_a_difference():
+    """Points elsewhere on the same curve: what counts is the time at equal figures."""
+    other = [dataclasses.replace(r, factor=10 * r.factor) for r in results("time", figure=lambda f: 0.975 - 0.008 * f)]
+    verdict = judge([*results("proxy"), *other], "classification")
+    assert abs(verdict.saving.value) < 0.03
+
+
+def test_figures_that_do_not_meet_are_said_so():
+    far = [dataclasses.replace(r, figure=0.5) for r in results("time")]
+    verdict = judge([*results("proxy"), *far], "classification")
+    assert verdict.saving is None
+    assert "reach no common figure" in verdict.words
+
+
+def test_two_seeds_decide_nothing():
+    verdict = judge([*results("proxy", seeds=2), *results("time", 0.3, seeds=2)], "classification")
+    assert verdict.words.startswith("undecided between time and proxy: 2 seeds")
+
+
+def test_a_regression_is_better_where_its_error_is_smaller():
+    proxy = [dataclasses.replace(r, figure=10 ** (-100 * r.figure)) for r in results("proxy", noise=0.0)]
+    time = [dataclasses.replace(r, figure=10 ** (-100 * r.figure)) for r in results("time", 0.3, noise=0.0)]
+    assert judge([*proxy, *time], "regression").saving.value == pytest.approx(1 - np.exp(-0.3), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([(1.0, 0.0)], 2.0),  # from (goodness 0, log time 2)
+        ([(1.0, 0.0), (0.5, 1.0)], 2.0),  # the second one is dominated
+        ([(1.0, 1.0), (0.5, 0.0)], 1.5),
+        ([(0.0, 0.0)], 0.0),
+    ],
+)
+def test_hypervolume_is_the_area_that_is_dominated(points, area):
+    good, times = np.array(points).T
+    assert compare._hypervolume(good, times, (0.0, 2.0)) == pytest.approx(area)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"terms": ("time", "luck")}, "terms='luck' is unknown; choose one of none, proxy-flat, proxy, time"),
+        ({"terms": ()}, "must name one term or more"),
+        ({"terms": ("time", "time")}, "each once"),
+        ({"factors": (0.0,)}, "must be finite numbers > 0"),
+        ({"factors": ()}, "must be finite"),
+        ({"seeds": 0}, "seeds=0 must be >= 1"),
+    ],
+)
+def test_a_wrong_plan_is_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        Plan(**change)
+
+
+def test_terms_without_effect_are_trained_once_a_seed():
+    runs = Plan(seeds=2, factors=(1.0, 2.0)).runs()
+    assert len(runs) == len(set(runs)) == 2 * (1 + 1 + 2 + 2)
+    assert [r for r in runs if r[0] == "none"] == [("none", 1.0, 0), ("none", 1.0, 1)]
+
+
+def test_tables_name_median_and_range():
+    lines = compare_report.table([*results("proxy", seeds=3), *results("none", seeds=1)], "classification")
+    assert len(lines) == 2 + 3 + 3
+    assert " to " in lines[2]
+    assert "classification" not in "".join(lines)
+    about = {"machine": {"processor": "P", "cores": 2}}
+    text = compare_report.describe(about, Settings(mode="infer", batch=1, threads=0))
+    assert text == ("P, 2 cores; forward, batch 1, executor columns, all threads, clock process_time, float32")
+
+
+def command(*arguments, cwd):
+    full = [sys.executable, "-m", "sparse_dnm.cli", "compare", *map(str, arguments)]
+    return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
+
+
+def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path):
+    arguments = ("toy", "--steps", 40, "--seeds", 1, "--factors", "1,3", "--threads", 1, "--out", "c")
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "c"
+    names = {"compare.json", "compare.md", "pareto.png", "pareto.svg", "along.png", "along.svg", "runs"}
+    assert set(os.listdir(out)) == names
+    assert len(os.listdir(out / "runs")) == 6
+    found = json.loads((out / "compare.json").read_text())
+    assert {r["term"] for r in found["results"]} == {"none", "proxy-flat", "proxy", "time"}
+    assert all(r["low"] <= r["seconds"] <= r["high"] for r in found["results"])
+    assert found["timing"]["batch"] == 1
+    assert found["along"][0]["step"] == 0
+    assert all(s["dense"]["median"] > 0 for s in found["along"])
+    assert "undecided between time and proxy: 1 seeds" in done.stdout
+    none, flat = (next(r for r in found["results"] if r["term"] == t) for t in ("none", "proxy-flat"))
+    assert (none["figure"], none["edges"]) == (flat["figure"], flat["edges"])  # it is counted, never optimised
+
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("checkpoint.safetensors")}
+    again = command(*arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    other = command(*arguments[:-2], "--lr", 1, cwd=tmp_path)
+    assert other.returncode == 2
+    other = command(*arguments, "--set", "lr=0.5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds a run of other settings than this comparison's" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--terms", "luck"), "terms='luck' is unknown"),
+        (("--factors", "1,x"), "--factors '1,x' must be numbers"),
+        (("--executor", "auto"), "executor='auto' is unknown; choose one of columns, wavefront"),
+        (("--mode", "fly"), "'fly' is unknown"),
+        (("--clock", "sundial"), "clock='sundial'"),
+        (("--batch-size", 0), "time_batch=0 must be"),
+    ],
+)
+def test_wrong_requests_end_in_one_line(tmp_path, arguments, words):
+    done = command("toy", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
