@@ -17,6 +17,7 @@ from bench import limits, peers, scaling, steps, targets
 from sparse_dnm.checkpoint import machine, read_json, versions
 from sparse_dnm.timing import load
 
+OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed, see there
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -50,6 +51,13 @@ def original_run(data_dir: Path) -> float:
         return seconds
 
 
+def kept(path: Path) -> list[str]:
+    """What other commands have printed, and stands behind our own part of the file."""
+    before = path.read_text() if path.exists() else ""
+    _, mark, rest = before.partition(f"\n{OTHERS}\n")
+    return ["", OTHERS, rest.rstrip()] if mark else []
+
+
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +89,7 @@ def main() -> None:
     if options.data_dir:
         found.original_s = [original_run(options.data_dir) for _ in range(1 if options.quick else 3)]
     text += ["", "## Targets", "", *targets.lines(found)]
-    options.out.write_text("\n".join(text) + "\n")
+    options.out.write_text("\n".join([*text, *kept(options.out)]) + "\n")
     print("\n".join(text))
 
 

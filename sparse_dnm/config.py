@@ -406,7 +406,7 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=2.0),
+        TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
     ),
     "mnist": Preset(
         ManifoldConfig(
@@ -420,6 +420,6 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=3.0),
+        TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=8.0),
     ),
 }

@@ -77,8 +77,8 @@ class TimeSettings:
     budget: float | None = None  # s; None: no constraint
     estimator: str = "cost-model"  # one of config.ESTIMATORS
     ablation: str = "none"  # one of config.ABLATIONS
-    probes: int = 24  # structures of the calibration, and half as many to judge it
-    repeats: int = 7  # measurements of each
+    probes: int = 20  # structures of the calibration, and half as many to judge it
+    repeats: int = 5  # measurements of each
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -26,6 +26,10 @@ READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
 }
 
 
+ORDER = (0, 1, 1, 0, 1, 0, 0, 1)  # of two cases in a pair
+WARM = 2  # unmeasured calls before a measured one
+
+
 @dataclass(frozen=True)
 class Clock:
     """One of CLOCKS, as it is on this machine."""
@@ -212,7 +216,8 @@ def compare(
     shortest_s: float = 2e-4,
     made_anew: bool = False,
 ) -> Pair:
-    """How much longer ``a`` lasts than ``b``: measured in the order a b b a, so that a drift cancels within a pair.
+    """How much longer ``a`` lasts than ``b``: measured in ORDER, each after WARM calls for the caches, so that
+    a drift cancels within a pair, and what is particular to the first place or the last.
 
     made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
                and counts as noise then
@@ -232,17 +237,17 @@ def compare(
     while len(logs) < pairs:
         if made_anew:
             cases = _make((a, b), generator)
-            for case, n in zip(cases, counts, strict=True):
-                _measure(case, n, now)
-        before = preemptions()
-        first, second = (_measure(case, n, now) for case, n in zip(cases, counts, strict=True))
-        third, fourth = (_measure(case, n, now) for case, n in zip(cases[::-1], counts[::-1], strict=True))
-        shortest = min(first, second, third, fourth)
+        before, times = preemptions(), []
+        for k in ORDER:
+            for _ in range(WARM):  # or a case that follows itself would find its data in the caches, the other not
+                cases[k]()
+            times.append(_measure(cases[k], counts[k], now))
+        shortest = min(times)
         if spare and (preemptions() > before or shortest <= 0.0):
             spare -= 1
             continue
         now.check(shortest)
-        logs.append(0.5 * math.log(first * fourth / (second * third)))
+        logs.append(sum((1 - 2 * k) * math.log(seconds) for k, seconds in zip(ORDER, times, strict=True)) / 4)
     medians = np.median(generator.choice(np.array(logs), (2000, pairs)), axis=1)
     low, high = np.exp(np.quantile(medians, [0.025, 0.975]))
     return Pair(math.exp(statistics.median(logs)), float(low), float(high), pairs)
