@@ -206,7 +206,7 @@ def budgets(count: int) -> str:
     found = time_fresh(networks, term.promise())
     errors = np.array([np.median(found[k]) / wanted[k] - 1 for k in networks])
     return (
-        f"median |error| {np.median(np.abs(errors)):.1%}, {errors.min():+.1%} to {errors.max():+.1%} of the budget "
+        f"median absolute error {np.median(np.abs(errors)):.1%}, {errors.min():+.1%} to {errors.max():+.1%} of it "
         f"({count} budgets, {1e6 * min(wanted.values()):.2f} to {1e6 * max(wanted.values()):.2f} µs)"
     )
 

@@ -241,9 +241,8 @@ class MeasuredTime:
     def gradient(self, model: DynamicManifold) -> Gradient:
         """Of the value, at the structure of the last forward."""
         evaluation, plan = model.found
-        if self._prices is None:
-            self._time(model)
-        assert self._prices is not None
+        if self._prices is None:  # resumed, or the first timed step was interrupted
+            self._prices = self.refit.model.prices(self.counts(model))
         if self.settings.estimator == "spsa":
             return self._spsa(evaluation, plan)
         p, r = self._prices, self.reference

@@ -229,6 +229,8 @@ class Trainer:
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
+            if self._costs is None:
+                self._costs = self._make_costs()  # a bad profile or clock ends here, before there is a run
             self._begin()
             self._choose_descent()
             if self.step == 0:
@@ -250,8 +252,6 @@ class Trainer:
             return self._finish()
 
     def _choose_descent(self) -> None:
-        if self._costs is None:
-            self._costs = self._make_costs()
         self._descent = descent_of(self.model, self.data.task, self.config, self._costs)
 
     def _make_costs(self) -> Costs:

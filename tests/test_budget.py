@@ -202,6 +202,13 @@ def test_resume_under_another_executor_calibrates_anew(tmp_path):
     assert summary["measured"]["executor"] == "wavefront"
 
 
+def test_what_cannot_be_measured_leaves_no_run(tmp_path):
+    config = TrainConfig(steps=20, batch_size=16, profile=str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match="does not exist"):
+        make_trainer(tmp_path / "run", config).run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_metrics_and_summary_of_a_measured_run(tmp_path):
     config = TrainConfig(
         steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, memory_coefficient=0.1, flow=1e-4

@@ -263,6 +263,8 @@ def test_state_survives_json(budget):
         assert again.reference == budget
         assert again.controller.integral == term.controller.integral
     again.gradient(model)
+    fresh = MeasuredTime.resumed(model, chosen, term.state())
+    assert np.isfinite(fresh.gradient(model).by_closeness).all()  # before any timed step
 
 
 def test_executor_auto_is_settled():
