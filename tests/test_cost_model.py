@@ -268,7 +268,7 @@ def test_outliers_hardly_move_a_refit_and_memory_is_bounded():
     clean, hit = fresh_refit(np.random.default_rng(3)), fresh_refit(np.random.default_rng(3))
     for k, (counts, seconds) in enumerate(steps(rng, COSTS, 300)):
         clean.add(counts, seconds)
-        hit.add(counts, seconds * (50.0 if k % 10 == 9 else 1.0))
+        hit.add(counts, seconds * {9: 0.2, 19: 50.0}.get(k % 20, 1.0))
     assert hit.model.seconds(counts) == pytest.approx(clean.model.seconds(counts), rel=0.05)
     assert len(hit.errors) == len(hit.pace) == Refit.RECENT
     assert hit.normal.shape == (6, 6)
