@@ -37,6 +37,7 @@ from sparse_dnm.trim import Frozen, OverBudget, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
 WITHIN = 0.985  # of the budget, that a network is trimmed to: fresh processes differ by some percent
+ENOUGH = 25  # timed steps before the model of the time is doubted
 SALIENT = 8  # batches that saliency is summed over
 APPROACH = 0.7  # share of the steps before the trim in which the time comes down to the budget
 ATTEMPTS = 4  # times that fresh processes are asked
@@ -174,6 +175,7 @@ class Trainer:
         self._descent = descent_of(model, data.task, config)
         self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
         self._saved_costs: Record = {}  # what a checkpoint says of them
+        self._doubted = False  # the model of the time was said not to fit
         self.notes: list[str] = []  # what the calibration found, a line each
         self._listed: tuple[Candidates, list[int], Any] | None = None  # what the lists of moments belong to, and they
         self._description = files.describe(data)
@@ -509,6 +511,12 @@ class Trainer:
                 "model_error": None if math.isnan(error) else error,
                 "time_multiplier": term.multiplier,
             }
+            if term.timed >= ENOUGH and not term.fits and not self._doubted:
+                self._doubted = True
+                self.notes.append(
+                    f"warning: at step {self.step} the model of the time is off by {error:.0%} (median of late "
+                    "timed steps): keep the machine quiet, or choose another --clock or --speed"
+                )
         return found
 
     def _figure_name(self, split: str) -> str:

@@ -209,6 +209,15 @@ def test_what_cannot_be_measured_leaves_no_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_does_not_fit_is_told_once(monkeypatch):
+    monkeypatch.setattr("sparse_dnm.measured.UNFIT", -1.0)
+    run = make_trainer(
+        None, TrainConfig(steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, time_every=1)
+    )
+    run.run()
+    assert sum("the model of the time is off by" in line for line in run.notes) == 1
+
+
 def test_metrics_and_summary_of_a_measured_run(tmp_path):
     config = TrainConfig(
         steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, memory_coefficient=0.1, flow=1e-4
