@@ -19,10 +19,11 @@ from sparse_dnm.compare_report import describe, sentences, table
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 
 BOTH, FACTORS = ("proxy", "time"), (0.5, 1.0, 2.0, 4.0)
-RUNS = (  # data set, steps, terms, factors, how networks are run
+RUNS = (  # data set, steps, terms, factors, how networks are run, ablation
     ("digits", 3000, BOTH, FACTORS, Settings("columns", "infer", 1, 1, "perf_counter")),
     ("digits", 3000, BOTH, FACTORS, Settings("wavefront", "infer", 1, 2, "perf_counter")),
     ("digits", 3000, BOTH, FACTORS, Settings("columns", "train", 256, 1, "process_time")),
+    ("digits", 3000, BOTH, FACTORS, Settings("columns", "train", 256, 1, "process_time"), "edges-only"),  # the control
     ("mnist", 5000, BOTH, FACTORS, Settings("columns", "infer", 1, 1, "perf_counter")),
     ("mnist", 5000, BOTH, FACTORS, Settings("wavefront", "infer", 1, 2, "perf_counter")),
     ("digits", 3000, ("none", "time"), (1.0,), Settings("columns", "train", 50, 2, "process_time")),
@@ -32,18 +33,18 @@ RUNS = (  # data set, steps, terms, factors, how networks are run
 
 def one(
     name: str, steps: int, terms: tuple[str, ...], factors: tuple[float, ...], timing: Settings, seeds: int,
-    data_dir: Path | None, out: Path,
+    data_dir: Path | None, out: Path, ablation: str = "none",
 ) -> list[str]:  # fmt: skip
     """Title, table and verdict of one comparison."""
     found = data.load(name, data_dir if name == "mnist" else None)
     config = TrainConfig.preset(name, steps=steps, time_mode=timing.mode, clock=timing.clock)
-    config = replace(config, executor=timing.executor, threads=timing.threads)
+    config = replace(config, executor=timing.executor, threads=timing.threads, time_ablation=ablation)
     if timing.mode == "infer":
         config = replace(config, time_batch=timing.batch)
     plan = compare.Plan(terms, factors, seeds, replace(timing, repeats=101))
     if timing.mode == "train":
         config = replace(config, batch_size=timing.batch)
-    said = f"{name}, {steps:,} steps, {', '.join(terms)}"
+    said = f"{name}, {steps:,} steps, {', '.join(terms)}{'' if ablation == 'none' else f' ({ablation})'}"
     results = compare.compare(
         found, ManifoldConfig.preset(name), config, plan, out, None,
         lambda run: print(f"\r{said}: {run}    ", end="", file=sys.stderr, flush=True),
@@ -67,7 +68,7 @@ def main() -> None:
         if (options.only not in (None, k)) or (run[0] == "mnist" and options.data_dir is None):
             continue
         with tempfile.TemporaryDirectory() as out:
-            print("\n".join(one(*run, options.seeds, options.data_dir, Path(out))), flush=True)
+            print("\n".join(one(*run[:5], options.seeds, options.data_dir, Path(out), *run[5:])), flush=True)
 
 
 if __name__ == "__main__":

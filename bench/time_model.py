@@ -121,7 +121,11 @@ def savings(found: Measured) -> str:
 
 
 def gradient(executor: str, clock: str, threads: int, batch: int, count: int, repeats: int) -> str:
-    """Cosine of what the term's gradient says of groups of edges and what their removal saves."""
+    """Cosine of what the term's gradient says of groups of edges and what their removal saves.
+
+    Groups are single edges at random, or all edges of some neurons or inputs, those to them and those from them.  A
+    gradient prices edges one by one: where only the edges from a neuron go, those to it are saved too, untold.
+    """
     rng = np.random.default_rng(3)
     generator = torch.Generator().manual_seed(0)
     model = DynamicManifold(ManifoldConfig.preset("mnist", cutoff=-0.5), generator, executor=executor, threads=threads)
@@ -132,8 +136,8 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
     prices = term.refit.model.prices(term.counts(model))
     active = np.abs(e.d) > e.c
     by_gate = expected_cost(e, model.config, topology.live, chosen.tau, prices).by_gate[active]
-    source = topology.indices
-    groups = []
+    edges = topology.edges()
+    groups, beheaded = [], []
     for k in range(count):
         share = rng.uniform(0.03, 0.3)
         if k % 3 == 0:
@@ -142,9 +146,11 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
             first, last = (model.config.n_inputs, model.config.n_sources) if k % 3 == 1 else (0, model.config.n_inputs)
             dead = np.zeros(topology.n_neurons, np.bool_)
             dead[rng.choice(np.arange(first, last), int(share * (last - first)), replace=False)] = True
-            gone = dead[source]
+            gone = dead[edges].any(axis=1)
+            beheaded.append(dead[edges[:, 0]])
         groups.append(gone)
-    parts = [Topology.from_edges(topology.edges()[~gone], topology.n_neurons, topology.inputs, topology.outputs)
+    groups += beheaded
+    parts = [Topology.from_edges(edges[~gone], topology.n_neurons, topology.inputs, topology.outputs)
              for gone in groups]  # fmt: skip
     x = inputs(batch, model.config.n_inputs)
     settings = replace(term.promise(), repeats=repeats)
@@ -153,8 +159,14 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
              for t in (topology, *parts)]  # fmt: skip
     seconds = np.median(time_steps(steps, settings).seconds, axis=1)
     saved, foretold = seconds[0] - seconds[1:], np.array([by_gate[gone].sum() for gone in groups])
-    cosine = float(saved @ foretold / np.linalg.norm(saved) / np.linalg.norm(foretold))
-    return f"{cosine:.3f} over {count} groups ({topology.n_edges:,} edges, depth {topology.depth})"
+    cosine, without = (
+        float(saved[k] @ foretold[k] / np.linalg.norm(saved[k]) / np.linalg.norm(foretold[k]))
+        for k in (slice(count), slice(count, None))
+    )
+    return (
+        f"{cosine:.3f} over {count} groups ({topology.n_edges:,} edges, depth {topology.depth}); {without:.3f} over "
+        f"{len(beheaded)} groups of only the edges from some neurons"
+    )
 
 
 def false_positives(executor: str, clock: str, threads: int, batch: int, count: int, anew: bool) -> str:

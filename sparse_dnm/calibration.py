@@ -135,8 +135,9 @@ class Step:
         self._back = settings.mode == "train"
         n, dtype = len(plan.kind), x.dtype
         self._scales = plan.scales(np.ones(n, dtype)[plan.weighted], np.zeros(n, dtype)[plan.weighted])
-        shape = (len(x), len(plan.schedule.topology.outputs))
-        self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        if self._back:
+            shape = (len(x), len(plan.schedule.topology.outputs))
+            self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
     def warm(self, clock: Clock) -> float:
         """Seconds of a call that follows WARM others: caches and branch predictors know it."""

@@ -37,6 +37,7 @@ TERMS = {  # changes to a TrainConfig
 FLAT = ("none", "proxy-flat")  # a coefficient changes nothing
 RESAMPLES = 2000
 GRID = 21  # accuracies at which curves are compared
+NEVER = -50.0  # difference of log seconds that stands for none
 SNAPSHOTS = 12  # along a training, for time against density
 
 
@@ -197,6 +198,13 @@ def _gap(a: tuple[Any, Any], b: tuple[Any, Any]) -> float:
     return float(np.mean(np.interp(at, *curves[0]) - np.interp(at, *curves[1])))
 
 
+def _ahead(a: tuple[Any, Any], b: tuple[Any, Any]) -> float:
+    """Least difference of log seconds between a mean of b and the fastest as good mean of a; NEVER where none is."""
+    (good, times), (other, theirs) = ((g.mean(axis=0), t.mean(axis=0)) for g, t in (a, b))
+    fastest = np.where(good[:, None] >= other, times[:, None], np.inf).min(axis=0)
+    return max(float((theirs - fastest).min()), NEVER)
+
+
 def _hypervolume(good: Any, times: Any, worst: tuple[float, float]) -> float:
     """Area of (goodness, log seconds) that the points dominate, from the ``worst`` of all (Zitzler & Thiele 1999)."""
     area, best = 0.0, worst[0]
@@ -223,6 +231,12 @@ def judge(results: Sequence[Result], task: str, term: str = "time", rival: str =
     again = [tuple((t[0][p], t[1][p]) for t in (a, b)) for p in picks]
     saving = _interval(-math.expm1(_gap(a, b)), [-math.expm1(_gap(x, y)) for x, y in again])
     volume = _interval(ratio(a, b), [ratio(x, y) for x, y in again])
+    if saving is None and n >= 3:
+        for first, second, x, y in ((term, rival, 0, 1), (rival, term, 1, 0)):
+            ahead = [-math.expm1(-_ahead(t[x], t[y])) for t in ((a, b), *again)]
+            least = _interval(ahead[0], ahead[1:])
+            if least is not None and least.low > 0:
+                return Verdict(term, rival, None, volume, _apart(first, second, least, n))
     return Verdict(term, rival, saving, volume, _words(term, rival, saving, n))
 
 
@@ -248,6 +262,14 @@ def _words(term: str, rival: str, saving: Interval | None, seeds: int) -> str:
         span = f"{less.value:.1%} (95 % interval {less.low:.1%} to {less.high:.1%}, {seeds} seeds)"
         return f"{term} loses: at equal figures its networks take {span} more measured time than {rival}'s"
     return f"a tie: at equal figures the networks of {term} take {span} less measured time than {rival}'s"
+
+
+def _apart(first: str, second: str, least: Interval, seeds: int) -> str:
+    return (
+        f"{first} wins: it and {second} reach no common figure, but for every coefficient of {second} one of {first} "
+        f"gives a better figure in at least {least.value:.1%} (95 % interval {least.low:.1%} to {least.high:.1%}, "
+        f"{seeds} seeds) less measured time"
+    )
 
 
 # -- time against density along a training --------------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import cho_factor, solve_triangular
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
@@ -145,9 +144,9 @@ class Refit:
         matrix = (self.normal + self.prior / pace**2)[np.ix_(known, known)]
         right = (self.right + self.prior @ prior / pace)[known]
         scale = np.sqrt(np.diag(matrix))
-        factor, _ = cho_factor(matrix / np.outer(scale, scale) + 1e-9 * np.eye(len(scale)), lower=True)
+        factor = np.linalg.cholesky(matrix / np.outer(scale, scale) + 1e-9 * np.eye(len(scale)))
         found = np.zeros(len(prior))
-        found[known] = nnls(np.tril(factor).T, solve_triangular(factor, right / scale, lower=True))[0] / scale
+        found[known] = nnls(factor.T, np.linalg.solve(factor, right / scale))[0] / scale
         return replace(self.model, coefficients=tuple(float(x) for x in found))
 
     @property

@@ -217,7 +217,8 @@ def compare(
     made_anew: bool = False,
 ) -> Pair:
     """How much longer ``a`` lasts than ``b``: measured in ORDER, each after WARM calls for the caches, so that
-    a drift cancels within a pair, and what is particular to the first place or the last.
+    a drift cancels within a pair, and what is particular to the first place or the last; which of them begins is drawn
+    for every pair.
 
     made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
                and counts as noise then
@@ -237,8 +238,9 @@ def compare(
     while len(logs) < pairs:
         if made_anew:
             cases = _make((a, b), generator)
-        before, times = preemptions(), []
-        for k in ORDER:
+        before, times, swap = preemptions(), [], int(generator.integers(2))  # so that none is always the first
+        order = [k ^ swap for k in ORDER]
+        for k in order:
             for _ in range(WARM):  # or a case that follows itself would find its data in the caches, the other not
                 cases[k]()
             times.append(_measure(cases[k], counts[k], now))
@@ -247,7 +249,7 @@ def compare(
             spare -= 1
             continue
         now.check(shortest)
-        logs.append(sum((1 - 2 * k) * math.log(seconds) for k, seconds in zip(ORDER, times, strict=True)) / 4)
+        logs.append(sum((1 - 2 * k) * math.log(seconds) for k, seconds in zip(order, times, strict=True)) / 4)
     medians = np.median(generator.choice(np.array(logs), (2000, pairs)), axis=1)
     low, high = np.exp(np.quantile(medians, [0.025, 0.975]))
     return Pair(math.exp(statistics.median(logs)), float(low), float(high), pairs)

@@ -62,6 +62,16 @@ def test_figures_that_do_not_meet_are_said_so():
     assert "reach no common figure" in verdict.words
 
 
+def test_better_and_faster_without_a_common_figure_is_a_win():
+    far = [dataclasses.replace(r, figure=r.figure - 0.2, seconds=1.25 * r.seconds) for r in results("proxy")]
+    for rival, found in (("proxy", [*far, *results("time")]), ("time", [*results("time"), *far])):
+        verdict = judge(found, "classification", "time" if rival == "proxy" else "proxy", rival)
+        assert verdict.saving is None
+        assert verdict.words.startswith("time wins: it and proxy reach no common figure")
+        least = float(verdict.words.split("at least ")[1].split("%")[0])
+        assert least == pytest.approx(20, abs=1)  # each of the rival's is beaten by 1 - 1 / 1.25 in time and more
+
+
 def test_two_seeds_decide_nothing():
     verdict = judge([*results("proxy", seeds=2), *results("time", 0.3, seeds=2)], "classification")
     assert verdict.words.startswith("undecided between time and proxy: 2 seeds")
