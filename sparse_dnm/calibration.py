@@ -253,7 +253,9 @@ def read_profile(path: Path) -> Calibration:
 
     Raises ValueError naming the file and what is wrong: no profile, of another version, or damaged.
     """
-    if not path.is_file():
+    if path.exists() and not path.is_file():
+        raise ValueError(f"profile {path} is no file; give one that sparse-dnm calibrate wrote")
+    if not path.exists():
         raise ValueError(f"profile {path} does not exist; write one with: sparse-dnm calibrate --out {path}")
     values = read_json(path)
     found = values.get("format"), values.get("version")

@@ -251,6 +251,11 @@ def compare(
             chosen = tuple(float(factor) for factor in factors.split(","))
         except ValueError:
             raise ValueError(f"--factors {factors!r} must be numbers with commas between them") from None
+        taken = {"seed": "--seeds", "speed": "--terms", **{name: f"--{name.removeprefix('time_')}" for name in named}}
+        for text in set_ or []:
+            name = text.partition("=")[0].strip().replace("-", "_")
+            if name in taken:
+                raise ValueError(f"--set {text}: compare itself sets {name}; use {taken[name]}")
         data = source.load()
         manifold, config = _configs(data, preset or (dataset if not source.is_file else None))
         manifold, config = apply_settings(manifold, config, [*(set_ or []), *(f"{k}={v}" for k, v in named.items())])
@@ -344,6 +349,9 @@ def calibrate(
         from sparse_dnm.checkpoint import machine, versions, write_json
 
         settings = calibration.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
+        if out.exists() and not out.is_file():
+            raise ValueError(f"--out {out} is no file: name one for the profile")
+        out.parent.mkdir(parents=True, exist_ok=True)
         model = _network(network)
         _, plan = model.find()
         x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
@@ -357,7 +365,6 @@ def calibrate(
             )
         for line in calibration.describe(found):
             typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
-        out.parent.mkdir(parents=True, exist_ok=True)
         about = {"network": network, "manifold": asdict(model.config), "machine": machine(), "versions": versions()}
         write_json(out, {**found.as_dict(), **about})
         typer.echo(f"written to {out}")

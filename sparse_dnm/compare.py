@@ -26,7 +26,7 @@ from sparse_dnm.dense import DenseManifold
 from sparse_dnm.fresh import Network, time_fresh
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.timing import Timing, interleave
-from sparse_dnm.training import Trainer, one_torch_thread
+from sparse_dnm.training import Interrupted, Trainer, one_torch_thread
 
 TERMS = {  # changes to a TrainConfig
     "none": {"speed": "none"},
@@ -57,6 +57,8 @@ class Plan:
             raise ValueError(f"terms={','.join(self.terms)!r} must name one term or more, each once")
         if not self.factors or not all(math.isfinite(f) and f > 0 for f in self.factors):
             raise ValueError(f"factors={self.factors} must be finite numbers > 0")
+        if len(set(self.factors)) < len(self.factors):
+            raise ValueError(f"factors={self.factors} must name each factor once")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be >= 1")
 
@@ -117,7 +119,12 @@ def compare(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
     source: DataSource | None = None, on_run: Callable[[str], None] = lambda name: None,
 ) -> list[Result]:  # fmt: skip
-    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is told each one's name."""
+    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is told each one's name.
+
+    Raises ValueError where ``config`` has a budget: coefficients are compared.
+    """
+    if config.budget_us:
+        raise ValueError(f"budget_us={config.budget_us:g} steers the coefficient, and compare varies it: leave it out")
     summaries, networks = {}, {}
     for term, factor, seed in plan.runs():
         name = f"{term}-{factor:g}-{seed}"
@@ -126,11 +133,15 @@ def compare(
         if term == "time":
             changes["time_coefficient"] = config.time_coefficient * factor
         else:
-            changes |= {"budget_us": 0.0, "profile": "", "proxy_coefficient": config.proxy_coefficient * factor}
+            changes |= {"profile": "", "proxy_coefficient": config.proxy_coefficient * factor}
         trained = replace(config, **changes)
-        summaries[name], networks[name] = train_one(
-            data, replace(manifold, seed=seed), trained, source, out / "runs" / name
-        )
+        try:
+            summaries[name], networks[name] = train_one(
+                data, replace(manifold, seed=seed), trained, source, out / "runs" / name
+            )
+        except Interrupted as stop:
+            stop.args = (f"stopped in run {name}; the same command again goes on from there",)
+            raise
     on_run("timing in fresh processes")
     seconds = time_fresh(networks, plan.timing)
     results = []
@@ -230,7 +241,7 @@ def judge(results: Sequence[Result], task: str, term: str = "time", rival: str =
     picks = [rng.integers(n, size=n) for _ in range(RESAMPLES)]
     again = [tuple((t[0][p], t[1][p]) for t in (a, b)) for p in picks]
     saving = _interval(-math.expm1(_gap(a, b)), [-math.expm1(_gap(x, y)) for x, y in again])
-    volume = _interval(ratio(a, b), [ratio(x, y) for x, y in again])
+    volume = _interval(ratio(a, b), [ratio(x, y) for x, y in again]) if n >= 3 else None
     if saving is None and n >= 3:
         for first, second, x, y in ((term, rival, 0, 1), (rival, term, 1, 0)):
             ahead = [-math.expm1(-_ahead(t[x], t[y])) for t in ((a, b), *again)]

@@ -240,6 +240,11 @@ class TrainConfig:
         if self.speed != "time" and (self.budget_us or self.profile):
             given = "budget_us" if self.budget_us else "profile"
             raise ValueError(f"{given}={getattr(self, given)!r} needs speed='time', not speed={self.speed!r}")
+        if self.time_estimator == "spsa" and self.time_ablation != "none":
+            raise ValueError(
+                f"time_ablation={self.time_ablation!r} changes the cost model, which time_estimator='spsa' does not use: "
+                "choose one of them"
+            )
         if self.speed == "time" and self.executor == "torch-sparse":
             raise ValueError(
                 "executor='torch-sparse' does not run the kernels that speed='time' measures; choose "

@@ -30,6 +30,8 @@ from sparse_dnm.timing import Clock, preemptions
 from sparse_dnm.topology import Topology
 
 UNFIT = 0.15  # median relative error of late predictions from which on the cost model does not fit
+STARTS = 3  # times that the first step is measured while it is not as the calibration foretells
+OTHERWISE = 1.5  # times what was foretold, from which on something is wrong
 DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
 PAIR = 3  # a b b a rounds over such a pair
 
@@ -137,7 +139,12 @@ class MeasuredTime:
             self.refit = Refit(CostModel.fit(wanted.executor, counts, seconds), counts, seconds)
         else:
             self.refit = Refit(CostModel.fit(wanted.executor, counts, seconds, only), counts, seconds)
-        self._begin(model, self.measure(model))
+        self._foretold = float(self.refit.model.seconds(self.counts(model)))  # s, of the first step
+        for _ in range(STARTS):
+            start = self.measure(model)
+            if start < OTHERWISE * self._foretold:
+                break
+        self._begin(model, start)
 
     def _begin(self, model: DynamicManifold, start: float) -> None:
         budget = self.settings.budget
@@ -332,7 +339,14 @@ class MeasuredTime:
         """The calibration, a line each."""
         if self.calibration is None:
             return []
-        return [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
+        lines = [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
+        if self.settings.ablation == "none" and not 1 < OTHERWISE * self.start / self._foretold < OTHERWISE**2:
+            lines.append(
+                f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration foretells "
+                f"{1e6 * self._foretold:.4g}: the profile is of another network, or threads wait for each other on a "
+                "busy machine; calibrate anew, keep the machine quiet, or use --threads 1"
+            )
+        return lines
 
 
 def _ones(plan: Plan) -> Floats:

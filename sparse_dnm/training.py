@@ -230,9 +230,11 @@ class Trainer:
         self._started = time.perf_counter()
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
-        with one_torch_thread(), kernel_threads, signals if self.out else contextlib.nullcontext():
+        with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
             if self._costs is None:
-                self._costs = self._make_costs()  # a bad profile or clock ends here, before there is a run
+                self._costs = self._make_costs()  # a bad profile or clock, or a signal, ends before there is a run
+            if self.out:
+                stack.enter_context(signals)
             self._begin()
             self._choose_descent()
             if self.step == 0:
@@ -295,7 +297,7 @@ class Trainer:
         if 0 < self.config.budget_us < 1e6 * least:
             raise TrainingError(
                 f"budget_us={self.config.budget_us:g} cannot be met: the smallest network that connects inputs and "
-                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {math.ceil(1.5e6 * least)} or more. "
+                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {math.ceil(1.1e6 * least)} or more. "
                 f"{self._kept()}"
             )
 

@@ -205,6 +205,20 @@ def test_stopped_in_every_way_a_run_ends_in_the_same_bits(whole_run, tmp_path):
     assert "finished at step 1,500; a larger --steps extends it" in run(*resume, cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_steps_are_measured_ends_it_at_once(tmp_path, signum):
+    settings = ("--threads", "1", "--set", "time_mode=infer", "--set", "time_batch=100000")  # minutes
+    command = [sys.executable, "-m", "sparse_dnm.cli", "train", "digits", *settings, "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        time.sleep(8)
+        assert process.poll() is None
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode in (128 + signum, -signum)
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

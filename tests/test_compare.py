@@ -72,9 +72,31 @@ def test_better_and_faster_without_a_common_figure_is_a_win():
         assert least == pytest.approx(20, abs=1)  # each of the rival's is beaten by 1 - 1 / 1.25 in time and more
 
 
+def test_a_plan_names_each_factor_once():
+    with pytest.raises(ValueError, match=r"factors=\(1.0, 1.0\) must name each factor once"):
+        Plan(factors=(1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed=3", "use --seeds"),
+        ("speed=proxy", "use --terms"),
+        ("clock=x", "use --clock"),
+        ("budget_us=5", "leave it out"),
+    ],
+)
+def test_what_compare_sets_itself_is_refused(tmp_path, setting, said):
+    command = [sys.executable, "-m", "sparse_dnm.cli", "compare", "toy", "--set", setting, "--out", str(tmp_path / "c")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2
+    assert said in " ".join(found.stderr.split())
+
+
 def test_two_seeds_decide_nothing():
     verdict = judge([*results("proxy", seeds=2), *results("time", 0.3, seeds=2)], "classification")
     assert verdict.words.startswith("undecided between time and proxy: 2 seeds")
+    assert verdict.hypervolume is None
 
 
 def test_a_regression_is_better_where_its_error_is_smaller():
