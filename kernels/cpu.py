@@ -11,6 +11,7 @@ from sparse_dnm.kernels.cpu_edges import (
     strength_back,
 )
 from sparse_dnm.kernels.cpu_graph import schedule, survey
+from sparse_dnm.kernels.cpu_growth import ring_gradient, shifted
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
@@ -29,8 +30,10 @@ __all__ = [
     "lone_inputs",
     "make",
     "reference",
+    "ring_gradient",
     "scan",
     "schedule",
+    "shifted",
     "squared_error",
     "strength_back",
     "survey",

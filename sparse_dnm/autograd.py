@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparse_dnm.candidates import SCALARS, Evaluation, Windows
+from sparse_dnm.growth import Ring
 from sparse_dnm.plan import Floats, Plan, Scales
 
 
@@ -92,26 +93,33 @@ def scales_of(plan: Plan, weight: Tensor | None, bias: Tensor) -> Scales:
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons (DESIGN, sections 2 and 4).
 
-    apply(plan, x, values, weight, bias) -> (batch, n_outputs)
+    apply(plan, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
 
     x (batch, n_inputs); values (n_edges,) in CSR order; weight (n_weighted,) or None; bias (n_weighted,).
+    With a ``ring``, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
+        closeness: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Walk the DAG."""
         out, ctx.walk = plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))
-        ctx.plan, ctx.has_weight = plan, weight is not None
-        ctx.save_for_backward(values)
+        ctx.plan, ctx.has_weight, ctx.ring = plan, weight is not None, ring
+        ctx.save_for_backward(values, x if ring else None)
         return torch.from_numpy(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Pull gradients back over the transpose."""
-        (values,) = ctx.saved_tensors
-        plan = ctx.plan
+        values, x = ctx.saved_tensors
+        plan, by_closeness = ctx.plan, None
         found = plan.backward(ctx.walk, values.detach().contiguous().numpy(), gradient.contiguous().numpy())
+        if ctx.ring:
+            by_closeness = torch.zeros(len(ctx.ring.evaluation.d), dtype=values.dtype)
+            ctx.ring.add_gradient(plan, ctx.walk, found, *arrays_of(x, values), by_closeness.numpy())
         weight, bias = (torch.tensor(by[plan.weighted]) for by in (found.weight, found.bias))
         return (
             None,
@@ -119,4 +127,6 @@ class Propagate(torch.autograd.Function):
             torch.tensor(found.value),
             weight if ctx.has_weight else None,
             bias,
+            None,
+            by_closeness,
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparse_dnm.checkpoint import DataSource
-    from sparse_dnm.config import ManifoldConfig, TrainConfig
+    from sparse_dnm.config import Preset
     from sparse_dnm.data import Dataset
     from sparse_dnm.network import DynamicManifold
     from sparse_dnm.training import Record, Trainer
@@ -94,6 +94,12 @@ def train(
         str | None,
         typer.Option(metavar="process_time|perf_counter|thread_time", help="What --speed time reads."),
     ] = None,
+    edges: Annotated[
+        int | None, typer.Option(help="Edges to end with; the recipe is then one that grows edges, too, and is longer.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="The same, as a share of the possible edges, in 0 .. 1.")
+    ] = None,
     budget_us: Annotated[
         float | None, typer.Option(help="µs that a step of the trained network may take, at most.")
     ] = None,
@@ -137,6 +143,8 @@ def train(
         "--seed": seed,
         "--speed": speed,
         "--clock": clock,
+        "--edges": edges,
+        "--density": density,
         "--budget-us": budget_us,
         "--profile": profile,
         "--out": out,
@@ -151,11 +159,18 @@ def train(
     with _errors_reported():
         if budget_us is not None and not budget_us > 0:
             raise ValueError(f"--budget-us {budget_us:g} must be > 0 µs; leave it out for no budget")
+        if edges is not None and (density is not None or edges < 1):
+            raise ValueError(f"--edges {edges} must be >= 1, and goes without --density")
+        if density is not None and not 0 < density <= 1:
+            raise ValueError(f"--density {density:g} must be a share > 0 and <= 1")
         if resume is None:
             from sparse_dnm.checkpoint import DataSource
 
             source = DataSource(dataset or "digits", None if data_dir is None else str(data_dir), target)
-            _train(lambda: _new_trainer(source, preset, settings, out), keep=out is not None and out.exists())
+            _train(
+                lambda: _new_trainer(source, preset, settings, out, edges, density),
+                keep=out is not None and out.exists(),
+            )
             return
         given = [name for name, value in fixed.items() if value is not None]
         if given:
@@ -257,8 +272,10 @@ def compare(
             if name in taken:
                 raise ValueError(f"--set {text}: compare itself sets {name}; use {taken[name]}")
         data = source.load()
-        manifold, config = _configs(data, preset or (dataset if not source.is_file else None))
-        manifold, config = apply_settings(manifold, config, [*(set_ or []), *(f"{k}={v}" for k, v in named.items())])
+        recipe = _preset(data, preset or (dataset if not source.is_file else None))
+        manifold, config = apply_settings(
+            recipe.manifold, recipe.train, [*(set_ or []), *(f"{k}={v}" for k, v in named.items())]
+        )
         batch = config.batch_size if mode == "train" else batch_size
         timing = Settings(executor=executor, mode=mode, batch=batch, threads=threads, clock=clock, repeats=101)
         plan = comparison.Plan(tuple(terms.split(",")), chosen, seeds, timing)
@@ -416,7 +433,10 @@ def _explain(error: Exception) -> str:
     return str(error)
 
 
-def _new_trainer(source: DataSource, preset: str | None, settings: list[str], out: Path | None) -> Trainer:
+def _new_trainer(
+    source: DataSource, preset: str | None, settings: list[str], out: Path | None, edges: int | None = None,
+    density: float | None = None,
+) -> Trainer:  # fmt: skip
     """A trainer for a new run, its configs a preset or derived from the data, with ``settings``."""
     import torch
 
@@ -430,8 +450,12 @@ def _new_trainer(source: DataSource, preset: str | None, settings: list[str], ou
     if out is not None:
         check_free(out)
     data = source.load()
-    manifold, config = _configs(data, preset or (source.dataset if source.dataset in NAMES else None))
-    manifold, config = apply_settings(manifold, config, settings)
+    chosen = _preset(data, preset or (source.dataset if source.dataset in NAMES else None))
+    manifold, config = apply_settings(chosen.manifold, chosen.train, settings)
+    if density is not None:
+        edges = max(1, round(density * manifold.possible_edges))
+    if edges is not None:
+        manifold, config = apply_settings(chosen.manifold, chosen.growing(edges), settings)
     if config.profile:
         read_profile(Path(config.profile))  # a bad one ends here, before there is a run directory
     generator = torch.Generator().manual_seed(config.seed)
@@ -441,11 +465,11 @@ def _new_trainer(source: DataSource, preset: str | None, settings: list[str], ou
     return trainer
 
 
-def _configs(data: Dataset, preset: str | None) -> tuple[ManifoldConfig, TrainConfig]:
-    from sparse_dnm.config import PRESETS, ManifoldConfig, TrainConfig, check_choice
+def _preset(data: Dataset, preset: str | None) -> Preset:
+    from sparse_dnm.config import PRESETS, ManifoldConfig, Preset, check_choice
 
     if preset is None:
-        return ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period), TrainConfig()
+        return Preset(ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period))
     check_choice("preset", preset, tuple(PRESETS))
     chosen = PRESETS[preset]
     made_for = chosen.manifold.n_inputs, chosen.manifold.n_outputs
@@ -454,7 +478,7 @@ def _configs(data: Dataset, preset: str | None) -> tuple[ManifoldConfig, TrainCo
             f"preset {preset} is made for {made_for[0]} inputs and {made_for[1]} outputs, but {data.name} has "
             f"{data.n_inputs} and {data.n_outputs}; choose another preset, or none"
         )
-    return chosen.manifold, chosen.train
+    return chosen
 
 
 def _resumed_trainer(run: Path, data_dir: Path | None, *changes: Any) -> Trainer:

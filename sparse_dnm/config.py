@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, TypeVar
@@ -178,6 +179,11 @@ class TrainConfig:
     batch_size: int = 50  # samples
     lr: float = 0.002  # Adam's step size at the start
     schedule: str = "cosine"  # one of SCHEDULES
+    shift: int = 0  # pixels by which images are moved at most, at random, in every direction
+    input_dropout: float = 0.0  # share of the inputs that are set to 0 at random
+    kappa: float = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
+    grow_every: int = 4  # steps between those with that gradient, which is as many times as large
+    target_edges: int = 0  # edges to end with, by steering the proxy's coefficient; 0: as many as that leaves
     objective: float = 1.0  # coefficient of the task's loss
     flow: float = 0.0  # coefficient of flow_loss
     speed: str = "time"  # one of SPEEDS
@@ -216,6 +222,9 @@ class TrainConfig:
             ("time_batch", 1),
             ("time_every", 1),
             ("trim_steps", 0),
+            ("shift", 0),
+            ("grow_every", 1),
+            ("target_edges", 0),
             ("steps", 0),
             ("batch_size", 1),
             ("speed_power", 1),
@@ -228,7 +237,7 @@ class TrainConfig:
             if value < least:
                 raise ValueError(f"{name}={value!r} must be an integer >= {least}")
         for name in (
-            *("objective", "flow", "time_coefficient", "proxy_coefficient", "memory_coefficient", "budget_us"),
+            *("objective", "flow", "time_coefficient", "proxy_coefficient", "memory_coefficient", "budget_us", "kappa"),
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -237,13 +246,23 @@ class TrainConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value!r} must be a finite number > 0")
+        if not 0 <= self.input_dropout < 1:
+            raise ValueError(f"input_dropout={self.input_dropout!r} must be a share >= 0 and < 1")
+        if self.target_edges and (self.speed != "proxy" or self.proxy_gradient == "none" or not self.proxy_coefficient):
+            raise ValueError(
+                f"target_edges={self.target_edges} is reached by the proxy: it needs speed='proxy', "
+                f"proxy_gradient='straight-through' and a proxy_coefficient > 0, not speed={self.speed!r}, "
+                f"proxy_gradient={self.proxy_gradient!r}, proxy_coefficient={self.proxy_coefficient!r}"
+            )
+        if self.kappa and self.executor == "torch-sparse":
+            raise ValueError(f"kappa={self.kappa!r} is for the kernels; with executor='torch-sparse' set kappa=0")
         if self.speed != "time" and (self.budget_us or self.profile):
             given = "budget_us" if self.budget_us else "profile"
             raise ValueError(f"{given}={getattr(self, given)!r} needs speed='time', not speed={self.speed!r}")
         if self.time_estimator == "spsa" and self.time_ablation != "none":
             raise ValueError(
-                f"time_ablation={self.time_ablation!r} changes the cost model, which time_estimator='spsa' does not use: "
-                "choose one of them"
+                f"time_ablation={self.time_ablation!r} changes the cost model, which time_estimator='spsa' does not "
+                "use: choose one of them"
             )
         if self.speed == "time" and self.executor == "torch-sparse":
             raise ValueError(
@@ -329,10 +348,16 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
 
 @dataclass(frozen=True)
 class Preset:
-    """A manifold together with its training recipe."""
+    """A manifold together with its training recipe, and that for a number of edges (see `growing`)."""
 
     manifold: ManifoldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
+    growth: Mapping[str, Any] = field(default_factory=dict)  # what else changes where a number of edges is asked for
+
+    def growing(self, target_edges: int) -> TrainConfig:
+        """The recipe to end with ``target_edges``: the proxy prunes down to them, the ring lets edges grow."""
+        changes = {"speed": "proxy", "proxy_gradient": "straight-through", "target_edges": target_edges, "kappa": 1.0}
+        return dataclasses.replace(self.train, **{**changes, **self.growth})
 
 
 PRESETS: dict[str, Preset] = {
@@ -412,6 +437,7 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
         ),
         TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
+        {"input_dropout": 0.1, "steps": 20_000},
     ),
     "mnist": Preset(
         ManifoldConfig(
@@ -426,5 +452,6 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
         ),
         TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=8.0),
+        {"shift": 1, "steps": 30_000},
     ),
 }

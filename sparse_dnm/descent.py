@@ -21,8 +21,9 @@ from sparse_dnm.candidates import SCALARS
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import Dataset
+from sparse_dnm.growth import Ring
 from sparse_dnm.losses import SparsityProxy, flow_loss
-from sparse_dnm.measured import MeasuredMemory, MeasuredTime
+from sparse_dnm.measured import Controller, MeasuredMemory, MeasuredTime
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Scales
 
@@ -47,16 +48,19 @@ class Costs:
         config: TrainConfig,
         speed: SparsityProxy | MeasuredTime | None = None,
         memory: MeasuredMemory | None = None,
+        edges: Controller | None = None,
     ):
-        self.speed, self.memory = speed, memory
+        self.speed, self.memory, self.edges = speed, memory, edges
         self._resting = False
         self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
 
     def coefficients(self) -> tuple[float, float]:
-        """Of speed, as the budget's multiplier has it now, and of memory."""
+        """Of speed, as the multiplier of the budget or of the edges has it now, and of memory."""
         if self._resting:
             return 0.0, 0.0
         multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
+        if self.edges is not None:
+            multiplier = self.edges.multiplier
         return self._speed_coefficient * multiplier, self._memory_coefficient
 
     def rest(self) -> None:
@@ -142,7 +146,8 @@ class KernelDescent:
         arrays, scales = self.model.arrays(), self._scales
         self._evaluation, self._plan = evaluation, plan = self.model.find(arrays)
         scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
-        self._linear, self._walk = plan.forward(x.contiguous().numpy(), evaluation.strengths, scales)
+        self._x = x.contiguous().numpy()
+        self._linear, self._walk = plan.forward(self._x, evaluation.strengths, scales)
         self._outputs = self._linear * self._linear if self._squared else self._linear
         return torch.from_numpy(self._outputs)
 
@@ -163,6 +168,10 @@ class KernelDescent:
         found = self._plan.backward(self._walk, e.strengths, self._by_output)
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
         by_closeness, by_cutoff = None, 0.0
+        if model.kappa:
+            by_closeness = np.zeros_like(e.d)
+            ring = Ring(model.kappa, e)
+            ring.add_gradient(self._plan, self._walk, found, self._x, e.strengths, by_closeness)
         for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
             slope = term.gradient(model) if term is not None and coefficient else None
             if slope is not None:

@@ -18,6 +18,7 @@ from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
+from sparse_dnm.growth import Ring
 from sparse_dnm.initial import initial_scalars
 from sparse_dnm.plan import Floats, Plan, Scales
 from sparse_dnm.schedule import Executor, Schedule
@@ -39,12 +40,15 @@ def _check_shape(name: str, parameter: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+def _propagate(
+    plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
+    closeness: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Outputs of a DAG by the plan's executor."""
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if torch.is_grad_enabled():
-        return Propagate.apply(plan, x, values, weight, bias)
+        return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
     return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
 
 
@@ -103,6 +107,9 @@ class DynamicManifold(nn.Module):
     Parameters: alpha, mu, sigma (and beta, gamma, theta, phi where ``edges="closeness"``), each (n_rows,); cutoff ();
     weight, bias (n_sources,); edge_weight (n_candidates,) where ``edges="free"``.  edge_weight changes its length
     when the structure does; the moments of torch's optimisers that hold it move with their edges (see `follow`).
+    ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
+    as if they were edges: with it a network grows, without it gradients are exact.
+
     Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.
     """
 
@@ -127,6 +134,7 @@ class DynamicManifold(nn.Module):
         _check_dtype(dtype)
         self.config = config
         self.executor = Executor(executor, threads)
+        self.kappa = 0.0
         self._windows = Windows(config)
         for name, value in initial_scalars(config, generator, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
@@ -336,7 +344,8 @@ class DynamicManifold(nn.Module):
             held = self._found
             assert held.plan is not None
             assert held.strengths is not None
-            out = _propagate(held.plan, x, held.strengths, self.weight, self.bias)
+            ring = (Ring(self.kappa, held.evaluation), held.closeness) if self.kappa and held.evaluation else ()
+            out = _propagate(held.plan, x, held.strengths, self.weight, self.bias, *ring)
         else:
             out = self._infer(x)
         return out * out if self.config.output == "square" else out

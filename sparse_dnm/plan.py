@@ -88,6 +88,16 @@ class Plan:
             executor.record("forward", batch, name, executor.timer() - start)
         return out, Walk(batch, scales, x_all, m_all)
 
+    def complete(self, walk: Walk, x: Floats, values: Floats) -> None:
+        """Write values and messages of the neurons that nobody reads on the way to an output, too, into ``walk``."""
+        s, t = self.schedule, self.schedule.topology
+        inputs, column, order = s.rest()
+        KERNELS.make(tile_width(walk.batch))[0](
+            *(1, inputs, column, x, order, s.waves, t.indptr, t.indices, values, self.first_linear),
+            *(walk.scales.weight, walk.scales.bias, self.kind, self.slope, t.outputs[:0]),
+            *(walk.x, walk.m, np.empty((walk.batch, 0), x.dtype)),
+        )
+
     def backward(self, walk: Walk, values: Floats, gradient: Floats) -> Gradients:
         """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
         s, executor, batch = self.schedule, self.executor, walk.batch

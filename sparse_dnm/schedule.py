@@ -64,6 +64,14 @@ class Schedule:
         self.inputs, self.order = executed[:n_inputs], executed[n_inputs:n_executed]
         self.sequence = sequence[: n_executed - n_inputs] if t.ascending else self.order
 
+    def rest(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """What is not executed: the inputs, the column of each, and the others, sources before their readers."""
+        t = self.topology
+        column = np.flatnonzero(~t.live[t.inputs]).astype(np.int32)
+        others = ~t.live
+        others[t.inputs] = False
+        return t.inputs[column], column, t.order[others[t.order]]
+
     def walk(self, executor: str) -> NDArray[np.int32]:
         """The neurons that are no inputs, in the order of ``executor``."""
         return self.order if executor == "wavefront" else self.sequence

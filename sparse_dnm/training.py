@@ -30,16 +30,19 @@ from sparse_dnm.data import BatchOrder, Dataset
 from sparse_dnm.descent import Costs, Terms, check_data, descent_of
 from sparse_dnm.fresh import Network, time_fresh
 from sparse_dnm.losses import SparsityProxy
-from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.measured import Controller, MeasuredMemory, MeasuredTime, TimeSettings
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats
-from sparse_dnm.trim import Frozen, OverBudget, trim
+from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
+from sparse_dnm.trim import Frozen, OverBudget, keep_edges, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
 WITHIN = 0.985  # of the budget, that a network is trimmed to: fresh processes differ by some percent
 ENOUGH = 25  # timed steps before the model of the time is doubted
 SALIENT = 8  # batches that saliency is summed over
 APPROACH = 0.7  # share of the steps before the trim in which the time comes down to the budget
+STEER = 10  # steps between looks at the number of edges
+NEAR = 0.02  # of the number of edges that was asked for, that it may differ
 ATTEMPTS = 4  # times that fresh processes are asked
 Record = dict[str, Any]
 
@@ -104,24 +107,6 @@ class StopSignals:
         self.received = signum
 
 
-def trimmed_after(config: TrainConfig) -> int:
-    """Updates after which a network with a budget is trimmed; without one, all."""
-    return config.steps - (min(config.trim_steps, config.steps // 4) if config.budget_us else 0)
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Adam's step size for update ``step`` = 0 .. steps - 1.
-
-    The cosine falls from lr to 0 over all steps; with a budget up to the trim, and from lr / 2 to 0 after it.
-    """
-    first, last, highest = 0, trimmed_after(config), config.lr
-    if step >= last < config.steps:
-        first, last, highest = last, config.steps, 0.5 * config.lr
-    if config.schedule == "constant":
-        return highest
-    return highest * 0.5 * (1 + math.cos(math.pi * min((step - first) / max(last - first, 1), 1)))
-
-
 def figure(data: Dataset, outputs: Tensor, y: Tensor) -> float:
     """Accuracy of ``outputs``, or for a regression their mean squared error in the data's own units."""
     if data.task == "classification":
@@ -169,6 +154,11 @@ class Trainer:
         self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
         self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
         model.follow(self._optimizer)
+        self._vary = Variation(config, data, self._generator)
+        if config.target_edges > model.config.possible_edges:
+            raise ValueError(
+                f"target_edges={config.target_edges} are more than the {model.config.possible_edges} possible ones"
+            )
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
@@ -288,7 +278,11 @@ class Trainer:
         if config.memory_coefficient:
             memory = MeasuredMemory(model, "train", config.batch_size, config.tau)
             memory.reference = saved.get("memory_reference") or memory.reference
-        return Costs(config, speed, memory)
+        edges = None
+        if config.target_edges:
+            before = saved.get("edges") or {"start": model.topology.n_edges, "integral": Controller.FIRST}
+            edges = Controller(config.target_edges, before["start"], before["integral"])
+        return Costs(config, speed, memory, edges)
 
     def _check_budget(self, term: MeasuredTime) -> None:
         """Refuse a budget below the price of a network with nothing but its outputs."""
@@ -333,12 +327,11 @@ class Trainer:
         logging = saving or number % config.log_every == 0
         if self.step >= trimmed_after(config) and self._frozen is None:
             self._trim()
-        term = self._time
-        if term is not None and term.controller is not None:
-            term.controller.progress = self.step / (APPROACH * max(trimmed_after(config), 1))
+        self._steer()
+        self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
         rows = self._order.next()
-        x, y = self.data.x_train.index_select(0, rows), self.data.y_train.index_select(0, rows)
+        x, y = self._vary(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
         if self._frozen is not None:
@@ -358,13 +351,42 @@ class Trainer:
             self._save()
         return line
 
+    def _steer(self) -> None:
+        """Move the goal of time or edges, and with it the multiplier of the speed term."""
+        edges = None if self._costs is None else self._costs.edges
+        controller = self._time.controller if self._time is not None else edges
+        if controller is not None:
+            controller.progress = self.step / (APPROACH * max(trimmed_after(self.config), 1))
+        if edges is not None and self.step % STEER == 0:
+            edges.update(self.model.topology.n_edges)
+
     def _trim(self) -> None:
-        """Make the network fit its budget, and keep its structure from here on."""
+        """Make the network fit its budget or its number of edges, and keep its structure from here on."""
         assert self._costs is not None
         if self.step == trimmed_after(self.config):  # else a checkpoint of after that was resumed
-            self._fit(WITHIN * self.config.budget_us)
+            if self.config.target_edges:
+                self._keep_edges()
+            else:
+                self._fit(WITHIN * self.config.budget_us)
         self._frozen = Frozen(self.model)
         self._costs.rest()
+
+    def _keep_edges(self) -> None:
+        """Give the network its number of edges."""
+        wanted, before = self.config.target_edges, self.model.topology.n_edges
+        try:
+            found = keep_edges(self.model, wanted)
+        except ValueError as error:
+            raise TrainingError(
+                f"target_edges={wanted} was not reached: {error}. Start a new run, with another --out or the default, "
+                f"and more --edges or --steps. {self._kept()}"
+            ) from None
+        self.notes.append(f"cut to {found:,} edges from {before:,} at step {self.step}")
+        if abs(found - wanted) > NEAR * wanted:
+            self.notes.append(
+                f"warning: {found:,} edges instead of {wanted:,}: no more candidates; give a larger --set skin= (now "
+                f"{self.model.config.skin:g}) or --set kappa= (now {self.config.kappa:g})"
+            )
 
     def _fit(self, target_us: float) -> None:
         """Trim the network to ``target_us``; raise TrainingError with the nearest that could be reached."""
@@ -505,6 +527,9 @@ class Trainer:
         found: Record = {}
         if terms.memory is not None:
             found["memory"] = terms.memory
+        edges = None if self._costs is None else self._costs.edges
+        if edges is not None:
+            found |= {"edges_goal": round(edges.goal), "edges_multiplier": edges.multiplier}
         term = self._time
         if term is not None and not math.isnan(term.seconds):
             error = term.refit.error
@@ -614,10 +639,15 @@ class Trainer:
             return self._saved_costs
         time_state = None if self._time is None else self._time.state()
         memory = self._costs.memory
-        return {"time": time_state, "memory_reference": None if memory is None else memory.reference}
+        edges = self._costs.edges
+        return {
+            "time": time_state,
+            "memory_reference": None if memory is None else memory.reference,
+            "edges": None if edges is None else {"start": edges.start, "integral": edges.integral},
+        }
 
     def _restore(self, saved: Checkpoint) -> None:
-        self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference")}
+        self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference", "edges")}
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():
@@ -631,6 +661,7 @@ class Trainer:
 
     def _finish(self) -> Record:
         """The summary of the trained model, written to the run directory."""
+        self.model.kappa = 0.0
         measured = self._measured_summary()
         test, executor = self._test(), self.model.executor
         summary = {

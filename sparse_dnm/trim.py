@@ -73,6 +73,28 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     raise OverBudget(seconds)
 
 
+def keep_edges(model: DynamicManifold, count: int) -> int:
+    """Move the cutoff so that the ``count`` closest candidates are active; how many are, in the end.
+
+    Raises ValueError, the cutoff as before, where those do not connect inputs and outputs.
+    """
+    before = model.cutoff.detach().clone()
+    for _ in range(ROUNDS):  # a lower cutoff may let pairs in that were no candidates
+        evaluation, plan = model.find()
+        n = plan.schedule.topology.n_edges
+        if n == count:
+            break
+        sizes = np.sort(np.abs(evaluation.d))
+        _raise_cutoff(model, sizes, max(len(sizes) - count, 1))
+    n = model.find()[1].schedule.topology.n_edges
+    if not model.connected:
+        with torch.no_grad():
+            model.cutoff.copy_(before)
+        model.find()
+        raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
+    return n
+
+
 def _saved(model: DynamicManifold, term: MeasuredTime, prices: Prices) -> NDArray[np.float64]:
     """Seconds that each active edge's removal is expected to save; a neuron's are shared by the edges that read it."""
     evaluation, plan = model.found
