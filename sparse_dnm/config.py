@@ -18,6 +18,7 @@ SPEEDS = ("none", "proxy", "time")
 TIME_MODES = ("train", "infer")  # forward + backward, or forward alone
 CLOCKS = ("process_time", "perf_counter", "thread_time")
 ESTIMATORS = ("cost-model", "spsa")
+REGROWTHS = ("gradient", "random")
 ABLATIONS = ("none", "no-refit", "edges-only", "shuffled")
 PROXY_GRADIENTS = ("straight-through", "none")
 SCHEDULES = ("constant", "cosine")
@@ -183,6 +184,9 @@ class TrainConfig:
     input_dropout: float = 0.0  # share of the inputs that are set to 0 at random
     kappa: float = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
     grow_every: int = 4  # steps between those with that gradient, which is as many times as large
+    scan_every: int = 0  # steps between searches for edges outside the candidates; 0: none
+    scan_edges: int = 300  # edges that such a search lets be born
+    regrowth: str = "gradient"  # one of REGROWTHS: which edges those are
     target_edges: int = 0  # edges to end with, by steering the proxy's coefficient; 0: as many as that leaves
     objective: float = 1.0  # coefficient of the task's loss
     flow: float = 0.0  # coefficient of flow_loss
@@ -217,6 +221,7 @@ class TrainConfig:
         check_choice("time_mode", self.time_mode, TIME_MODES)
         check_choice("clock", self.clock, CLOCKS)
         check_choice("time_estimator", self.time_estimator, ESTIMATORS)
+        check_choice("regrowth", self.regrowth, REGROWTHS)
         check_choice("time_ablation", self.time_ablation, ABLATIONS)
         for name, least in (
             ("time_batch", 1),
@@ -225,6 +230,8 @@ class TrainConfig:
             ("shift", 0),
             ("grow_every", 1),
             ("target_edges", 0),
+            ("scan_every", 0),
+            ("scan_edges", 1),
             ("steps", 0),
             ("batch_size", 1),
             ("speed_power", 1),
@@ -437,7 +444,7 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
         ),
         TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"input_dropout": 0.1, "steps": 20_000},
+        {"input_dropout": 0.1, "steps": 20_000, "lr": 0.004},
     ),
     "mnist": Preset(
         ManifoldConfig(
@@ -452,6 +459,6 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
         ),
         TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"shift": 1, "steps": 30_000},
+        {"shift": 1, "steps": 60_000},
     ),
 }

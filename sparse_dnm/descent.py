@@ -52,11 +52,12 @@ class Costs:
     ):
         self.speed, self.memory, self.edges = speed, memory, edges
         self._resting = False
+        self.paused = False  # for some steps
         self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
 
     def coefficients(self) -> tuple[float, float]:
         """Of speed, as the multiplier of the budget or of the edges has it now, and of memory."""
-        if self._resting:
+        if self._resting or self.paused:
             return 0.0, 0.0
         multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
         if self.edges is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -204,6 +204,35 @@ class DynamicManifold(nn.Module):
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == (n_old,):
                     state[key] = _follow(value, places)
+
+    @torch.no_grad()
+    def add_candidates(self, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike) -> None:
+        """Make pairs candidates, each with its omega, (n,) each; ``edges="free"`` only.
+
+        ``rows`` count from the first neuron that is no input.  The gradient and moments of the others stay theirs.
+        Raises ValueError where a pair is not possible or is one already.
+        """
+        if not self._windows.free:
+            raise ValueError("candidates can be added to free edges only")
+        old, n_rows = self._windows.latest, self.config.n_rows
+        before = np.repeat(np.arange(n_rows), np.diff(old.indptr))
+        all_rows = np.concatenate([before, np.asarray(rows, np.int64)])
+        indices = np.concatenate([old.indices, np.asarray(sources, np.int32)])
+        places = np.concatenate([np.arange(len(before)), np.full(len(indices) - len(before), -1)])
+        values = np.concatenate([self.arrays()["edge_weight"], np.asarray(omega, self.arrays()["edge_weight"].dtype)])
+        order = np.lexsort((indices, all_rows))
+        indptr = np.zeros(n_rows + 1, np.int64)
+        np.cumsum(np.bincount(all_rows, minlength=n_rows), out=indptr[1:])
+        check_candidates(self.config, indptr, indices[order], len(values))
+        self._set_candidates(Candidates(indptr, np.ascontiguousarray(indices[order]), old.reference))
+        self._replace_omega(torch.from_numpy(values[order]), torch.from_numpy(places[order]))
+
+    def forget_rows(self, rows: NDArray[np.integer]) -> None:
+        """Let pairs enter ``rows`` as at the start, when they are looked for next."""
+        latest = self._windows.latest
+        reference = latest.reference.copy()
+        reference[rows] = Candidates.none(self.config.n_rows).reference[rows]
+        self._set_candidates(replace(latest, reference=reference))
 
     def _find_structure(self, arrays: dict[str, Floats]) -> Evaluation:
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""

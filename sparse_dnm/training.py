@@ -34,6 +34,7 @@ from sparse_dnm.measured import Controller, MeasuredMemory, MeasuredTime, TimeSe
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats
 from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
+from sparse_dnm.regrow import due, reseed, scan
 from sparse_dnm.trim import Frozen, OverBudget, keep_edges, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
@@ -41,6 +42,10 @@ WITHIN = 0.985  # of the budget, that a network is trimmed to: fresh processes d
 ENOUGH = 25  # timed steps before the model of the time is doubted
 SALIENT = 8  # batches that saliency is summed over
 APPROACH = 0.7  # share of the steps before the trim in which the time comes down to the budget
+RECOVERIES = 5  # times that a network is connected again
+DOUBLINGS = 8  # of the number of edges that are tried for it
+REVIVED = 20  # edges per output that it then has at least
+QUIET = 200  # steps without terms for speed and memory after that
 STEER = 10  # steps between looks at the number of edges
 NEAR = 0.02  # of the number of edges that was asked for, that it may differ
 ATTEMPTS = 4  # times that fresh processes are asked
@@ -161,10 +166,15 @@ class Trainer:
             )
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
+        if config.scan_every and model.config.edges != "free":
+            raise ValueError(f"scan_every={config.scan_every} needs edges='free', not {model.config.edges!r}")
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
         self._descent = descent_of(model, data.task, config)
         self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
         self._saved_costs: Record = {}  # what a checkpoint says of them
+        self._edges = 0  # of the last forward
+        self._recovered = 0  # times that the network was connected again
+        self._quiet_until = 0  # step up to which speed and memory do not count
         self._doubted = False  # the model of the time was said not to fit
         self.notes: list[str] = []  # what the calibration found, a line each
         self._listed: tuple[Candidates, list[int], Any] | None = None  # what the lists of moments belong to, and they
@@ -325,9 +335,11 @@ class Trainer:
         config, number = self.config, self.step + 1
         saving = number == config.steps or number % config.checkpoint_every == 0
         logging = saving or number % config.log_every == 0
-        if self.step >= trimmed_after(config) and self._frozen is None:
+        if self.step == trimmed_after(config) or (self.step > trimmed_after(config) and self._frozen is None):
             self._trim()
         self._steer()
+        if self._costs is not None:
+            self._costs.paused = self.step < self._quiet_until
         self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
         rows = self._order.next()
@@ -341,6 +353,10 @@ class Trainer:
         self._update()
         if self._frozen is not None:
             self._frozen.hold()
+        if self._holds_edges and self.step >= trimmed_after(config) and (number % STEER == 0 or number == config.steps):
+            keep_edges(self.model, config.target_edges)
+        if due(config.scan_every, number, trimmed_after(config)):
+            self._scan(x, y)
         self._times.append(time.perf_counter() - start)
         self.step = number
         if not logging:
@@ -360,6 +376,17 @@ class Trainer:
         if edges is not None and self.step % STEER == 0:
             edges.update(self.model.topology.n_edges)
 
+    @property
+    def _holds_edges(self) -> bool:
+        """Closeness has no weight of an edge's own to fine-tune: rows go on learning, the cutoff holds the number."""
+        return bool(self.config.target_edges) and self.model.config.edges == "closeness"
+
+    def _scan(self, x: Tensor, y: Tensor) -> None:
+        """Let edges be born that are no candidates."""
+        objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
+        drawn = self._generator if self.config.regrowth == "random" else None
+        scan(self.model, x, lambda outputs: objective(outputs, y), self.config.scan_edges, drawn)
+
     def _trim(self) -> None:
         """Make the network fit its budget or its number of edges, and keep its structure from here on."""
         assert self._costs is not None
@@ -368,6 +395,9 @@ class Trainer:
                 self._keep_edges()
             else:
                 self._fit(WITHIN * self.config.budget_us)
+        if self._holds_edges:
+            self._costs.rest()
+            return
         self._frozen = Frozen(self.model)
         self._costs.rest()
 
@@ -445,7 +475,10 @@ class Trainer:
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
         outputs = self._descent.forward(x)
+        if self.step and not self.model.connected and self._recover():
+            outputs = self._descent.forward(x)
         self._check_connected()
+        self._edges = self.model.topology.n_edges
         terms = self._descent.loss(y, report)
         if not math.isfinite(terms.total):
             raise self._diverged(f"the loss became {terms.total} in step {self.step + 1}")
@@ -567,6 +600,31 @@ class Trainer:
         self._check_connected()
         return test
 
+    def _recover(self) -> bool:
+        """Connect inputs and outputs again, where the last update has cut them apart: by a lower cutoff and, where that
+        is not enough, rows that begin anew.  The terms that ask for a smaller network then rest for a while."""
+        if self.config.budget_us or self._frozen is not None or self._recovered >= RECOVERIES:
+            return False
+        self._check_parameters()
+        self._recovered += 1
+        for anew in (False, True):
+            if anew:
+                reseed(self.model, self._generator)
+            count = max(2 * self._edges, REVIVED * self.data.n_outputs)
+            for _ in range(DOUBLINGS):
+                with contextlib.suppress(ValueError):
+                    found = keep_edges(self.model, min(count, len(self.model.candidate_indices)))
+                    self._quiet_until = self.step + QUIET
+                    for state in self._optimizer.state.values():
+                        state["exp_avg"].zero_()  # which would go on shrinking
+                    self.notes.append(
+                        f"step {self.step} had cut the network in two: {'some rows begin anew, ' if anew else ''}the "
+                        f"cutoff was lowered to {found:,} edges, and terms for speed and memory rest for {QUIET} steps"
+                    )
+                    return True
+                count *= 2
+        return False
+
     def _check_connected(self) -> None:
         if self.model.connected:
             return
@@ -644,10 +702,12 @@ class Trainer:
             "time": time_state,
             "memory_reference": None if memory is None else memory.reference,
             "edges": None if edges is None else {"start": edges.start, "integral": edges.integral},
+            "guard": [self._recovered, self._quiet_until],
         }
 
     def _restore(self, saved: Checkpoint) -> None:
-        self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference", "edges")}
+        self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference", "edges", "guard")}
+        self._recovered, self._quiet_until = self._saved_costs["guard"] or (0, 0)
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():

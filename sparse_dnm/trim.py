@@ -76,9 +76,8 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
 def keep_edges(model: DynamicManifold, count: int) -> int:
     """Move the cutoff so that the ``count`` closest candidates are active; how many are, in the end.
 
-    Raises ValueError, the cutoff as before, where those do not connect inputs and outputs.
+    Raises ValueError, the cutoff moved, where those do not connect inputs and outputs.
     """
-    before = model.cutoff.detach().clone()
     for _ in range(ROUNDS):  # a lower cutoff may let pairs in that were no candidates
         evaluation, plan = model.find()
         n = plan.schedule.topology.n_edges
@@ -88,9 +87,6 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
         _raise_cutoff(model, sizes, max(len(sizes) - count, 1))
     n = model.find()[1].schedule.topology.n_edges
     if not model.connected:
-        with torch.no_grad():
-            model.cutoff.copy_(before)
-        model.find()
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
     return n
 

@@ -22,6 +22,7 @@ ORDER = [
     "autograd",
     "torch_sparse_executor",
     "network",
+    "regrow",
     "dense",
     "losses",
     "files",

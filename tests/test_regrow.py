@@ -1,0 +1,285 @@
+"""Edges from afar, a number of edges, recovery: against dense gradients, and by whole trainings."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import naive
+import numpy as np
+import pytest
+import torch
+
+from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
+from sparse_dnm.config import PRESETS
+from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
+from sparse_dnm.regrow import FAINT, NEWBORN, reseed, scan
+from sparse_dnm.training import TrainingError
+from sparse_dnm.trim import keep_edges
+
+
+def model_of(seed=0, dtype=torch.float64, **changes):
+    changes = {"cutoff": -0.6, "weight": (1.0, 0.3), "bias": (0.0, 0.3), "omega": (0.0, 0.6), **changes}
+    config = ManifoldConfig.preset("toy", skin=0.02, **changes)
+    return DynamicManifold(config, torch.Generator().manual_seed(seed), dtype)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("output", ["linear", "square"])
+def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output):
+    model = model_of(seed, output=output)
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    e, plan = model.find()
+    topology, n = plan.schedule.topology, 25
+    dense = np.zeros((n, n))
+    readers = np.repeat(np.arange(n), np.diff(topology.indptr))
+    dense[readers, topology.indices] = e.strengths
+    weight, bias = (model.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
+    scalars = {name: model.get_parameter(name).detach().numpy() for name in ("alpha", "sigma", "mu")}
+    scalars["cutoff"] = model.cutoff.item()
+    reach = naive.closeness_free(n, 5, 4, scalars, np.ones((n, n)))
+    known = set(
+        zip(
+            np.repeat(np.arange(5, n), np.diff(e.candidates.indptr)).tolist(),
+            e.candidates.indices.tolist(),
+            strict=True,
+        )
+    )
+
+    def loss(strengths):
+        out = naive.forward_manifold(x.numpy(), strengths, weight, bias, 5, 4, "leaky_relu", output)
+        return ((out - y.numpy()) ** 2).mean()
+
+    slopes = {}
+    for i in range(5, n):
+        for j in range(min(i, n - 4)):
+            if (i, j) not in known and topology.live[i] and abs(reach[i, j]) > FAINT:
+                high, low = dense.copy(), dense.copy()
+                high[i, j] += 1e-6
+                low[i, j] -= 1e-6
+                slopes[i, j] = (loss(high) - loss(low)) / 2e-6
+    count = 5
+    born = scan(model, x, lambda out: (out - y).square().mean(), count)
+    assert born == count
+    after, _ = model.find()
+    rows = np.repeat(np.arange(5, n), np.diff(after.candidates.indptr))
+    places = {(i, j): k for k, (i, j) in enumerate(zip(rows.tolist(), after.candidates.indices.tolist(), strict=True))}
+    fresh = set(places) - known
+    expected = sorted(slopes, key=lambda pair: -abs(slopes[pair]))[:count]
+    assert fresh == set(expected)
+    for pair in expected:
+        d = after.d[places[pair]]
+        assert abs(d) == pytest.approx(NEWBORN * after.c)
+        assert np.sign(d) == -np.sign(slopes[pair])  # it grows in the direction that lowers the loss
+    for pair in known:
+        assert pair in places
+
+
+def test_random_regrowth_is_of_its_generator_and_of_either_sign():
+    found = []
+    for seed in (1, 1, 2):
+        model = model_of(3)
+        before = len(model.find()[0].d)
+        scan(
+            model, torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 20, torch.Generator().manual_seed(seed)
+        )
+        assert len(model.edge_weight) == before + 20
+        found.append(model.candidate_indices.numpy().tobytes())
+    assert found[0] == found[1] != found[2]
+    with pytest.raises(ValueError, match="scans need edges='free'"):
+        scan(model_of(edges="closeness"), torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 3)
+
+
+def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
+    """One edge is followed by its number (i, j); its moments are those of an Adam that only knows that edge."""
+    config = ManifoldConfig.preset("digits")
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    generator, x, y = (
+        torch.Generator().manual_seed(5),
+        *torch.rand(2, 20, 64, generator=torch.Generator().manual_seed(1)),
+    )
+    labels = y[:, 0].mul(10).long().clamp(0, 9)
+    strongest = int(model.find()[0].d.__abs__().argmax())
+
+    def pair(place):
+        rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
+        return int(rows[place]), int(model.candidate_indices[place])
+
+    edge = pair(strongest)
+    first = second = 0.0
+    value = model.edge_weight[strongest].item()
+    churn = 0
+    for step in range(1, 1001):
+        model.kappa = 1.0
+        loss = torch.nn.functional.cross_entropy(model(x), labels) + 1e-6 * model.soft_edges(0.3)
+        optimizer.zero_grad()
+        loss.backward()
+        rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
+        (place,) = np.flatnonzero((rows == edge[0]) & (model.candidate_indices.numpy() == edge[1]))
+        assert model.edge_weight[place].item() == pytest.approx(value, rel=1e-5, abs=1e-7)
+        g = model.edge_weight.grad[place].item()
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        optimizer.step()
+        state = optimizer.state[model.edge_weight]
+        assert state["exp_avg"][place].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
+        assert state["exp_avg_sq"][place].item() == pytest.approx(second, rel=1e-3, abs=1e-12)
+        value = model.edge_weight[place].item()
+        if step % 50 == 0:
+            before = len(model.edge_weight)
+            scan(model, x, lambda out: torch.nn.functional.cross_entropy(out, labels), 40, generator)
+            churn += len(model.edge_weight) - before
+            rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
+            (place,) = np.flatnonzero((rows == edge[0]) & (model.candidate_indices.numpy() == edge[1]))
+            assert state["exp_avg"][place].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
+    assert churn > 100
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.15])
+def test_the_cutoff_gives_a_number_of_edges(edges, share):
+    model = DynamicManifold(ManifoldConfig.preset("digits", edges=edges), torch.Generator().manual_seed(0))
+    wanted = round(share * model.topology.n_edges)
+    assert keep_edges(model, wanted) == pytest.approx(wanted, rel=0.01)
+    assert model.topology.n_edges == pytest.approx(wanted, rel=0.01)
+    with pytest.raises(ValueError, match="the 1 closest edges do not connect"):
+        keep_edges(model, 1)
+
+
+def test_rows_that_read_nothing_begin_anew():
+    model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
+    dead = [3, 7, 100]
+    with torch.no_grad():
+        model.alpha[dead] = 0.0
+    model.find()
+    reads = np.diff(model.topology.indptr)[64:]
+    assert (reads[dead] == 0).all()
+    assert reseed(model, torch.Generator().manual_seed(1)) == int((reads[:226] == 0).sum())
+    model.find()
+    assert (np.diff(model.topology.indptr)[64:][dead] > 0).all()
+    assert (model.alpha[dead] > 0).all()
+
+
+def test_what_happens_when():
+    config = TrainConfig.preset("digits", steps=1000, speed="proxy", target_edges=100, kappa=2.0, grow_every=5, lr=0.1)
+    assert trimmed_after(config) == 700
+    assert [kappa(config, k) for k in (0, 1, 4, 5, 350)] == [10.0, 0.0, 0.0, 10.0, 10.0]
+    assert kappa(config, 525) == pytest.approx(5.0)
+    assert kappa(config, 700) == 0.0
+    assert learning_rate(config, 0) == 0.1
+    assert learning_rate(config, 699) == pytest.approx(0.01)
+    assert learning_rate(config, 700) == 0.05
+    assert learning_rate(config, 999) < 1e-4
+    assert PRESETS["mnist"].growing(77).target_edges == 77
+
+
+def test_inputs_are_varied_by_the_generator_alone():
+    digits = data.load("digits")
+    x = digits.x_train[:50]
+    config = TrainConfig(shift=2, input_dropout=0.25)
+    one, two = (Variation(config, digits, torch.Generator().manual_seed(3))(x) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, x)
+    assert Variation(TrainConfig(), digits, torch.Generator())(x) is x
+    dropped = Variation(TrainConfig(input_dropout=0.25), digits, torch.Generator().manual_seed(3))(torch.ones(500, 64))
+    assert dropped.mean().item() == pytest.approx(0.75, abs=0.02)
+    with pytest.raises(ValueError, match="shift=1 moves images, but toy has 5 inputs and period 5"):
+        Variation(TrainConfig(shift=1), data.load("toy"), torch.Generator())
+    with pytest.raises(ValueError, match="out of sight"):
+        Variation(TrainConfig(shift=8), digits, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"target_edges": 50, "speed": "time"}, "target_edges=50 is reached by the proxy"),
+        ({"target_edges": 50, "proxy_coefficient": 0.0}, "proxy_coefficient > 0"),
+        ({"kappa": -1.0}, "kappa=-1.0 must be a finite number >= 0"),
+        ({"kappa": 1.0, "executor": "torch-sparse"}, "with executor='torch-sparse' set kappa=0"),
+        ({"input_dropout": 1.0}, "input_dropout=1.0 must be a share"),
+        ({"regrowth": "magic"}, "regrowth='magic'"),
+        ({"grow_every": 0}, "grow_every=0 must be an integer >= 1"),
+    ],
+)
+def test_bad_settings_of_growth(change, said):
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(**{"speed": "proxy", **change})
+
+
+def training(tmp_path=None, steps=600, manifold=(), **changes):
+    preset = PRESETS["digits"]
+    config = dataclasses.replace(
+        preset.growing(700), steps=steps, log_every=50, checkpoint_every=100, lr=0.01, threads=1
+    )
+    config = dataclasses.replace(config, **changes)
+    shape = dataclasses.replace(preset.manifold, **dict(manifold))
+    model = DynamicManifold(shape, torch.Generator().manual_seed(0), threads=1)
+    return Trainer(model, data.load("digits"), config, tmp_path)
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness"])
+def test_a_run_ends_with_its_number_of_edges(edges):
+    found = training(manifold={"edges": edges}, scan_every=100 if edges == "free" else 0).run()
+    assert found["edges"] == pytest.approx(700, rel=0.02)
+    assert edges == "closeness" or found["test_accuracy"] > 0.8
+
+
+def test_a_torn_run_with_growth_ends_in_the_same_bits(tmp_path):
+    whole = training(tmp_path / "whole", scan_every=60, regrowth="random", shift=1).run()
+
+    class TornError(Exception):
+        pass
+
+    def tear(record):
+        if record["step"] == 250:
+            raise TornError
+
+    torn = training(tmp_path / "torn", scan_every=60, regrowth="random", shift=1)
+    with pytest.raises(TornError):
+        torn.run(tear)
+    again = Trainer.resume(tmp_path / "torn", data.load("digits")).run()
+    for name in ("test_accuracy", "edges", "depth", "live"):
+        assert whole[name] == again[name]
+    for name in ("checkpoint.safetensors",):
+        assert (tmp_path / "whole" / name).stat().st_size > 0
+    logs = [(tmp_path / k / "metrics.jsonl").read_text().splitlines() for k in ("whole", "torn")]
+    for a, b in zip(*logs, strict=True):
+        assert {**json.loads(a), "step_seconds": 0} == {**json.loads(b), "step_seconds": 0}
+
+
+def test_a_network_that_cut_itself_in_two_is_connected_again():
+    run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
+    found = run.run()
+    assert [note for note in run.notes if "had cut the network in two" in note]
+    assert math.isfinite(found["test_accuracy"])
+    assert found["edges"] > 0
+
+
+def test_a_network_that_does_so_again_and_again_is_told(monkeypatch):
+    monkeypatch.setattr("sparse_dnm.training.RECOVERIES", 0)
+    run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
+    with pytest.raises(TrainingError, match="the network has cut itself in two"):
+        run.run()
+
+
+def test_the_command_takes_edges_or_density(tmp_path):
+    def command(*arguments, code=0):
+        full = [sys.executable, "-m", "sparse_dnm.cli", "train", "toy", "--threads", "1", *map(str, arguments)]
+        done = subprocess.run(
+            full, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ, timeout=300
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return " ".join((done.stdout + done.stderr).split())
+
+    command("--edges", 40, "--steps", 800, "--out", "a")
+    assert json.loads((tmp_path / "a/summary.json").read_text())["edges"] == 40
+    command("--density", 0.15, "--steps", 800, "--out", "b")
+    possible = ManifoldConfig.preset("toy").possible_edges
+    assert json.loads((tmp_path / "b/summary.json").read_text())["edges"] == round(0.15 * possible)
+    assert "goes without --density" in command("--edges", 40, "--density", 0.1, code=2)
+    assert "--density 2 must be a share" in command("--density", 2, code=2)
+    assert "more than the" in command("--edges", 10_000, code=2)
+    assert "budget_us" in command("--edges", 40, "--budget-us", 100, code=2)
