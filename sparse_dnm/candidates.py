@@ -242,6 +242,13 @@ class Windows:
             )
         return by_cutoff, by_omega
 
+    def reach(self, e: Evaluation) -> NDArray[np.float64]:
+        """alpha' times the gaussian of every candidate, (n_candidates,): its closeness where omega is 1."""
+        row = np.repeat(np.arange(self.config.n_rows), np.diff(e.candidates.indptr))
+        alpha, sigma, mu = (e.rows[SCALARS.index(name), row] for name in ("alpha", "sigma", "mu"))
+        p = e.candidates.indices - (row + self.config.n_inputs) + self.offsets[row]
+        return np.asarray(alpha * np.exp(-0.5 * ((p - mu) / sigma) ** 2))
+
     def search(
         self, old: Candidates, stale: NDArray[np.bool_], rows: NDArray[np.float64], arrays: Arrays
     ) -> tuple[Candidates, NDArray[np.floating], NDArray[np.int32]]:

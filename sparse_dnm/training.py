@@ -702,12 +702,12 @@ class Trainer:
             "time": time_state,
             "memory_reference": None if memory is None else memory.reference,
             "edges": None if edges is None else {"start": edges.start, "integral": edges.integral},
-            "guard": [self._recovered, self._quiet_until],
+            "guard": [self._recovered, self._quiet_until, self._edges],
         }
 
     def _restore(self, saved: Checkpoint) -> None:
         self._saved_costs = {name: saved.header.get(name) for name in ("time", "memory_reference", "edges", "guard")}
-        self._recovered, self._quiet_until = self._saved_costs["guard"] or (0, 0)
+        self._recovered, self._quiet_until, self._edges = self._saved_costs["guard"] or (0, 0, 0)
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():

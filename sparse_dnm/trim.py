@@ -122,11 +122,11 @@ class Frozen:
         self.model = model
         self._free = model.config.edges == "free"
         if self._free:
-            size = np.abs(evaluation.d)
             self._kept = model.edge_weight.detach().clone()
-            self._active = torch.from_numpy(size > evaluation.c)
-            shrink = torch.from_numpy(np.minimum(evaluation.c * (1 + self.MARGIN) / np.maximum(size, 1e-30), 1.0))
-            self._least = self._kept.abs() * shrink.to(self._kept.dtype)
+            self._active = torch.from_numpy(np.abs(evaluation.d) > evaluation.c)
+            # of omega; of rows and cutoff alone, so that a run that goes on holds it at the same bits
+            reach = np.maximum(np.abs(model._windows.reach(evaluation)), 1e-30)
+            self._least = torch.from_numpy(evaluation.c * (1 + self.MARGIN) / reach).to(self._kept.dtype)
 
     def still(self) -> None:
         """After a backward: no gradient for what would change the structure."""

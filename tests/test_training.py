@@ -179,12 +179,15 @@ def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
         ({"speed": "none"}, {"edges": "free"}),
         ({"time_coefficient": 30.0, "memory_coefficient": 7.0}, {"edges": "free"}),
         ({"flow": 1.0, "time_coefficient": 30.0}, {"edges": "closeness"}),
+        ({"speed": "none", "kappa": 0.7}, {"edges": "free"}),
+        ({"speed": "proxy", "proxy_coefficient": 2.0, "kappa": 0.7}, {"edges": "closeness", "output": "square"}),
     ],
 )
 def test_kernels_descend_as_autograd_does(task, train, manifold):
     config, data = TrainConfig(**train), dataset(task)
     model = DynamicManifold(ManifoldConfig.for_data(6, data.n_outputs, **manifold), torch.Generator().manual_seed(1))
     costs = Costs(config)
+    model.kappa = config.kappa
     if config.speed == "proxy":
         costs.speed = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
     if config.speed == "time":  # timed once: the value stays, and with it the gradient
