@@ -3,8 +3,9 @@
 Row r is neuron i = n_inputs + r.  ``rows`` is float64 (ROWS, n_rows): the transformed scalars of the rows, in the
 order of the constants below; ``reference`` float64 (n_rows, 8) the first seven of each row at its last scan, and the
 threshold of then.  Candidates are CSR: ``indptr`` int64 (n_rows + 1,), ``indices`` int32, ascending in a row.
-``omega`` holds one number per candidate where edges are free, and is empty otherwise.  ``free`` is True or None: what
-is only for the other mode is left out when Numba compiles.
+``omega`` holds one number per candidate where edges have one, and is empty otherwise.  The mode of edges is three
+flags, each True or None, so that what a mode lacks is left out when Numba compiles: ``rhythm``, the closeness has the
+factor s_ij - gamma'; ``inside``, it has the factor omega; ``outside``, the strength has.
 
 What belongs to a row is float64, what belongs to a candidate is computed in the dtype of the model, `lanes.COUNT` at
 a time.  A candidate's closeness has the same bits wherever it is computed.  Rows are independent and sums run in row
@@ -38,11 +39,12 @@ _rhythm_bound = inner_vector(formulas.rhythm_bound, vector_math)
 _rhythm_slope = inner_vector(formulas.rhythm_slope, vector_math)
 _rhythm_slope_beta = inner_vector(formulas.rhythm_slope_beta, vector_math)
 _position, _reach, _one_gaussian = inner(formulas.position), inner(formulas.reach), inner(formulas.gaussian)
+_one_power_below = inner(formulas.power_below)
 _philox, _normal = inner(formulas.philox), inner(formulas.normal)
 
 
 @inner
-def _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows):
+def _transform(alpha, beta, gamma, theta, phi, sigma, mu, rhythm, rows):
     """Write the transformed scalars of every row."""
     for r in range(0, alpha.size, lanes.COUNT):
         inside = lanes.first(alpha.size - r)
@@ -51,7 +53,7 @@ def _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows):
         lanes.store(rows[SIGMA], r, inside, _softplus(s))
         lanes.store(rows[SIGMA_SLOPE], r, inside, _logistic(s))
         lanes.store(rows[MU], r, inside, _raw(mu, r, inside, rows))
-        if free is None:
+        if rhythm is not None:
             t = _raw(theta, r, inside, rows)
             lanes.store(rows[BETA], r, inside, 1.0 + _raw(beta, r, inside, rows))
             lanes.store(rows[GAMMA], r, inside, _logistic(_raw(gamma, r, inside, rows)))
@@ -67,7 +69,7 @@ def _raw(scalar, r, inside, rows):
 
 
 @inner
-def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, stale):
+def _find_stale(rows, reference, c, threshold, period, rhythm, omega_bound, ulp, stale):
     """Has the closeness of a pair outside the candidates possibly crossed the cutoff c?
 
     A row's pairs outside lay at or below its reference threshold when it was last scanned, and have moved since by
@@ -84,8 +86,8 @@ def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, s
         amplitude = max(abs(alpha), abs(alpha_then))
         narrow, wide = min(sigma, sigma_then), max(sigma, sigma_then)
         gauss = abs(mu - mu_then) * math.exp(-0.5) / narrow + abs(sigma - sigma_then) * (2.0 / math.e) / narrow
-        bound, slope, factor = lanes.fill(rows, omega_bound), lanes.fill(rows, 0.0), lanes.fill(rows, 0.0)
-        if free is None:
+        bound, slope, factor = lanes.fill(rows, 1.0), lanes.fill(rows, 0.0), lanes.fill(rows, 0.0)
+        if rhythm is not None:
             beta, beta_then = lanes.load(rows[BETA], r, inside, 0.0), lanes.column(reference, r, BETA, inside)
             gamma, gamma_then = lanes.load(rows[GAMMA], r, inside, 0.0), lanes.column(reference, r, GAMMA, inside)
             theta, theta_then = lanes.load(rows[THETA], r, inside, 0.0), lanes.column(reference, r, THETA, inside)
@@ -96,9 +98,9 @@ def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, s
             phase = 2.0 * math.pi / period * abs(1.0 / theta - 1.0 / theta_then) * farthest + abs(phi - phi_then)
             factor = slope * phase + abs(gamma - gamma_then)
             factor += max(_rhythm_slope_beta(beta), _rhythm_slope_beta(beta_then)) * abs(beta - beta_then)
-        moved = abs(alpha - alpha_then) * bound + amplitude * (bound * gauss + factor)
+        moved = omega_bound * (abs(alpha - alpha_then) * bound + amplitude * (bound * gauss + factor))
         # Rounding may differ where anything has moved.
-        moved += lanes.select(moved == 0.0, 0.0, ROUNDING * ulp * amplitude * (bound + slope))
+        moved += lanes.select(moved == 0.0, 0.0, ROUNDING * ulp * amplitude * omega_bound * (bound + slope))
         highest = lanes.column(reference, r, THRESHOLD, inside) + moved
         lanes.store(stale, r, inside, ~(highest <= 0.5 * (threshold + c)))  # NaN counts as far
         crossed += lanes.count(inside) - lanes.count(inside & (highest <= c))
@@ -106,16 +108,17 @@ def _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, s
 
 
 @inner
-def _factor_bound(rows, r, free, omega_bound):
-    """Largest |s - gamma'|, or |omega| of a fresh edge, that a row can have."""
-    if free is not None:
-        return omega_bound
-    b, g = rows[BETA, r], rows[GAMMA, r]
-    return max(abs(0.001**b - g), abs(1.001**b - g))
+def _factor_bound(rows, r, rhythm, omega_bound):
+    """Largest product of |s - gamma'| and |omega| of a fresh edge, those that count, that a row can have."""
+    bound = omega_bound
+    if rhythm is not None:
+        b, g = rows[BETA, r], rows[GAMMA, r]
+        bound *= max(abs(0.001**b - g), abs(1.001**b - g))
+    return bound
 
 
 @inner
-def _line(rows, r, i, n_sources, offset, period, free, array):
+def _line(rows, r, i, n_sources, offset, period, rhythm, array):
     """What `_gauss` and `_wave` need of a row.
 
     The position of a source is taken from the source that is nearest to mu, to which it is a small whole number; the
@@ -125,7 +128,7 @@ def _line(rows, r, i, n_sources, offset, period, free, array):
     centre = max(0.0, min(np.rint(i - offset + mu), float(n_sources)))
     p = centre - i + offset
     frequency, rest, start = 0.0, 0.0, 0.0
-    if free is None:
+    if rhythm is not None:
         exact = 1.0 / (period * rows[THETA, r])
         frequency = float(array.dtype.type(exact))
         rest = exact - frequency
@@ -160,9 +163,14 @@ def _closeness(x, a, b, g, line):
 
 
 @inner
-def _free_closeness(a, gauss, omega):
-    """d_ij = alpha' g_ij omega_ij"""
-    return a * gauss * omega
+def _fresh_closeness(p, row, period, rhythm, omega):
+    """d_ij at position p, in float64, with the factor ``omega``; ``row`` are the transformed scalars."""
+    d = row[ALPHA] * _one_gaussian((p - row[MU]) / row[SIGMA])
+    if rhythm is not None:
+        sine = math.sin(math.pi * _turns(p, row[THETA], row[PHI], period))
+        base = _base(sine)
+        d *= base * _one_power_below(row[BETA], math.log(base)) - row[GAMMA]
+    return d * omega
 
 
 @inner
@@ -198,21 +206,23 @@ def _scan_closeness(i, first, last, rows, r, line, threshold, omega, write, indi
 
 
 @inner
-def _scan_free(
-    i, first, last, offset, a, s, mu, then, threshold, seed, mean, std, k, end, old_indices, old_omega, write, indices,
-    omega, origin, at,
+def _scan_fresh(
+    i, first, last, offset, period, rhythm, now, then, threshold, seed, mean, std, k, end, old_indices, old_omega,
+    write, indices, omega, origin, at,
 ):  # fmt: skip
-    """Old candidates k .. end that stay and fresh ones that enter, in ascending order of source."""
+    """Old candidates k .. end that stay and fresh ones that enter, in ascending order of source.
+
+    ``now`` are the row's transformed scalars, ``then`` those of its last scan, and the threshold of then.
+    """
     j, count = first, 0
     while j <= last or k < end:
         known = k < end and (j > last or old_indices[k] <= j)
         source = np.int64(old_indices[k]) if known else j
         p = _position(i, source, offset)
         value = float(old_omega[k]) if known else _fresh_omega(seed, i, source, mean, std)
-        enters = abs(_free_closeness(a, _one_gaussian((p - mu) / s), value)) > threshold
+        enters = abs(_fresh_closeness(p, now, period, rhythm, value)) > threshold
         if enters and not known:
-            before = _free_closeness(then[ALPHA], _one_gaussian((p - then[MU]) / then[SIGMA]), value)
-            enters = abs(before) <= then[THRESHOLD]
+            enters = abs(_fresh_closeness(p, then, period, rhythm, value)) <= then[THRESHOLD]
         if enters:
             if write:
                 indices[at + count], omega[at + count], origin[at + count] = source, value, k if known else -1
@@ -222,17 +232,28 @@ def _scan_free(
     return count
 
 
+@inner
+def _carry(i, at, count, seed, mean, std, k, end, old_indices, old_omega, indices, omega, origin):
+    """omega of the ``count`` candidates from ``at`` on: that of the same one among the old k .. end, or a fresh one."""
+    for e in range(at, at + count):
+        while k < end and old_indices[k] < indices[e]:
+            k += 1
+        known = k < end and old_indices[k] == indices[e]
+        omega[e] = old_omega[k] if known else _fresh_omega(seed, i, np.int64(indices[e]), mean, std)
+        origin[e] = k if known else -1
+
+
 @kernel(parallel=True)
 def scan(
-    rows, reference, stale, threshold, offsets, n_inputs, n_sources, period, free, seed, mean, std, old_indptr,
-    old_indices, old_omega, write, indptr, indices, omega, origin,
+    rows, reference, stale, threshold, offsets, n_inputs, n_sources, period, rhythm, inside, outside, seed, mean, std,
+    old_indptr, old_indices, old_omega, write, indptr, indices, omega, origin,
 ):  # fmt: skip
     """Find the candidates: first with ``write`` False to count them into indptr[1:], then with True to write them.
 
-    Rows that are not ``stale`` keep theirs.  In the others, closeness mode takes every pair with |d| > threshold.
-    Free edges: an old candidate stays while |d| > threshold; a new one enters, with its fresh omega, when |d| of
-    that omega has risen above the threshold since ``reference`` (alpha 0 at the start, so that all enter).
-    ``origin`` int32: position among the old candidates, -1 for a new one.
+    Rows that are not ``stale`` keep theirs.  In the others, where omega is not inside, every pair with |d| > threshold
+    is one.  Where it is, an old candidate stays while |d| > threshold; a new one enters, with its fresh omega, when |d|
+    of that omega has risen above the threshold since ``reference`` (alpha 0 at the start, so that all enter).
+    ``origin`` int32: position among the old candidates, -1 for a new one; empty where edges have no omega.
     """
     for row in numba.prange(rows.shape[1]):
         r = np.int64(row)  # numba types the index of a parallel loop twice, and would compile what it calls twice
@@ -240,45 +261,49 @@ def scan(
         k, end = old_indptr[r], old_indptr[r + 1]
         count = end - k
         if stale[r]:
-            bound = abs(rows[ALPHA, r]) * _factor_bound(rows, r, free, abs(mean) + OMEGA_LIMIT * std)
+            omega_bound = 1.0
+            if inside is not None:
+                omega_bound = abs(mean) + OMEGA_LIMIT * std
+            bound = abs(rows[ALPHA, r]) * _factor_bound(rows, r, rhythm, omega_bound)
             half = _reach(bound, threshold, rows[SIGMA, r])
             first, last = _window(r, n_inputs, n_sources, offsets[r], half, rows[MU, r])
-            if free is not None:
-                count = _scan_free(
-                    i, first, last, offsets[r], rows[ALPHA, r], rows[SIGMA, r], rows[MU, r], reference[r], threshold,
-                    seed, mean, std, k, end, old_indices, old_omega, write, indices, omega, origin, at,
+            if inside is not None:
+                count = _scan_fresh(
+                    i, first, last, offsets[r], period, rhythm, rows[:, r], reference[r], threshold, seed, mean, std, k,
+                    end, old_indices, old_omega, write, indices, omega, origin, at,
                 )  # fmt: skip
             else:
-                line = _line(rows, r, i, n_sources, offsets[r], period, free, omega)
+                line = _line(rows, r, i, n_sources, offsets[r], period, rhythm, omega)
                 count = _scan_closeness(i, first, last, rows, r, line, threshold, omega, write, indices, at)
+                if outside is not None and write:
+                    _carry(i, at, count, seed, mean, std, k, end, old_indices, old_omega, indices, omega, origin)
         elif write:
             for e in range(k, end):
                 indices[at + e - k] = old_indices[e]
-                if free is not None:
+                if origin.size:
                     omega[at + e - k], origin[at + e - k] = old_omega[e], e
         if not write:
             indptr[r + 1] = count
 
 
 @inner
-def _row_closeness(rows, r, line, free, c, threshold, indptr, indices, omega, d):
+def _row_closeness(rows, r, line, rhythm, inside, c, threshold, indptr, indices, omega, d):
     """Write d of a row's candidates; how many of them are active, and how many above ``threshold``."""
     a, b, g, active, near = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r], 0, 0
     for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
-        inside = lanes.first(indptr[r + 1] - e)
-        x = _steps(lanes.load(indices, e, inside, line[0]), line, d)
-        if free is not None:
-            value = _free_closeness(a, _gaussian(_deviation(x, line)), lanes.load(omega, e, inside, 0.0))
-        else:
-            value = _closeness(x, a, b, g, line)
-        lanes.store(d, e, inside, value)
-        active += lanes.count(inside & (abs(value) > c))
-        near += lanes.count(inside & (abs(value) > threshold))
+        there = lanes.first(indptr[r + 1] - e)
+        x = _steps(lanes.load(indices, e, there, line[0]), line, d)
+        value = _closeness(x, a, b, g, line) if rhythm is not None else a * _gaussian(_deviation(x, line))
+        if inside is not None:
+            value *= lanes.load(omega, e, there, 0.0)
+        lanes.store(d, e, there, value)
+        active += lanes.count(there & (abs(value) > c))
+        near += lanes.count(there & (abs(value) > threshold))
     return active, near
 
 
 @inner
-def _compact(r, c, n_inputs, indptr, indices, d, before, at, sources, strengths):
+def _compact(r, c, n_inputs, outside, indptr, indices, d, omega, before, at, sources, strengths):
     """Write a row's active candidates from place ``at`` on.
 
     Returns the sums of |strength| of inputs' and of other sources, and how many sources differ from ``before``, which
@@ -289,6 +314,8 @@ def _compact(r, c, n_inputs, indptr, indices, d, before, at, sources, strengths)
         inside = lanes.first(indptr[r + 1] - e)
         value, source = lanes.load(d, e, inside, 0.0), lanes.load(indices, e, inside, 0)
         active, strength = abs(value) > c, _strength(value, c)
+        if outside is not None:
+            strength *= lanes.load(omega, e, inside, 0.0)
         lanes.pack(sources, at, active, source)
         lanes.pack(strengths, at, active, strength)
         if before.size:
@@ -302,9 +329,9 @@ def _compact(r, c, n_inputs, indptr, indices, d, before, at, sources, strengths)
 
 @kernel(parallel=True)
 def evaluate(
-    alpha, beta, gamma, theta, phi, sigma, mu, offsets, n_inputs, n_sources, period, free, c, threshold, check,
-    omega_bound, reference, indptr, indices, omega, before_starts, before, rows, stale, d, row_starts, sources,
-    strengths, parts,
+    alpha, beta, gamma, theta, phi, sigma, mu, offsets, n_inputs, n_sources, period, rhythm, inside, outside, c,
+    threshold, check, omega_bound, reference, indptr, indices, omega, before_starts, before, rows, stale, d, row_starts,
+    sources, strengths, parts,
 ):  # fmt: skip
     """Closeness of the candidates at the raw scalars alpha .. mu, and the active among them.
 
@@ -317,15 +344,15 @@ def evaluate(
     hidden -> output edges.  Scratch: float64 parts (4, n_rows).
     """
     n_rows = indptr.size - 1
-    _transform(alpha, beta, gamma, theta, phi, sigma, mu, free, rows)
+    _transform(alpha, beta, gamma, theta, phi, sigma, mu, rhythm, rows)
     ulp = 2.0**-23 if d.itemsize == 4 else 2.0**-52
-    if check and _find_stale(rows, reference, c, threshold, period, free, omega_bound, ulp, stale):
+    if check and _find_stale(rows, reference, c, threshold, period, rhythm, omega_bound, ulp, stale):
         return True, 0, 0, False, 0.0
     for row in numba.prange(n_rows):
         r = np.int64(row)
-        line = _line(rows, r, n_inputs + r, n_sources, offsets[r], period, free, d)
+        line = _line(rows, r, n_inputs + r, n_sources, offsets[r], period, rhythm, d)
         row_starts[n_inputs + r + 1], parts[2, r] = _row_closeness(
-            rows, r, line, free, c, threshold, indptr, indices, omega, d
+            rows, r, line, rhythm, inside, c, threshold, indptr, indices, omega, d
         )
     same = before_starts.size == row_starts.size
     for i in range(n_inputs + n_rows + 1):
@@ -336,7 +363,9 @@ def evaluate(
     for row in numba.prange(n_rows):
         r = np.int64(row)
         at, hidden = row_starts[n_inputs + r], n_inputs + r < n_sources
-        low, high, parts[3, r] = _compact(r, c, n_inputs, indptr, indices, d, known, at, sources, strengths)
+        low, high, parts[3, r] = _compact(
+            r, c, n_inputs, outside, indptr, indices, d, omega, known, at, sources, strengths
+        )
         parts[0, r], parts[1, r] = low if hidden else 0.0, 0.0 if hidden else high
     same = same and _total(parts[3]) == 0.0
     return False, int(_total(parts[2])), n_edges, same, _total(parts[0]) - _total(parts[1])
@@ -353,8 +382,8 @@ def _total(values):
 
 @kernel(parallel=True)
 def strength_back(
-    rows, offsets, n_inputs, n_sources, period, free, c, indptr, indices, omega, d, row_starts, sources, strengths,
-    strength_gradient, d_gradient, by_imbalance, sums, row_gradient, omega_gradient,
+    rows, offsets, n_inputs, n_sources, period, rhythm, inside, outside, c, indptr, indices, omega, d, row_starts,
+    sources, strengths, strength_gradient, d_gradient, by_imbalance, sums, row_gradient, omega_gradient,
 ):  # fmt: skip
     """Gradients of raw scalars from those of the active strengths, of every candidate's closeness (either may be empty:
     none), and of the sum of |strength| over input -> hidden edges less that over hidden -> output edges.
@@ -362,14 +391,14 @@ def strength_back(
     Candidates that are not active matter where omega or closeness has a gradient: otherwise only the active edges are
     walked.
     row_gradient (7, n_rows): with respect to the *raw* scalars, those that the edge mode has.  Returns the gradient
-    of the raw cutoff.  omega_gradient (n_candidates,) where edges are free.  Scratch: float64 sums (8, n_rows).
+    of the raw cutoff.  omega_gradient (n_candidates,) where edges have one.  Scratch: float64 sums (8, n_rows).
     """
-    packed = free is None and d_gradient.size == 0
+    packed = inside is None and outside is None and d_gradient.size == 0
     for row in numba.prange(indptr.size - 1):
         r = np.int64(row)
         i, at = n_inputs + r, row_starts[n_inputs + r]
         a, b, g = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r]
-        line = _line(rows, r, i, n_sources, offsets[r], period, free, d)
+        line = _line(rows, r, i, n_sources, offsets[r], period, rhythm, d)
         zero = lanes.fill(d, 0.0)
         by_alpha, by_sigma, by_mu, by_cutoff = zero, zero, zero, zero
         by_beta, by_gamma, by_phi, by_step = zero, zero, zero, zero
@@ -377,45 +406,56 @@ def strength_back(
         by_low, by_high = (by_imbalance, 0.0) if i < n_sources else (0.0, -by_imbalance)
         first, last = (row_starts[i], row_starts[i + 1]) if packed else (indptr[r], indptr[r + 1])
         for e in range(first, last, lanes.COUNT):
-            inside = lanes.first(last - e)
-            if free is None and packed:
-                source, active = lanes.load(sources, e, inside, line[0]), inside
-                value = _closeness_of(lanes.load(strengths, e, inside, 0.0), c)
+            there = lanes.first(last - e)
+            if packed:
+                source, active = lanes.load(sources, e, there, line[0]), there
+                value = _closeness_of(lanes.load(strengths, e, there, 0.0), c)
                 by_strength = lanes.load(strength_gradient, e, active & some, 0.0)
             else:
-                source, value = lanes.load(indices, e, inside, line[0]), lanes.load(d, e, inside, 0.0)
+                source, value = lanes.load(indices, e, there, line[0]), lanes.load(d, e, there, 0.0)
                 active = abs(value) > c
                 by_strength = lanes.unpack(strength_gradient, at, active & some)
                 at += lanes.count(active)
             x = _steps(source, line, d)
             by_size = lanes.select(active, lanes.select(source < n_inputs, lanes.fill(d, by_low), by_high), 0.0)
-            by_strength += lanes.select(value > 0.0, by_size, -by_size)
+            signed = value
+            if outside is not None:
+                weight = lanes.load(omega, e, there, 0.0)
+                signed = value * weight
+            by_strength += lanes.select(signed > 0.0, by_size, -by_size)
+            if outside is not None:
+                lanes.store(omega_gradient, e, there, lanes.select(active, by_strength * _strength(value, c), 0.0))
+                by_strength *= weight
             by_cutoff += by_strength * _strength_by_cutoff(value, c)
             u = _deviation(x, line)
             part = lanes.load(d_gradient, e, lanes.first(min(d_gradient.size, indptr[r + 1]) - e), 0.0)
             part += by_strength * (1.0 / (1.0 - c))
-            part = lanes.select(inside, part * _gaussian(u), 0.0)
-            if free is not None:
-                lanes.store(omega_gradient, e, inside, part * a)
-                part *= lanes.load(omega, e, inside, 0.0)
-            else:
+            part = lanes.select(there, part * _gaussian(u), 0.0)
+            factor = lanes.fill(d, 1.0)
+            if inside is not None:
+                factor = lanes.load(omega, e, there, 0.0)
+            if rhythm is not None:
                 turn = _turn(x, line)
                 sine = vector_math.sin_pi(turn)
                 base = _base(sine)
                 logarithm = vector_math.log(base)
                 below = _power_below(b, logarithm)
-                power, by_phase = base * below, part * below * _base_slope(sine, vector_math.cos_pi(turn))
-                by_beta += part * power * logarithm
-                by_gamma += part
+                power = base * below
+                by_phase = factor * part * below * _base_slope(sine, vector_math.cos_pi(turn))
+                by_beta += factor * part * power * logarithm
+                by_gamma += factor * part
                 by_phi += by_phase
                 by_step += by_phase * x
                 part *= power - g
+            if inside is not None:
+                lanes.store(omega_gradient, e, there, part * a)
+            part *= factor
             by_alpha += part
             by_mu += part * u
             by_sigma += part * u * u
         sums[ALPHA, r], sums[SIGMA, r], sums[MU, r] = lanes.total(by_alpha), lanes.total(by_sigma), lanes.total(by_mu)
         sums[CUTOFF, r] = lanes.total(by_cutoff)
-        if free is None:
+        if rhythm is not None:
             sums[BETA, r], sums[GAMMA, r] = lanes.total(by_beta), lanes.total(by_gamma)
             sums[PHI, r] = lanes.total(by_phi)
             sums[THETA, r] = lanes.total(by_step) + line[1] * sums[PHI, r]
@@ -424,7 +464,7 @@ def strength_back(
         row_gradient[ALPHA, r] = sums[ALPHA, r] * 0.5 * (1.0 - a * a)
         row_gradient[SIGMA, r] = a * sums[SIGMA, r] / s * rows[SIGMA_SLOPE, r]
         row_gradient[MU, r] = a * sums[MU, r] / s
-        if free is None:
+        if rhythm is not None:
             b, g, t = rows[BETA, r], rows[GAMMA, r], rows[THETA, r]
             row_gradient[BETA, r] = a * sums[BETA, r]
             row_gradient[GAMMA, r] = -a * sums[GAMMA, r] * g * (1.0 - g)

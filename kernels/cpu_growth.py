@@ -7,11 +7,28 @@ from sparse_dnm.kernels.jit import kernel
 
 @kernel(parallel=True, fastmath={"reassoc"})
 def ring_gradient(
-    n_inputs, first_linear, count, indptr, indices, d, c, threshold, live, x, m, weight, bias, g, scale, by_closeness
+    n_inputs,
+    first_linear,
+    count,
+    indptr,
+    indices,
+    d,
+    c,
+    threshold,
+    live,
+    x,
+    m,
+    weight,
+    bias,
+    g,
+    scale,
+    omega,
+    by_closeness,
 ):
     """Add ``scale`` * g_ij / (1 - c) to ``by_closeness`` of the candidates threshold < |d| <= c of live readers.
 
     g_ij = sum over the batch of dL/dx_i times the message of j: the gradient that the strength of an edge would have.
+    ``omega`` (n_candidates,): a factor of that strength; empty: none.
     x, m, g are those of `cpu_propagate`, in tiles of ``count`` columns, x and m of all neurons, g of the live ones.
     """
     n = live.size
@@ -33,6 +50,8 @@ def ring_gradient(
                                 by_value += g[to + k] * x[of + k]
                                 by_one += g[to + k]
                     product = by_message + weight[j] * by_value + bias[j] * by_one
+                    if omega.size:
+                        product *= omega[e]
                     by_closeness[e] += product * (scale / (1.0 - c))
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sparse_dnm import backend
 from sparse_dnm.buffers import BufferPool
-from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.config import INSIDE, ManifoldConfig
 from sparse_dnm.initial import ROW_SCALARS
 
 KERNELS = backend.kernels(torch.device("cpu"))
@@ -47,7 +47,7 @@ class Candidates:
     def none(n_rows: int) -> Candidates:
         """No candidates yet, in a state from which every pair may enter."""
         reference = np.zeros((n_rows, len(SCALARS) + 1))
-        reference[:, SCALARS.index("sigma")] = 1.0
+        reference[:, [SCALARS.index("sigma"), SCALARS.index("theta")]] = 1.0
         reference[:, -1] = np.inf
         return Candidates(np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), reference)
 
@@ -167,7 +167,10 @@ class Windows:
 
     def __init__(self, config: ManifoldConfig):
         self.config = config
-        self.free = config.edges == "free"
+        self.free = config.edges != "closeness"  # candidates have an omega each
+        self.inside = config.edges in INSIDE
+        rhythm, outside = config.edges != "free", config.edges == "weighted"
+        self.flags = rhythm or None, self.inside or None, outside or None  # of the kernels
         self.scalars = ROW_SCALARS[config.edges]
         # the four that free edges do not have are not read
         self.kernel_scalars = [name if name in self.scalars else "alpha" for name in SCALARS]
@@ -176,7 +179,7 @@ class Windows:
         self.latest = Candidates.none(config.n_rows)  # those that the model holds
         self.offsets = np.linspace(config.n_inputs, config.n_outputs, config.n_rows)
         mean, std = config.omega
-        self.omega_bound = abs(mean) + KERNELS.OMEGA_LIMIT * std
+        self.omega_bound = abs(mean) + KERNELS.OMEGA_LIMIT * std if self.inside else 1.0
 
     def threshold(self, c: float) -> float:
         """Closeness above which pairs are kept."""
@@ -200,14 +203,14 @@ class Windows:
         threads = threads if size > FEW else 1
         scalars = [arrays[name] for name in self.kernel_scalars]
         rows = empty(KERNELS.ROWS * n_rows, np.float64).reshape(KERNELS.ROWS, n_rows)
-        if self.free:
+        if config.edges == "free":
             rows.fill(0)
         stale, d, threshold = np.empty(n_rows, np.bool_), empty(size, omega.dtype), self.threshold(c)
         row_starts = empty(config.n_neurons + 1, np.int64)
         sources, strengths = empty(size, np.int32), empty(size, omega.dtype)
         with backend.use_threads(threads):
             crossed, near, n_edges, same, imbalance = KERNELS.evaluate(
-                *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, self.free or None),
+                *(*scalars, self.offsets, config.n_inputs, config.n_sources, config.period, *self.flags),
                 *(c, threshold, check, self.omega_bound, found.reference, found.indptr, found.indices, omega),
                 *(*before, rows, stale, d, row_starts, sources, strengths),
                 empty(4 * n_rows, np.float64).reshape(4, n_rows),
@@ -234,7 +237,7 @@ class Windows:
         sums = self.buffers.empty((len(SCALARS) + 1) * config.n_rows, np.float64).reshape(-1, config.n_rows)
         with backend.use_threads(e.threads):
             by_cutoff = KERNELS.strength_back(
-                *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, self.free or None, e.c),
+                *(e.rows, self.offsets, config.n_inputs, config.n_sources, config.period, *self.flags, e.c),
                 *(e.candidates.indptr, e.candidates.indices, e.omega, e.d, e.row_starts),
                 *(e.sources, e.strengths),
                 *(e.d[:0] if by_strength is None else by_strength, e.d[:0] if by_closeness is None else by_closeness),
@@ -242,12 +245,14 @@ class Windows:
             )
         return by_cutoff, by_omega
 
-    def reach(self, e: Evaluation) -> NDArray[np.float64]:
-        """alpha' times the gaussian of every candidate, (n_candidates,): its closeness where omega is 1."""
-        row = np.repeat(np.arange(self.config.n_rows), np.diff(e.candidates.indptr))
-        alpha, sigma, mu = (e.rows[SCALARS.index(name), row] for name in ("alpha", "sigma", "mu"))
-        p = e.candidates.indices - (row + self.config.n_inputs) + self.offsets[row]
-        return np.asarray(alpha * np.exp(-0.5 * ((p - mu) / sigma) ** 2))
+    def reach(self, e: Evaluation, rows: NDArray[np.integer], sources: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Closeness of pairs (that broadcast) without the factor omega, float64."""
+        alpha, beta, gamma, theta, phi, sigma, mu = e.rows[: len(SCALARS), rows]
+        p = sources - (rows + self.config.n_inputs) + self.offsets[rows]
+        d = alpha * np.exp(-0.5 * ((p - mu) / sigma) ** 2)
+        if self.flags[0]:
+            d = d * ((0.501 + 0.5 * np.sin(2 * np.pi * p / (self.config.period * theta) + phi)) ** beta - gamma)
+        return np.asarray(d)
 
     def search(
         self, old: Candidates, stale: NDArray[np.bool_], rows: NDArray[np.float64], arrays: Arrays
@@ -261,7 +266,7 @@ class Windows:
         indptr = np.zeros(config.n_rows + 1, np.int64)
         head = (
             *(rows, old.reference, stale, threshold, self.offsets, config.n_inputs, config.n_sources),
-            *(config.period, self.free or None, config.seed, *config.omega, old.indptr, old.indices, omega),
+            *(config.period, *self.flags, config.seed, *config.omega, old.indptr, old.indices, omega),
         )
         KERNELS.scan(*head, False, indptr, old.indices[:0], omega[:0], old.indices[:0])
         np.cumsum(indptr, out=indptr)

@@ -159,8 +159,13 @@ def train(
     with _errors_reported():
         if budget_us is not None and not budget_us > 0:
             raise ValueError(f"--budget-us {budget_us:g} must be > 0 µs; leave it out for no budget")
-        if edges is not None and (density is not None or edges < 1):
-            raise ValueError(f"--edges {edges} must be >= 1, and goes without --density")
+        if edges is not None and edges < 1:
+            raise ValueError(f"--edges {edges} must be >= 1")
+        goals = {"--edges": edges, "--density": density, "--budget-us": budget_us}
+        chosen = [name for name, value in goals.items() if value is not None]
+        chosen += [f"--set {text}" for text in set_ or [] if text.startswith("target_edges")]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} say what the network is to end with: give one of them")
         if density is not None and not 0 < density <= 1:
             raise ValueError(f"--density {density:g} must be a share > 0 and <= 1")
         if resume is None:
@@ -451,11 +456,11 @@ def _new_trainer(
         check_free(out)
     data = source.load()
     chosen = _preset(data, preset or (source.dataset if source.dataset in NAMES else None))
-    manifold, config = apply_settings(chosen.manifold, chosen.train, settings)
     if density is not None:
+        manifold, _ = apply_settings(chosen.manifold, chosen.growing(1), settings)
         edges = max(1, round(density * manifold.possible_edges))
-    if edges is not None:
-        manifold, config = apply_settings(chosen.manifold, chosen.growing(edges), settings)
+    recipe = chosen.train if edges is None else chosen.growing(edges)
+    manifold, config = apply_settings(chosen.manifold, recipe, settings)
     if config.profile:
         read_profile(Path(config.profile))  # a bad one ends here, before there is a run directory
     generator = torch.Generator().manual_seed(config.seed)

@@ -12,7 +12,8 @@ from numbers import Real
 from typing import Any, TypeVar
 
 ACTIVATIONS = ("leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity")
-EDGE_MODES = ("closeness", "free")
+EDGE_MODES = ("closeness", "free", "free-closeness", "weighted")
+INSIDE = ("free", "free-closeness")  # of them, those whose closeness has the factor omega
 OUTPUTS = ("linear", "square")
 SPEEDS = ("none", "proxy", "time")
 TIME_MODES = ("train", "infer")  # forward + backward, or forward alone
@@ -71,7 +72,8 @@ class ManifoldConfig:
     """Shape and initial distribution of a Dynamic Neural Manifold.
 
     Neurons are numbered inputs first, then hidden, then outputs.  Initial values of the raw scalars are normal
-    with the (mean, standard deviation) given here.  In ``edges="free"`` beta, gamma, theta and phi do not exist.
+    with the (mean, standard deviation) given here.  In ``edges="free"`` beta, gamma, theta and phi do not exist, in
+    ``edges="closeness"`` omega does not.
     Raises ValueError naming the field, its value and the rule.
     """
 
@@ -91,7 +93,7 @@ class ManifoldConfig:
     mu: Normal = (0.0, 14.0)  # positions
     weight: Normal = (0.0, 1.0)  # dimensionless
     bias: Normal = (0.0, 1.0)  # dimensionless
-    omega: Normal = (0.0, 0.3)  # dimensionless; edges="free" only
+    omega: Normal = (0.0, 0.3)  # dimensionless
     cutoff: float = -1.0  # raw; c = sigmoid(cutoff)
     skin: float = 0.1  # closeness below the cutoff down to which candidates are kept
     seed: int = 0  # key of the counter-based generator of omega

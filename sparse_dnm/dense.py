@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_input
-from .config import ManifoldConfig, check_choice
+from .config import INSIDE, ManifoldConfig, check_choice
 from .initial import initial_scalars
 
 METHODS = ("levels", "neurons")
@@ -37,7 +37,7 @@ class DenseManifold(nn.Module):
     method   "levels": one matrix product per group of neurons that read only earlier groups, dead neurons
              skipped; "neurons": the original's loop, one neuron at a time over its row of the matrix
     state    a state_dict to start from instead of a random draw (see initial_scalars)
-    In ``edges="free"`` the candidate edges are part of the state, and a dense model has no search of its own
+    Where edges have an omega, the candidate edges are part of the state, and a dense model has no search of its own
     to find them: build it with ``from_manifold``, or give ``state``; otherwise ValueError.
     """
 
@@ -66,9 +66,9 @@ class DenseManifold(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("method", method, METHODS)
-        if config.edges == "free" and state is None:
+        if config.edges != "closeness" and state is None:
             raise ValueError(
-                'edges="free" needs candidate edges, which DenseManifold does not search for; '
+                f'edges="{config.edges}" needs candidate edges, which DenseManifold does not search for; '
                 "build a DynamicManifold and use DenseManifold.from_manifold(model)"
             )
         self.config = config
@@ -77,7 +77,7 @@ class DenseManifold(nn.Module):
             generator = torch.Generator()  # the draw is overwritten: leave the caller's generators alone
         for name, value in initial_scalars(config, generator, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
-        if config.edges == "free":
+        if config.edges != "closeness":
             self.edge_weight = nn.Parameter(torch.empty(0, dtype=dtype))
         self.register_buffer("candidate_indptr", torch.zeros(config.n_rows + 1, dtype=torch.int64))
         self.register_buffer("candidate_indices", torch.empty(0, dtype=torch.int32))
@@ -102,7 +102,8 @@ class DenseManifold(nn.Module):
         """D (n_rows, n_sources): row r is neuron n_inputs + r, column j its source; 0 where no edge is."""
         d = self._closeness().tril(self.config.n_inputs - 1)  # keeps j < i
         c = torch.sigmoid(self.cutoff)
-        return F.relu(d.abs() - c) * (1 / (1 - c)) * d.detach().sign()
+        strengths = F.relu(d.abs() - c) * (1 / (1 - c)) * d.detach().sign()
+        return strengths * self._omega() if self.config.edges == "weighted" else strengths
 
     @property
     def density(self) -> float:
@@ -124,7 +125,8 @@ class DenseManifold(nn.Module):
         frequency = 2 * math.pi * math.log(2) / (c.period * F.softplus(self.theta))
         wave = 0.501 + 0.5 * torch.sin(torch.addcmul(self.phi[:, None], p, frequency[:, None]))
         s = torch.exp((1 + self.beta)[:, None] * wave.log())  # cheaper than pow, backward above all
-        return scale * g * (s - torch.sigmoid(self.gamma)[:, None])
+        d = scale * g * (s - torch.sigmoid(self.gamma)[:, None])
+        return d * self._omega() if c.edges in INSIDE else d
 
     def _omega(self) -> Tensor:
         """omega (n_rows, n_sources): edge_weight on the candidates, 0 elsewhere."""
@@ -191,7 +193,7 @@ class DenseManifold(nn.Module):
         unexpected_keys[:] = [
             key for key in unexpected_keys if not (key.startswith(prefix + "_") or key == prefix + "reference")
         ]
-        if self.config.edges == "free":
+        if self.config.edges != "closeness":
             edges, weights = len(self.candidate_indices), len(self.edge_weight)
             end = int(self.candidate_indptr[-1])
             if not edges == weights == end:

@@ -21,7 +21,6 @@ from sparse_dnm.candidates import SCALARS
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data import Dataset
-from sparse_dnm.growth import Ring
 from sparse_dnm.losses import SparsityProxy, flow_loss
 from sparse_dnm.measured import Controller, MeasuredMemory, MeasuredTime
 from sparse_dnm.network import DynamicManifold
@@ -171,8 +170,7 @@ class KernelDescent:
         by_closeness, by_cutoff = None, 0.0
         if model.kappa:
             by_closeness = np.zeros_like(e.d)
-            ring = Ring(model.kappa, e)
-            ring.add_gradient(self._plan, self._walk, found, self._x, e.strengths, by_closeness)
+            model.ring(e).add_gradient(self._plan, self._walk, found, self._x, e.strengths, by_closeness)
         for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
             slope = term.gradient(model) if term is not None and coefficient else None
             if slope is not None:

@@ -20,10 +20,14 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 class Ring(NamedTuple):
-    """The candidates of an evaluation below its cutoff, and kappa, the coefficient of their gradient."""
+    """The candidates of an evaluation below its cutoff, and kappa, the coefficient of their gradient.
+
+    ``weighted``: the strength of an edge has the factor omega.
+    """
 
     kappa: float
     evaluation: Evaluation
+    weighted: bool
 
     def add_gradient(
         self, plan: Plan, walk: Walk, found: Gradients, x: Floats, values: Floats, by_closeness: Floats
@@ -40,5 +44,6 @@ class Ring(NamedTuple):
             KERNELS.ring_gradient(
                 *(topology.n_neurons - n_rows, plan.first_linear, tile_width(walk.batch)),
                 *(e.candidates.indptr, e.candidates.indices, e.d, e.c, e.threshold, topology.live),
-                *(walk.x, walk.m, walk.scales.weight, walk.scales.bias, found.g, self.kappa, by_closeness),
+                *(walk.x, walk.m, walk.scales.weight, walk.scales.bias, found.g, self.kappa),
+                *(e.omega if self.weighted else e.omega[:0], by_closeness),
             )

@@ -6,9 +6,12 @@ import torch
 
 from .config import ManifoldConfig
 
+ALL = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")
 ROW_SCALARS = {  # raw scalars per row in each edge mode
-    "closeness": ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu"),
+    "closeness": ALL,
     "free": ("alpha", "sigma", "mu"),
+    "free-closeness": ALL,
+    "weighted": ALL,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from sparse_dnm import backend, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays_of, scales_of
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
 from sparse_dnm.checks import check_input
-from sparse_dnm.config import ACTIVATIONS, ManifoldConfig, check_choice
+from sparse_dnm.config import ACTIVATIONS, INSIDE, ManifoldConfig, check_choice
 from sparse_dnm.growth import Ring
 from sparse_dnm.initial import initial_scalars
 from sparse_dnm.plan import Floats, Plan, Scales
@@ -104,9 +105,9 @@ class DynamicManifold(nn.Module):
 
     One thread may use a model at a time: a call leaves what it found in it.
 
-    Parameters: alpha, mu, sigma (and beta, gamma, theta, phi where ``edges="closeness"``), each (n_rows,); cutoff ();
-    weight, bias (n_sources,); edge_weight (n_candidates,) where ``edges="free"``.  edge_weight changes its length
-    when the structure does; the moments of torch's optimisers that hold it move with their edges (see `follow`).
+    Parameters: alpha, mu, sigma (and beta, gamma, theta, phi, not where ``edges="free"``), each (n_rows,); cutoff ();
+    weight, bias (n_sources,); edge_weight (n_candidates,), not where ``edges="closeness"``.  edge_weight changes its
+    length when the structure does; the moments of torch's optimisers that hold it move with their edges (see `follow`).
     ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
     as if they were edges: with it a network grows, without it gradients are exact.
 
@@ -134,11 +135,11 @@ class DynamicManifold(nn.Module):
         _check_dtype(dtype)
         self.config = config
         self.executor = Executor(executor, threads)
-        self.kappa = 0.0
+        self._kappa = 0.0
         self._windows = Windows(config)
         for name, value in initial_scalars(config, generator, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
-        if config.edges == "free":
+        if self._windows.free:
             self.edge_weight = nn.Parameter(torch.empty(0, dtype=dtype))
             _FREE_MODELS.add(self)
         self._set_candidates(Candidates.none(config.n_rows))
@@ -156,6 +157,17 @@ class DynamicManifold(nn.Module):
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
         if self._windows.free:
             _FREE_MODELS.add(self)
+
+    @property
+    def kappa(self) -> float:
+        """Coefficient of the ring's gradient."""
+        return self._kappa
+
+    @kappa.setter
+    def kappa(self, value: float) -> None:
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"kappa={value!r} must be a finite number >= 0; 0: gradients are exact")
+        self._kappa = float(value)
 
     # -- structure -------------------------------------------------------------------------------------------
 
@@ -207,20 +219,35 @@ class DynamicManifold(nn.Module):
 
     @torch.no_grad()
     def add_candidates(self, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike) -> None:
-        """Make pairs candidates, each with its omega, (n,) each; ``edges="free"`` only.
+        """Make pairs candidates, each with its omega, (n,) each; where closeness has it as a factor only.
 
         ``rows`` count from the first neuron that is no input.  The gradient and moments of the others stay theirs.
         Raises ValueError where a pair is not possible or is one already.
         """
-        if not self._windows.free:
-            raise ValueError("candidates can be added to free edges only")
-        old, n_rows = self._windows.latest, self.config.n_rows
+        if not self._windows.inside:
+            raise ValueError(f"candidates can be added in edges {INSIDE} only, not {self.config.edges!r}")
+        old, n_rows, limit = self._windows.latest, self.config.n_rows, self.config.n_sources
+        new, told, values_of = np.asarray(rows), np.asarray(sources), np.asarray(omega)
+        if not new.shape == told.shape == values_of.shape == (len(new),):
+            raise ValueError(f"rows {new.shape}, sources {told.shape} and omega {values_of.shape} must be (n,) each")
+        if not np.isfinite(values_of).all():
+            raise ValueError("omega must be finite")
+        wrong = (new < 0) | (new >= n_rows) | (told < 0) | (told >= np.minimum(new + self.config.n_inputs, limit))
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"row {new[k]} (of {n_rows}) cannot read neuron {told[k]}: edges lead from lower to higher"
+            )
         before = np.repeat(np.arange(n_rows), np.diff(old.indptr))
         all_rows = np.concatenate([before, np.asarray(rows, np.int64)])
         indices = np.concatenate([old.indices, np.asarray(sources, np.int32)])
         places = np.concatenate([np.arange(len(before)), np.full(len(indices) - len(before), -1)])
         values = np.concatenate([self.arrays()["edge_weight"], np.asarray(omega, self.arrays()["edge_weight"].dtype)])
         order = np.lexsort((indices, all_rows))
+        twice = (np.diff(all_rows[order]) == 0) & (np.diff(indices[order]) == 0)
+        if twice.any():
+            k = order[np.flatnonzero(twice)[0]]
+            raise ValueError(f"row {all_rows[k]} has neuron {indices[k]} as a candidate already; give each pair once")
         indptr = np.zeros(n_rows + 1, np.int64)
         np.cumsum(np.bincount(all_rows, minlength=n_rows), out=indptr[1:])
         check_candidates(self.config, indptr, indices[order], len(values))
@@ -346,6 +373,10 @@ class DynamicManifold(nn.Module):
         assert self._found.evaluation is not None
         return self._found.evaluation, self._make_plan()
 
+    def ring(self, evaluation: Evaluation) -> Ring:
+        """The candidates below the cutoff, with this model's kappa."""
+        return Ring(self.kappa, evaluation, self.config.edges == "weighted")
+
     def straight_through(self, value: float, by_cutoff: float, by_closeness: Floats) -> Tensor:
         """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
         ``by_closeness`` (n_candidates,) that by the closeness of the last forward's candidates."""
@@ -373,7 +404,7 @@ class DynamicManifold(nn.Module):
             held = self._found
             assert held.plan is not None
             assert held.strengths is not None
-            ring = (Ring(self.kappa, held.evaluation), held.closeness) if self.kappa and held.evaluation else ()
+            ring = (self.ring(held.evaluation), held.closeness) if self.kappa and held.evaluation else ()
             out = _propagate(held.plan, x, held.strengths, self.weight, self.bias, *ring)
         else:
             out = self._infer(x)

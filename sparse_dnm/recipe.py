@@ -20,7 +20,7 @@ LEAST = 0.1  # of lr, before such a structure stays: until then edges come and g
 def trimmed_after(config: TrainConfig) -> int:
     """Updates after which a network is trimmed to its budget or its number of edges; where it has none, all."""
     if config.target_edges:
-        return config.steps - int(FINE_TUNE * config.steps)
+        return config.steps - math.ceil(FINE_TUNE * config.steps)
     return config.steps - (min(config.trim_steps, config.steps // 4) if config.budget_us else 0)
 
 
@@ -65,7 +65,9 @@ class Variation:
                 "image of whole lines; leave shift at 0"
             )
         if self._shift and self._shift >= min(self._width, n // self._width):
-            raise ValueError(f"shift={self._shift} moves images of {n // self._width} x {self._width} out of sight")
+            raise ValueError(
+                f"shift={self._shift} moves images of {n // self._width} x {self._width} out of sight; give less"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """The batch x (batch, n_inputs), varied; x itself where nothing is wanted."""

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dnm.candidates import SCALARS, Evaluation
+from sparse_dnm.checks import check_input
+from sparse_dnm.config import INSIDE
 from sparse_dnm.initial import initial_scalars
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats
@@ -36,8 +37,11 @@ def scan(
     With a ``generator``, as many pairs drawn from it instead, of either sign (to compare: SET, Mocanu et al. 2018).
     Returns how many edges were born.  Only free edges have an omega of their own to be born with.
     """
-    if not model.config.edges == "free":
-        raise ValueError("scans need edges='free': where closeness is computed, no single edge can be born")
+    if model.config.edges not in INSIDE:
+        raise ValueError(f"scans need edges in {INSIDE}: where closeness has no omega, no single edge can be born")
+    if count < 1:
+        raise ValueError(f"count={count} must be >= 1 edge")
+    check_input(x, model.config.n_inputs, model.alpha.dtype)
     e, plan = model.find()
     arrays = model.arrays()
     table = x.contiguous().numpy()
@@ -45,6 +49,8 @@ def scan(
     outputs = torch.from_numpy(out).requires_grad_()
     with torch.enable_grad():
         value = loss(outputs * outputs if model.config.output == "square" else outputs)
+        if value.shape != () or not value.requires_grad:
+            raise ValueError(f"loss gave {tuple(value.shape)}; it must be a scalar that depends on the outputs")
         (gradient,) = torch.autograd.grad(value, outputs)
     found = plan.backward(walk, e.strengths, gradient.numpy())
     plan.complete(walk, table, e.strengths)
@@ -54,7 +60,7 @@ def scan(
     for first in range(0, model.config.n_rows, BLOCK):
         rows = np.arange(first, min(first + BLOCK, model.config.n_rows))
         readers = rows + model.config.n_inputs
-        reach = _reach(model, e, rows)
+        reach = model._windows.reach(e, rows[:, None], np.arange(model.config.n_sources)[None, :])
         allowed = np.abs(reach) > FAINT
         for k, r in enumerate(rows):
             allowed[k, readers[k] :] = False
@@ -84,7 +90,7 @@ def reseed(model: DynamicManifold, generator: torch.Generator) -> int:
     dead = np.flatnonzero(hidden & (reads == 0))
     fresh = initial_scalars(model.config, generator, model.alpha.dtype)
     with torch.no_grad():
-        for name in ("alpha", "sigma", "mu"):
+        for name in model._windows.scalars:
             model.get_parameter(name)[dead] = fresh[name][dead]
     model.forget_rows(dead)
     return len(dead)
@@ -94,14 +100,6 @@ def _by_neuron(array: Floats, batch: int, n: int) -> Tensor:
     """A buffer of a walk (tiles, n, width) as (n, batch)."""
     tiles = torch.from_numpy(array).reshape(-1, n, tile_width(batch))
     return tiles.transpose(0, 1).reshape(n, -1)[:, :batch]
-
-
-def _reach(model: DynamicManifold, e: Evaluation, rows: NDArray[np.intp]) -> Floats:
-    """alpha' times gaussian of every source, seen from ``rows``, (rows, n_sources)."""
-    alpha, sigma, mu = (e.rows[SCALARS.index(name), rows][:, None] for name in ("alpha", "sigma", "mu"))
-    offset = model._windows.offsets[rows] - rows - model.config.n_inputs
-    p = np.arange(model.config.n_sources)[None, :] + offset[:, None]
-    return np.asarray(alpha * np.exp(-0.5 * ((p - mu) / sigma) ** 2))
 
 
 class _Best:

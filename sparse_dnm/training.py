@@ -25,7 +25,7 @@ from sparse_dnm import checkpoint as files
 from sparse_dnm.calibration import read_profile
 from sparse_dnm.candidates import Candidates
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
-from sparse_dnm.config import TrainConfig
+from sparse_dnm.config import INSIDE, TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
 from sparse_dnm.descent import Costs, Terms, check_data, descent_of
 from sparse_dnm.fresh import Network, time_fresh
@@ -47,6 +47,7 @@ DOUBLINGS = 8  # of the number of edges that are tried for it
 REVIVED = 20  # edges per output that it then has at least
 QUIET = 200  # steps without terms for speed and memory after that
 STEER = 10  # steps between looks at the number of edges
+FAR = 1.5  # times the number of edges that was asked for, from which on a cut is a jump
 NEAR = 0.02  # of the number of edges that was asked for, that it may differ
 ATTEMPTS = 4  # times that fresh processes are asked
 Record = dict[str, Any]
@@ -166,8 +167,8 @@ class Trainer:
             )
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
-        if config.scan_every and model.config.edges != "free":
-            raise ValueError(f"scan_every={config.scan_every} needs edges='free', not {model.config.edges!r}")
+        if config.scan_every and model.config.edges not in INSIDE:
+            raise ValueError(f"scan_every={config.scan_every} needs edges in {INSIDE}, not {model.config.edges!r}")
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
         self._descent = descent_of(model, data.task, config)
         self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
@@ -292,6 +293,7 @@ class Trainer:
         if config.target_edges:
             before = saved.get("edges") or {"start": model.topology.n_edges, "integral": Controller.FIRST}
             edges = Controller(config.target_edges, before["start"], before["integral"])
+            edges.multiplier = before.get("multiplier", edges.multiplier)
         return Costs(config, speed, memory, edges)
 
     def _check_budget(self, term: MeasuredTime) -> None:
@@ -404,6 +406,7 @@ class Trainer:
     def _keep_edges(self) -> None:
         """Give the network its number of edges."""
         wanted, before = self.config.target_edges, self.model.topology.n_edges
+        self._save()  # of a network that a cut may take apart
         try:
             found = keep_edges(self.model, wanted)
         except ValueError as error:
@@ -411,12 +414,20 @@ class Trainer:
                 f"target_edges={wanted} was not reached: {error}. Start a new run, with another --out or the default, "
                 f"and more --edges or --steps. {self._kept()}"
             ) from None
-        self.notes.append(f"cut to {found:,} edges from {before:,} at step {self.step}")
-        if abs(found - wanted) > NEAR * wanted:
+        self.notes.append(f"the cutoff was moved to {found:,} edges, from {before:,}, at step {self.step}")
+        if before > FAR * wanted:
+            self.notes.append(
+                f"warning: that is a jump: the proxy had not brought the edges near {wanted:,} by then, and what they "
+                f"had learned is lost; give more --steps (now {self.config.steps}) or a larger --set "
+                f"proxy_coefficient= (now {self.config.proxy_coefficient:g})"
+            )
+        if found < (1 - NEAR) * wanted:
             self.notes.append(
                 f"warning: {found:,} edges instead of {wanted:,}: no more candidates; give a larger --set skin= (now "
                 f"{self.model.config.skin:g}) or --set kappa= (now {self.config.kappa:g})"
             )
+        elif found > (1 + NEAR) * wanted:
+            self.notes.append(f"warning: {found:,} edges instead of {wanted:,}: many lie at the cutoff; lower --lr")
 
     def _fit(self, target_us: float) -> None:
         """Trim the network to ``target_us``; raise TrainingError with the nearest that could be reached."""
@@ -631,7 +642,7 @@ class Trainer:
         self._check_parameters()
         config, manifold = self.config, self.model.config
         if self.step == 0:
-            omega = f", or a larger --set omega=0,std (now {manifold.omega[1]:g})" if manifold.edges == "free" else ""
+            omega = f", or a larger --set omega=0,std (now {manifold.omega[1]:g})" if manifold.edges in INSIDE else ""
             raise TrainingError(
                 f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
                 f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}. {self._kept()}"
@@ -701,7 +712,7 @@ class Trainer:
         return {
             "time": time_state,
             "memory_reference": None if memory is None else memory.reference,
-            "edges": None if edges is None else {"start": edges.start, "integral": edges.integral},
+            "edges": edges and {name: getattr(edges, name) for name in ("start", "integral", "multiplier")},
             "guard": [self._recovered, self._quiet_until, self._edges],
         }
 
@@ -722,6 +733,11 @@ class Trainer:
     def _finish(self) -> Record:
         """The summary of the trained model, written to the run directory."""
         self.model.kappa = 0.0
+        if self._recovered:
+            self.notes.append(
+                f"warning: the network had to be connected again {self._recovered} times: a lower --set "
+                f"{self.config.coefficient_field}= (now {self.config.speed_coefficient:g}) would keep it whole"
+            )
         measured = self._measured_summary()
         test, executor = self._test(), self.model.executor
         summary = {

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dnm.candidates import Prices, expected_cost
+from sparse_dnm.config import INSIDE
 from sparse_dnm.measured import MeasuredTime
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats
@@ -53,7 +54,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         first = order[: max(1, min(enough, math.ceil(STEP * len(order))))]
-        if "edge_weight" in before:
+        if model.config.edges in INSIDE:
             gone = np.flatnonzero(active)[first]
             with torch.no_grad():
                 model.edge_weight[torch.from_numpy(gone)] = 0.0
@@ -120,12 +121,13 @@ class Frozen:
     def __init__(self, model: DynamicManifold):
         evaluation, _ = model.find()
         self.model = model
-        self._free = model.config.edges == "free"
-        if self._free:
+        self._inside = model.config.edges in INSIDE
+        if self._inside:
             self._kept = model.edge_weight.detach().clone()
             self._active = torch.from_numpy(np.abs(evaluation.d) > evaluation.c)
             # of omega; of rows and cutoff alone, so that a run that goes on holds it at the same bits
-            reach = np.maximum(np.abs(model._windows.reach(evaluation)), 1e-30)
+            rows = np.repeat(np.arange(model.config.n_rows), np.diff(evaluation.candidates.indptr))
+            reach = np.maximum(np.abs(model._windows.reach(evaluation, rows, evaluation.candidates.indices)), 1e-30)
             self._least = torch.from_numpy(evaluation.c * (1 + self.MARGIN) / reach).to(self._kept.dtype)
 
     def still(self) -> None:
@@ -137,7 +139,7 @@ class Frozen:
     @torch.no_grad()
     def hold(self) -> None:
         """After an update: no edge has appeared or gone."""
-        if self._free:
+        if self._inside:
             now, kept = self.model.edge_weight, self._kept
             held = torch.where(kept < 0, torch.minimum(now, -self._least), torch.maximum(now, self._least))
             now.copy_(torch.where(self._active, held, kept))

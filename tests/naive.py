@@ -77,6 +77,20 @@ def closeness_free(n, n_inputs, n_outputs, raw, omega):
     return d
 
 
+def closeness_of(edges, n, n_inputs, n_outputs, period, raw, omega):
+    """d (n, n) in the mode ``edges``, nan where impossible; omega (n, n)."""
+    if edges == "free":
+        return closeness_free(n, n_inputs, n_outputs, raw, omega)
+    d = closeness(n, n_inputs, n_outputs, period, raw)
+    return d * omega if edges == "free-closeness" else d
+
+
+def strength_of(edges, d, cutoff_raw, omega):
+    """Values of edges in the mode ``edges``: `strength`, times omega where edges are weighted."""
+    D = strength(d, cutoff_raw)
+    return D * omega if edges == "weighted" else D
+
+
 def strength(d, cutoff_raw):
     """D (n, n): closeness behind the soft threshold; 0 where inactive or impossible."""
     c = sigmoid(float(cutoff_raw))

@@ -5,7 +5,10 @@ import torch
 from hypothesis import strategies as st
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
-from sparse_dnm.config import ACTIVATIONS
+from sparse_dnm.config import ACTIVATIONS, EDGE_MODES
+
+MANY = {mode: {"omega": (0.0, 1.0)} if mode == "free-closeness" else {} for mode in EDGE_MODES}
+"""Changes with which a preset has as many edges in every mode: two factors below 1 leave few."""
 
 
 @st.composite
@@ -18,7 +21,7 @@ def manifold_configs(draw, **fixed):
         "n_outputs": n_outputs,
         "period": draw(st.sampled_from([1.0, 3.0, 7.5])),
         "activation": draw(st.sampled_from(ACTIVATIONS)),
-        "edges": draw(st.sampled_from(["closeness", "free"])),
+        "edges": draw(st.sampled_from(EDGE_MODES)),
         "output": draw(st.sampled_from(["linear", "square"])),
         "alpha": (draw(st.sampled_from([5.0, 1.0, 0.0])), 1.0),
         "beta": (0.0, 0.3),
@@ -65,7 +68,7 @@ def dense_omega(model):
     """omega as a dense float64 (n, n) numpy array, 0 where no candidate is."""
     n, n_inputs = model.config.n_neurons, model.config.n_inputs
     omega = np.zeros((n, n))
-    if model.config.edges == "free":
+    if model.config.edges != "closeness":
         indptr = model.candidate_indptr.numpy()
         rows = np.repeat(np.arange(n_inputs, n), np.diff(indptr))
         omega[rows, model.candidate_indices.numpy()] = model.edge_weight.detach().double().numpy()

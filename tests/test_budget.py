@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from strategies import MANY
 from test_training import dataset
 from test_training import trainer as make_trainer
 
@@ -89,9 +90,9 @@ def test_a_target_out_of_reach_ends_with_the_nearest_still_connected():
     assert error.value.nearest > CALL
 
 
-@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("edges", ["free", "closeness", "free-closeness", "weighted"])
 def test_a_frozen_structure_stays_while_weights_are_trained(edges):
-    model = model_of("toy", edges=edges)
+    model = model_of("toy", edges=edges, **MANY[edges])
     frozen = Frozen(model)
     before = model.topology.edges().tobytes()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)

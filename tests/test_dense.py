@@ -40,7 +40,7 @@ def hand_made_state(config, seed, dtype=torch.float64, share=0.6, chosen=None):
     rows = [[j for j in range(min(i, n - o)) if chosen(i, j)] for i in range(a, n)]
     state["candidate_indptr"] = torch.tensor(np.cumsum([0, *map(len, rows)]), dtype=torch.int64)
     state["candidate_indices"] = torch.tensor([j for row in rows for j in row], dtype=torch.int32)
-    if config.edges == "free":
+    if config.edges != "closeness":
         mean, std = config.omega
         state["edge_weight"] = mean + std * torch.randn(sum(map(len, rows)), generator=generator, dtype=dtype)
     return state
@@ -56,18 +56,22 @@ def arrays(model):
 
 def oracle_closeness(config, values):
     n, a, o = config.n_neurons, config.n_inputs, config.n_outputs
-    if config.edges == "closeness":
-        return naive.closeness(n, a, o, config.period, values)
+    return naive.closeness_of(config.edges, n, a, o, config.period, values, oracle_omega(config, values))
+
+
+def oracle_omega(config, values):
+    n, a = config.n_neurons, config.n_inputs
     omega = np.zeros((n, n))
     indptr, indices = values["candidate_indptr"].astype(int), values["candidate_indices"].astype(int)
-    for r in range(n - a):
+    for r in range(n - a if config.edges != "closeness" else 0):
         for k in range(indptr[r], indptr[r + 1]):
             omega[a + r, indices[k]] = values["edge_weight"][k]
-    return naive.closeness_free(n, a, o, values, omega)
+    return omega
 
 
 def oracle_strength(config, values):
-    return naive.strength(oracle_closeness(config, values), values["cutoff"])
+    d, omega = oracle_closeness(config, values), oracle_omega(config, values)
+    return naive.strength_of(config.edges, d, values["cutoff"], omega)
 
 
 def oracle(config, values, x):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
+from sparse_dnm.config import EDGE_MODES
 
 
 def of_ring(edges, activation, output, batch, seed, kappa=1.0, threads=1):
@@ -28,7 +29,7 @@ def of_ring(edges, activation, output, batch, seed, kappa=1.0, threads=1):
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(["free", "closeness"]), st.sampled_from(["leaky_relu", "silu"]),
+@given(st.sampled_from(EDGE_MODES), st.sampled_from(["leaky_relu", "silu"]),
        st.sampled_from(["linear", "square"]), st.integers(1, 70), st.integers(0, 1000))  # fmt: skip
 def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, activation, output, batch, seed):
     model, x, (grown, exact) = of_ring(edges, activation, output, batch, seed)
@@ -58,11 +59,12 @@ def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, ac
             parts = parts + model.closeness.grad.numpy()
         np.testing.assert_allclose(grown, parts, rtol=1e-9, atol=1e-9)
         return
+    omega = evaluation.omega if edges == "weighted" else np.ones(len(ring))
     for e in np.flatnonzero(ring)[:6]:
         high, low = dense.copy(), dense.copy()
         high[rows[e], evaluation.candidates.indices[e]] += 1e-6
         low[rows[e], evaluation.candidates.indices[e]] -= 1e-6
-        expected = (loss(high) - loss(low)) / 2e-6 / (1 - evaluation.c)
+        expected = omega[e] * (loss(high) - loss(low)) / 2e-6 / (1 - evaluation.c)
         np.testing.assert_allclose(grown[e], expected, rtol=1e-5, atol=1e-6)
 
 

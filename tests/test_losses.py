@@ -17,13 +17,12 @@ def naive_terms(model, raw, omega, cutoff):
     """(flow, proxy's soft count) of the oracle for the given scalars."""
     config = model.config
     head = (config.n_neurons, config.n_inputs, config.n_outputs)
-    free = config.edges == "free"
-    d = naive.closeness_free(*head, raw, omega) if free else naive.closeness(*head, config.period, raw)
+    d = naive.closeness_of(config.edges, *head, config.period, raw, omega)
     c = naive.sigmoid(model.cutoff.item())
     inside = np.abs(np.nan_to_num(dense_closeness(model, dense_omega(model)))) > max(c - config.skin, c / 2)
-    if free:
+    if config.edges != "closeness":
         inside &= dense_omega(model) != 0
-    D = naive.strength(d, cutoff)
+    D = naive.strength_of(config.edges, d, cutoff, omega)
     return naive.flow(D, config.n_inputs, config.n_outputs), naive.soft_edges(np.nan_to_num(d), cutoff, TAU, inside)
 
 

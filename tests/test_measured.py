@@ -82,7 +82,7 @@ def test_a_gate_costs_what_its_edge_would():
             assert saved == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", ["closeness", "free", "free-closeness", "weighted"])
 def test_the_term_is_the_value_with_the_gradient_of_the_expected_cost(edges):
     model = model_of(edges=edges)
     term = MeasuredTime(model, TimeSettings(batch=8, every=10**6, **QUICK))

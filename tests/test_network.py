@@ -11,11 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.linalg import spsolve_triangular
-from strategies import dags, dense_omega, manifolds, raw_scalars, rng_input
+from strategies import MANY, dags, dense_omega, manifolds, raw_scalars, rng_input
 from torch.nn.utils import prune
 
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
-from sparse_dnm.config import ACTIVATIONS
+from sparse_dnm.config import ACTIVATIONS, EDGE_MODES
 
 BATCHES = (1, 3, 50, 65)  # tiles of 1 and 4 columns, two of 32 and two of 48
 
@@ -23,14 +23,12 @@ BATCHES = (1, 3, 50, 65)  # tiles of 1 and 4 columns, two of 32 and two of 48
 def naive_closeness(model):
     config = model.config
     head = (config.n_neurons, config.n_inputs, config.n_outputs)
-    if config.edges == "free":
-        return naive.closeness_free(*head, raw_scalars(model), dense_omega(model))
-    return naive.closeness(*head, config.period, raw_scalars(model))
+    return naive.closeness_of(config.edges, *head, config.period, raw_scalars(model), dense_omega(model))
 
 
 def naive_outputs(model, x):
     config = model.config
-    D = naive.strength(naive_closeness(model), model.cutoff.item())
+    D = naive.strength_of(config.edges, naive_closeness(model), model.cutoff.item(), dense_omega(model))
     numbers = (v.detach().double().numpy() for v in (x, model.weight, model.bias))
     x, weight, bias = numbers
     return naive.forward_manifold(
@@ -69,10 +67,12 @@ def test_outputs_and_gradients_match_the_dense_model(model, batch, executor):
         torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 @pytest.mark.parametrize("batch", [1, 50, 65])
 def test_float32_matches_float64(edges, batch):
-    config = ManifoldConfig.preset("original-mnist", output="linear", edges=edges, weight=(1, 0.1), bias=(0, 0.1))
+    config = ManifoldConfig.preset(
+        "original-mnist", output="linear", edges=edges, weight=(1, 0.1), bias=(0, 0.1), **MANY[edges]
+    )
     double = DynamicManifold(config, torch.Generator().manual_seed(1), torch.float64)
     single = DynamicManifold(config, torch.Generator().manual_seed(1), torch.float32)
     double.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in single.state_dict().items()})
@@ -104,7 +104,7 @@ def test_gradcheck_of_every_parameter(model):
 
 
 @pytest.mark.parametrize("batch", [1, 50, 200])
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 def test_same_bits_for_any_threads_and_executor(edges, batch):
     config = ManifoldConfig.preset("original-mnist", edges=edges)
     results = []
@@ -290,9 +290,9 @@ def test_terms_have_gradients_after_a_call_without():
 
 
 @pytest.mark.parametrize("changes", [{"sigma": (1e25, 0.0)}, {"cutoff": -1000.0}, {"mu": (0.0, 1e30)}])
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 def test_extreme_settings_find_their_edges(edges, changes):
-    config = ManifoldConfig.preset("toy", edges=edges, **changes)
+    config = ManifoldConfig.preset("toy", edges=edges, **changes, **MANY[edges])
     model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)
     expected = int((DenseManifold.from_manifold(model).strengths_matrix() != 0).sum())
     assert model.topology.n_edges == expected
@@ -300,7 +300,7 @@ def test_extreme_settings_find_their_edges(edges, changes):
 
 
 def test_the_state_of_a_dense_model_loads():
-    for edges in ("closeness", "free"):
+    for edges in EDGE_MODES:
         model = DynamicManifold(ManifoldConfig.preset("toy", edges=edges))
         x = rng_input(model, 3)
         expected = model(x)
@@ -463,7 +463,7 @@ def test_wrong_settings_are_named():
         model(torch.zeros(1, 5))
 
 
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 @pytest.mark.parametrize("change", ["data", "numpy", "in place", "replaced", "loaded"])
 def test_without_gradients_a_structure_is_used_again_until_a_parameter_changes(edges, change):
     config = ManifoldConfig.preset("toy", edges=edges)
@@ -508,7 +508,7 @@ def test_inputs_in_any_order_take_their_own_columns(batch, seed):
     torch.testing.assert_close(dag(x), x @ weight[torch.from_numpy(order)] + dag.bias, check_dtype=True)
 
 
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_a_model_changes_its_dtype_after_calls(edges, batch):
     model = DynamicManifold(ManifoldConfig.preset("toy", edges=edges), torch.Generator().manual_seed(0))
@@ -521,7 +521,7 @@ def test_a_model_changes_its_dtype_after_calls(edges, batch):
             torch.testing.assert_close(model.float()(x), single, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("edges", ["closeness", "free"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 def test_a_first_call_in_inference_mode_leaves_a_model_that_trains(edges):
     config = ManifoldConfig.preset("toy", edges=edges)
     model, other = (DynamicManifold(config, torch.Generator().manual_seed(0)) for _ in range(2))

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from strategies import raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
 from sparse_dnm.checkpoint import CHECKPOINT
-from sparse_dnm.config import PRESETS
+from sparse_dnm.config import EDGE_MODES, INSIDE, PRESETS
 from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
 from sparse_dnm.regrow import FAINT, NEWBORN, reseed, scan
-from sparse_dnm.training import TrainingError
+from sparse_dnm.training import Interrupted, TrainingError
 from sparse_dnm.trim import keep_edges
 
 
@@ -30,8 +33,9 @@ def model_of(seed=0, dtype=torch.float64, **changes):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("output", ["linear", "square"])
-def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output):
-    model = model_of(seed, output=output)
+@pytest.mark.parametrize("edges", INSIDE)
+def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output, edges):
+    model = model_of(seed, output=output, edges=edges)
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     e, plan = model.find()
@@ -40,9 +44,7 @@ def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output)
     readers = np.repeat(np.arange(n), np.diff(topology.indptr))
     dense[readers, topology.indices] = e.strengths
     weight, bias = (model.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
-    scalars = {name: model.get_parameter(name).detach().numpy() for name in ("alpha", "sigma", "mu")}
-    scalars["cutoff"] = model.cutoff.item()
-    reach = naive.closeness_free(n, 5, 4, scalars, np.ones((n, n)))
+    reach = naive.closeness_of(edges, n, 5, 4, 5.0, raw_scalars(model), np.ones((n, n)))
     known = set(
         zip(
             np.repeat(np.arange(5, n), np.diff(e.candidates.indptr)).tolist(),
@@ -91,7 +93,7 @@ def test_random_regrowth_is_of_its_generator_and_of_either_sign():
         assert len(model.edge_weight) == before + 20
         found.append(model.candidate_indices.numpy().tobytes())
     assert found[0] == found[1] != found[2]
-    with pytest.raises(ValueError, match="scans need edges='free'"):
+    with pytest.raises(ValueError, match="scans need edges in"):
         scan(model_of(edges="closeness"), torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 3)
 
 
@@ -140,7 +142,7 @@ def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
     assert churn > 100
 
 
-@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 @pytest.mark.parametrize("share", [0.3, 0.9, 1.15])
 def test_the_cutoff_gives_a_number_of_edges(edges, share):
     model = DynamicManifold(ManifoldConfig.preset("digits", edges=edges), torch.Generator().manual_seed(0))
@@ -211,6 +213,35 @@ def test_bad_settings_of_growth(change, said):
         TrainConfig(**{"speed": "proxy", **change})
 
 
+@pytest.mark.parametrize(
+    ("rows", "sources", "omega", "said"),
+    [
+        ([0], [0], [1.0, 2.0], "must be (n,) each"),
+        ([-1], [0], [1.0], "row -1 (of 20) cannot read neuron 0"),
+        ([20], [0], [1.0], "row 20 (of 20) cannot read"),
+        ([3], [8], [1.0], "row 3 (of 20) cannot read neuron 8"),
+        ([3, 3], [1, 1], [1.0, 1.0], "row 3 has neuron 1 as a candidate already"),
+        ([3], [1], [math.nan], "omega must be finite"),
+    ],
+)
+def test_bad_candidates(rows, sources, omega, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        model_of().add_candidates(rows, sources, omega)
+
+
+def test_bad_use_of_growth():
+    model, x = model_of(), torch.ones(2, 5, dtype=torch.float64)
+    for value in (-1, math.nan, "a", None):
+        with pytest.raises(ValueError, match="must be a finite number >= 0"):
+            model.kappa = value
+    with pytest.raises(ValueError, match="count=0 must be >= 1"):
+        scan(model, x, lambda out: out.sum(), 0)
+    with pytest.raises(ValueError, match="it must be a scalar"):
+        scan(model, x, lambda out: out, 3)
+    with pytest.raises(ValueError, match="5"):
+        scan(model, x[:, :4], lambda out: out.sum(), 3)
+
+
 def training(tmp_path=None, steps=600, manifold=(), **changes):
     preset = PRESETS["digits"]
     config = dataclasses.replace(
@@ -222,14 +253,14 @@ def training(tmp_path=None, steps=600, manifold=(), **changes):
     return Trainer(model, data.load("digits"), config, tmp_path)
 
 
-@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("edges", EDGE_MODES)
 def test_a_run_ends_with_its_number_of_edges(edges):
-    found = training(manifold={"edges": edges}, scan_every=100 if edges == "free" else 0).run()
+    found = training(manifold={"edges": edges}, scan_every=100 if edges in INSIDE else 0).run()
     assert found["edges"] == pytest.approx(700, rel=0.02)
-    assert edges == "closeness" or found["test_accuracy"] > 0.8
+    assert edges not in INSIDE or found["test_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("at", [250, 550])  # before and after the structure stays
+@pytest.mark.parametrize("at", [250, 550, 205])  # before the structure stays, after it, and saved between two looks
 def test_a_torn_run_with_growth_ends_in_the_same_bits(tmp_path, at):
     whole = training(tmp_path / "whole", scan_every=60, regrowth="random", shift=1).run()
 
@@ -239,9 +270,11 @@ def test_a_torn_run_with_growth_ends_in_the_same_bits(tmp_path, at):
     def tear(record):
         if record["step"] == at:
             raise TornError
+        if at == 205 and record["step"] == 200:  # as if by Ctrl-C
+            advance, torn._advance = torn._advance, lambda: os.kill(os.getpid(), signal.SIGINT) or advance()
 
     torn = training(tmp_path / "torn", scan_every=60, regrowth="random", shift=1)
-    with pytest.raises(TornError):
+    with pytest.raises((TornError, Interrupted)):
         torn.run(tear)
     again = Trainer.resume(tmp_path / "torn", data.load("digits")).run()
     for name in ("test_accuracy", "edges", "depth", "live"):
@@ -283,7 +316,11 @@ def test_the_command_takes_edges_or_density(tmp_path):
     command("--density", 0.15, "--steps", 800, "--out", "b")
     possible = ManifoldConfig.preset("toy").possible_edges
     assert json.loads((tmp_path / "b/summary.json").read_text())["edges"] == round(0.15 * possible)
-    assert "goes without --density" in command("--edges", 40, "--density", 0.1, code=2)
+    assert "--edges and --density say what" in command("--edges", 40, "--density", 0.1, code=2)
+    assert "give one of them" in command("--edges", 40, "--set", "target_edges=3", code=2)
+    assert "torch-sparse" in command("--edges", 40, "--executor", "torch-sparse", code=2)
+    command("--edges", 40, "--steps", 3, "--out", "c")
+    assert json.loads((tmp_path / "c/summary.json").read_text())["edges"] == 40
     assert "--density 2 must be a share" in command("--density", 2, code=2)
     assert "more than the" in command("--edges", 10_000, code=2)
-    assert "budget_us" in command("--edges", 40, "--budget-us", 100, code=2)
+    assert "--edges and --budget-us say what" in command("--edges", 40, "--budget-us", 100, code=2)

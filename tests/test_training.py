@@ -132,7 +132,7 @@ def test_mse_is_in_the_units_of_the_data():
     assert summary["test_mse"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("edges", ["free", "closeness"])
+@pytest.mark.parametrize("edges", ["free", "closeness", "free-closeness", "weighted"])
 @pytest.mark.parametrize("step", [0, 30, 40])
 def test_resume_after_a_crash_gives_the_same_bits(tmp_path, edges, step):
     changes = {"edges": edges, "skin": 0.02}  # a thin skin: candidates are rebuilt often
@@ -180,6 +180,8 @@ def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
         ({"time_coefficient": 30.0, "memory_coefficient": 7.0}, {"edges": "free"}),
         ({"flow": 1.0, "time_coefficient": 30.0}, {"edges": "closeness"}),
         ({"speed": "none", "kappa": 0.7}, {"edges": "free"}),
+        ({"speed": "none", "kappa": 0.7, "flow": 1.0}, {"edges": "free-closeness"}),
+        ({"speed": "proxy", "proxy_coefficient": 2.0, "kappa": 0.7, "flow": 1.0}, {"edges": "weighted"}),
         ({"speed": "proxy", "proxy_coefficient": 2.0, "kappa": 0.7}, {"edges": "closeness", "output": "square"}),
     ],
 )
