@@ -39,6 +39,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ring, images not moved": {"shift": 0},
 }
 
+MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of manifold, of training
+    "free: omega times the gaussian": ({}, {}),
+    "free-closeness: omega times the whole closeness": ({"edges": "free-closeness"}, {}),
+    "weighted: omega times the strength": ({"edges": "weighted", "sigma": (81.0, 0.0), "omega": (0.0, 1.0)}, {}),
+    "closeness: no omega": (CLOSENESS, {"lr": 0.01, "shift": 0}),
+}
+TABLES = ("tasks", "rivals", "ablations", "modes")
+
 
 def name_of(task: tuple[str, int, dict[str, Any], dict[str, Any], str]) -> str:
     """What a row is called."""
@@ -69,6 +77,9 @@ def job(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
         if kind == "ablation":
             steps = rest[1]
             return key, trained("mnist", 5_910, {}, {"steps": steps, **ABLATIONS[rest[0]]}, seed, folder)
+        if kind == "mode":
+            manifold, train = MODES[rest[0]]
+            return key, trained("mnist", 5_910, manifold, {"steps": SHORT, **train}, seed, folder)
         method, edges, seconds, _ = rest
         return key, rigl.train(data.load("mnist", folder), edges, seconds, seed, method)
 
@@ -96,18 +107,10 @@ def run(jobs: list[tuple[Any, ...]], folder: Path | None) -> dict[tuple[Any, ...
     return found
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="folder of MNIST's IDX files; without it MNIST is left out")
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    mnist, seeds = options.data_dir is not None, range(options.seeds)
-    wanted = [k for k, task in enumerate(TASKS) if mnist or task[0] != "mnist"]
-    found = run([("task", k, seed) for seed in seeds for k in wanted], options.data_dir)
-    about = machine()
-    print(f"{about['processor']}, {about['cores']} cores, two trainings at a time; mean (smallest to largest) of "
-          f"{options.seeds} seeds; wall seconds\n")  # fmt: skip
+def tasks(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path | None) -> None:
+    """What is reached with few edges."""
+    wanted = [k for k, task in enumerate(TASKS) if folder is not None or task[0] != "mnist"]
+    found |= run([("task", k, seed) for seed in seeds for k in wanted], folder)
     print("| task | edges | trainable scalars | test figure | target | steps | training, s |")
     print("|---|---|---|---|---|---|---|")
     for k in wanted:
@@ -115,30 +118,35 @@ def main() -> None:
         print(f"| {name_of(TASKS[k])} | {spread([r['edges'] for r in rows], ',.0f')} | "
               f"{spread([r['scalars'] for r in rows], ',.0f')} | {figures(rows)} | {TASKS[k][4]} | "
               f"{rows[0]['steps']:,} | {spread([r['train_seconds'] for r in rows], '.0f')} |", flush=True)  # fmt: skip
-    if not mnist:
-        return
-    rivals = []
+
+
+def rivals(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -> None:
+    """Masked dense networks of equal edges, in equal seconds; after `tasks`."""
+    jobs = []
     for k in (0, 1):
         seconds = statistics.mean(r["train_seconds"] for r in found["task", k])
-        rivals += [(method, TASKS[k][1], seconds) for method in ("rigl", "pruning")]
-    found |= run([("rival", *r, seed) for seed in seeds for r in rivals], options.data_dir)
+        jobs += [(method, TASKS[k][1], seconds) for method in ("rigl", "pruning")]
+    found |= run([("rival", *r, seed) for seed in seeds for r in jobs], folder)
     print("\n| equal edges, equal seconds | edges | test accuracy | steps | training, s |\n|---|---|---|---|---|")
     for k in (0, 1):
-        rows = found["task", k]
-        lines = [("manifold", rows)]
-        lines += [(f"784-300-100-10, {m}", found["rival", m, e, s]) for m, e, s in rivals if e == TASKS[k][1]]
+        lines = [("manifold", found["task", k])]
+        lines += [(f"784-300-100-10, {m}", found["rival", m, e, s]) for m, e, s in jobs if e == TASKS[k][1]]
         for name, rows in lines:
             print(f"| {name} | {spread([r['edges'] for r in rows], ',.0f')} | {figures(rows)} | "
                   f"{spread([r['steps'] for r in rows], ',.0f')} | "
                   f"{spread([r['train_seconds'] for r in rows], '.0f')} |", flush=True)  # fmt: skip
-    found |= run([("ablation", name, SHORT, seed) for seed in seeds for name in ABLATIONS], options.data_dir)
+
+
+def ablations(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -> None:
+    """What growth is worth, in equal steps and in equal seconds."""
+    found |= run([("ablation", name, SHORT, seed) for seed in seeds for name in ABLATIONS], folder)
     ring = statistics.mean(r["train_seconds"] for r in found["ablation", "ring", SHORT])
     equal = {
         name: round(SHORT * ring / statistics.mean(r["train_seconds"] for r in found["ablation", name, SHORT]))
         for name in ABLATIONS
         if name != "ring"
     }
-    found |= run([("ablation", name, steps, seed) for seed in seeds for name, steps in equal.items()], options.data_dir)
+    found |= run([("ablation", name, steps, seed) for seed in seeds for name, steps in equal.items()], folder)
     print("\n| mnist, 5,910 edges | steps | test accuracy | training, s | steps in equal seconds | test accuracy |")
     print("|---|---|---|---|---|---|")
     for name in ABLATIONS:
@@ -146,6 +154,31 @@ def main() -> None:
         same = found["ablation", name, steps]
         print(f"| {name} | {SHORT:,} | {figures(rows)} | {spread([r['train_seconds'] for r in rows], '.0f')} | "
               f"{steps:,} | {figures(same)} |", flush=True)  # fmt: skip
+
+
+def modes(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -> None:
+    """Where omega may stand."""
+    found |= run([("mode", name, seed) for seed in seeds for name in MODES], folder)
+    print("\n| mnist, 5,910 edges, edges= | steps | test accuracy | training, s |\n|---|---|---|---|")
+    for name in MODES:
+        rows = found["mode", name]
+        print(f"| {name} | {SHORT:,} | {figures(rows)} | {spread([r['train_seconds'] for r in rows], '.0f')} |")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder of MNIST's IDX files; without it MNIST is left out")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", choices=TABLES, help="one table alone (rivals: after tasks)")
+    options = parser.parse_args()
+    wanted = {"rivals": TABLES[:2]}.get(options.table, (options.table,)) if options.table else TABLES
+    about = machine()
+    print(f"{about['processor']}, {about['cores']} cores, two trainings at a time; mean (smallest to largest) of "
+          f"{options.seeds} seeds; wall seconds\n", flush=True)  # fmt: skip
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for table in wanted if options.data_dir is not None else ("tasks",):
+        globals()[table](found, range(options.seeds), options.data_dir)
 
 
 if __name__ == "__main__":

@@ -367,14 +367,15 @@ def calibrate(
         from rich.console import Console
         from rich.progress import Progress
 
-        from sparse_dnm import calibration
+        from sparse_dnm import backend, calibration
         from sparse_dnm.checkpoint import machine, versions, write_json
 
         settings = calibration.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
         if out.exists() and not out.is_file():
             raise ValueError(f"--out {out} is no file: name one for the profile")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        backend.check_threads(threads)
         model = _network(network)
+        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
         _, plan = model.find()
         x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
         typer.echo(
