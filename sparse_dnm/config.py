@@ -184,6 +184,7 @@ class TrainConfig:
     schedule: str = "cosine"  # one of SCHEDULES
     shift: int = 0  # pixels by which images are moved at most, at random, in every direction
     input_dropout: float = 0.0  # share of the inputs that are set to 0 at random
+    omega_decay: float = 0.0  # coefficient of half the sum of the squares of omega
     kappa: float = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
     grow_every: int = 4  # steps between those with that gradient, which is as many times as large
     scan_every: int = 0  # steps between searches for edges outside the candidates; 0: none
@@ -246,7 +247,16 @@ class TrainConfig:
             if value < least:
                 raise ValueError(f"{name}={value!r} must be an integer >= {least}")
         for name in (
-            *("objective", "flow", "time_coefficient", "proxy_coefficient", "memory_coefficient", "budget_us", "kappa"),
+            *(
+                "objective",
+                "flow",
+                "time_coefficient",
+                "proxy_coefficient",
+                "memory_coefficient",
+                "budget_us",
+                "kappa",
+                "omega_decay",
+            ),
         ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -287,6 +287,18 @@ def test_a_torn_run_with_growth_ends_in_the_same_bits(tmp_path, at):
         assert {**json.loads(a), "step_seconds": 0} == {**json.loads(b), "step_seconds": 0}
 
 
+def test_omega_decays():
+    """With a coefficient that outweighs all else, Adam takes every omega towards 0 by about lr a step."""
+    sizes = []
+    for decay in (0.0, 1e3):
+        run = training(steps=20, omega_decay=decay, kappa=0.0, target_edges=0, speed="none", lr=0.001)
+        run.run()
+        sizes.append(run.model.edge_weight.detach().abs().mean().item())
+    assert sizes[0] - sizes[1] == pytest.approx(20 * 0.001 / 2, rel=0.5)  # the cosine halves the way
+    with pytest.raises(ValueError, match="omega_decay=1 needs edges with an omega"):
+        training(omega_decay=1.0, manifold={"edges": "closeness"})
+
+
 def test_a_network_that_cut_itself_in_two_is_connected_again():
     run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     found = run.run()
