@@ -350,9 +350,8 @@ class Trainer:
         x, y = self._vary(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
-        if config.omega_decay:
-            omega = self.model.edge_weight
-            omega.grad.add_(omega.detach(), alpha=config.omega_decay)  # type: ignore[union-attr]
+        if config.omega_decay and self.model.edge_weight.grad is not None:
+            self.model.edge_weight.grad.add_(self.model.edge_weight.detach(), alpha=config.omega_decay)
         if self._frozen is not None:
             self._frozen.still()
         for group in self._optimizer.param_groups:

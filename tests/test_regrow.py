@@ -260,7 +260,7 @@ def test_a_run_ends_with_its_number_of_edges(edges):
     assert edges not in INSIDE or found["test_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("at", [250, 550, 205])  # before the structure stays, after it, and saved between two looks
+@pytest.mark.parametrize("at", [250, 450, 550, 205])  # before the structure stays, as it does, after; between two looks
 def test_a_torn_run_with_growth_ends_in_the_same_bits(tmp_path, at):
     whole = training(tmp_path / "whole", scan_every=60, regrowth="random", shift=1).run()
 
