@@ -184,7 +184,7 @@ class TrainConfig:
     schedule: str = "cosine"  # one of SCHEDULES
     shift: int = 0  # pixels by which images are moved at most, at random, in every direction
     input_dropout: float = 0.0  # share of the inputs that are set to 0 at random
-    omega_decay: float = 0.0  # coefficient of half the sum of the squares of omega
+    omega_decay: float = 0.0  # coefficient of half the sum of the squares of omega, where edges have one
     kappa: float = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
     grow_every: int = 4  # steps between those with that gradient, which is as many times as large
     scan_every: int = 0  # steps between searches for edges outside the candidates; 0: none
@@ -456,7 +456,7 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
         ),
         TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"input_dropout": 0.1, "steps": 20_000, "lr": 0.004},
+        {"input_dropout": 0.1, "steps": 20_000, "lr": 0.004, "omega_decay": 0.001},
     ),
     "mnist": Preset(
         ManifoldConfig(

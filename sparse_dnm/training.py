@@ -167,8 +167,6 @@ class Trainer:
             )
         self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
-        if config.omega_decay and model.config.edges == "closeness":
-            raise ValueError(f"omega_decay={config.omega_decay:g} needs edges with an omega, not edges='closeness'")
         if config.scan_every and model.config.edges not in INSIDE:
             raise ValueError(f"scan_every={config.scan_every} needs edges in {INSIDE}, not {model.config.edges!r}")
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
@@ -350,8 +348,9 @@ class Trainer:
         x, y = self._vary(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
-        if config.omega_decay and self.model.edge_weight.grad is not None:
-            self.model.edge_weight.grad.add_(self.model.edge_weight.detach(), alpha=config.omega_decay)
+        omega = getattr(self.model, "edge_weight", None)
+        if config.omega_decay and omega is not None and omega.grad is not None:
+            omega.grad.add_(omega.detach(), alpha=config.omega_decay)
         if self._frozen is not None:
             self._frozen.still()
         for group in self._optimizer.param_groups:

@@ -295,8 +295,6 @@ def test_omega_decays():
         run.run()
         sizes.append(run.model.edge_weight.detach().abs().mean().item())
     assert sizes[0] - sizes[1] == pytest.approx(20 * 0.001 / 2, rel=0.5)  # the cosine halves the way
-    with pytest.raises(ValueError, match="omega_decay=1 needs edges with an omega"):
-        training(omega_decay=1.0, manifold={"edges": "closeness"})
 
 
 def test_a_network_that_cut_itself_in_two_is_connected_again():
