@@ -239,10 +239,11 @@ class DynamicManifold(nn.Module):
                 f"row {new[k]} (of {n_rows}) cannot read neuron {told[k]}: edges lead from lower to higher"
             )
         before = np.repeat(np.arange(n_rows), np.diff(old.indptr))
-        all_rows = np.concatenate([before, np.asarray(rows, np.int64)])
-        indices = np.concatenate([old.indices, np.asarray(sources, np.int32)])
+        all_rows = np.concatenate([before, new.astype(np.int64)])
+        indices = np.concatenate([old.indices, told.astype(np.int32)])
         places = np.concatenate([np.arange(len(before)), np.full(len(indices) - len(before), -1)])
-        values = np.concatenate([self.arrays()["edge_weight"], np.asarray(omega, self.arrays()["edge_weight"].dtype)])
+        held = self.arrays()["edge_weight"]
+        values = np.concatenate([held, values_of.astype(held.dtype)])
         order = np.lexsort((indices, all_rows))
         twice = (np.diff(all_rows[order]) == 0) & (np.diff(indices[order]) == 0)
         if twice.any():
@@ -250,7 +251,6 @@ class DynamicManifold(nn.Module):
             raise ValueError(f"row {all_rows[k]} has neuron {indices[k]} as a candidate already; give each pair once")
         indptr = np.zeros(n_rows + 1, np.int64)
         np.cumsum(np.bincount(all_rows, minlength=n_rows), out=indptr[1:])
-        check_candidates(self.config, indptr, indices[order], len(values))
         self._set_candidates(Candidates(indptr, np.ascontiguousarray(indices[order]), old.reference))
         self._replace_omega(torch.from_numpy(values[order]), torch.from_numpy(places[order]))
 

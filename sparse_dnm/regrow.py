@@ -24,7 +24,7 @@ from sparse_dnm.schedule import tile_width
 
 BLOCK = 64  # rows whose pairs are looked at together
 NEWBORN = 1.002  # |d| of a new edge, over the cutoff
-FAINT = 0.05  # least alpha' times gaussian of a pair whose edge may be born: omega would have to be larger beyond
+FAINT = 0.05  # least closeness without omega of a pair whose edge may be born: else omega would have to be huge
 ALLOWED = 0.85  # share of the steps before the trim after which no edge is sought any more
 
 
