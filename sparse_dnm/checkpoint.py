@@ -29,7 +29,8 @@ CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-CHANGEABLE = ("steps", "executor", "threads", "log_every", "checkpoint_every")  # in the middle of a run
+# In the middle of a run these may change:
+CHANGEABLE = ("steps", "executor", "threads", "log_every", "checkpoint_every", "snapshot_every")
 DATA_CHANGEABLE = ("name",)  # the path of a file that has moved
 RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
 

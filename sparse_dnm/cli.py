@@ -1,4 +1,4 @@
-"""Command line: train, evaluate, compare, bench, calibrate.
+"""Command line: train, evaluate, report, animate, compare, bench, calibrate.
 
 Commands import torch and the engine themselves: --help is fast.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparse_dnm.config import Preset
     from sparse_dnm.data import Dataset
     from sparse_dnm.network import DynamicManifold
+    from sparse_dnm.tensorboard_log import TensorBoardLog
     from sparse_dnm.training import Record, Trainer
 
 COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
@@ -130,6 +131,12 @@ def train(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings to start from; default: those of the data set.")] = None,
     target: Annotated[str | None, typer.Option(help="Label column of a .csv file; default: the last one.")] = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="Steps between snapshots of the structure; default: a hundredth of all steps.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too, into the run directory.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set any field of the configuration; repeatable."),
@@ -150,15 +157,21 @@ def train(
         "--out": out,
         "--preset": preset,
         "--target": target,
+        "--snapshot-every": snapshot_every,
         "--set": set_ or None,
     }
     named = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "speed": speed}
     named.update({"executor": executor, "threads": threads, "clock": clock, "budget_us": budget_us})
+    named["snapshot_every"] = snapshot_every
     named["profile"] = None if profile is None else str(profile.resolve())
     settings = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with _errors_reported():
         if budget_us is not None and not budget_us > 0:
             raise ValueError(f"--budget-us {budget_us:g} must be > 0 µs; leave it out for no budget")
+        if snapshot_every is not None and snapshot_every < 1:
+            raise ValueError(
+                f"--snapshot-every {snapshot_every} must be >= 1; more than --steps keeps the first and the last only"
+            )
         if edges is not None and edges < 1:
             raise ValueError(f"--edges {edges} must be >= 1")
         goals = {"--edges": edges, "--density": density, "--budget-us": budget_us}
@@ -175,15 +188,16 @@ def train(
             _train(
                 lambda: _new_trainer(source, preset, settings, out, edges, density),
                 keep=out is not None and out.exists(),
+                tensorboard=tensorboard,
             )
             return
         given = [name for name, value in fixed.items() if value is not None]
         if given:
             raise ValueError(
                 f"--resume continues {resume} as it was begun: leave out {', '.join(given)}; "
-                "only --steps, --executor, --threads and --data-dir may go with it"
+                "only --steps, --executor, --threads, --data-dir and --tensorboard may go with it"
             )
-        _train(lambda: _resumed_trainer(resume, data_dir, steps, executor, threads))
+        _train(lambda: _resumed_trainer(resume, data_dir, steps, executor, threads), tensorboard=tensorboard)
 
 
 @app.command()
@@ -208,6 +222,56 @@ def evaluate(
             return
         typer.echo(f"differs: {SUMMARY} says {promised!r}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run directory of a training, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page and the figures; default: the run directory.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Snapshots that the page holds at most.")] = 120,
+) -> None:
+    """Show a training: one HTML page that works from disk, and its figures as PNG and SVG."""
+    with _errors_reported():
+        from sparse_dnm import figures, page
+        from sparse_dnm.history import History
+
+        history = History.read(run, frames)
+        folder = _folder(out or run)
+        with _progress("snapshots", max(len(history.steps), 1)) as advance:
+            page.write(history, folder / "report.html", lambda: advance("snapshots"))
+        with _progress("figures", 6) as advance:
+            written = figures.write(history, folder / "figures", advance)
+        for note in history.notes:
+            typer.echo(f"note: {note}")
+        typer.echo(f"written: {folder / 'report.html'} (open it in a browser)")
+        typer.echo(f"written to {folder / 'figures'}: {', '.join(path.name for path in written)}")
+
+
+@app.command()
+def animate(
+    run: Annotated[Path, typer.Argument(help="Run directory of a training, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the files; default: the run directory.")] = None,
+    frames: Annotated[int, typer.Option(help="Pictures at most, one per snapshot.")] = 60,
+    fps: Annotated[int, typer.Option(help="Pictures a second.")] = 10,
+) -> None:
+    """Make a GIF of a training, and an MP4 where ffmpeg is installed."""
+    with _errors_reported():
+        from sparse_dnm import animation
+        from sparse_dnm.history import History
+
+        history = History.read(run, frames)
+        folder = _folder(out or run)
+        for suffix in animation.formats():
+            path = folder / f"animation{suffix}"
+            with _progress(path.name, max(len(history.steps), 1)) as advance:
+                animation.write(history, path, fps, lambda name=path.name: advance(name))  # type: ignore[misc]
+            typer.echo(f"written: {path}")
+        for note in history.notes:
+            typer.echo(f"note: {note}")
+        if len(animation.formats()) < len(animation.FORMATS):
+            typer.echo("note: no MP4, the program ffmpeg is not on the PATH")
 
 
 @app.command()
@@ -393,6 +457,28 @@ def calibrate(
         typer.echo(f"written to {out}")
 
 
+def _folder(path: Path) -> Path:
+    """``path`` as a folder that exists."""
+    from sparse_dnm.checkpoint import doing
+
+    with doing("create the directory", path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr; what is yielded moves it by one and names what it is at."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
 def _network(name: str) -> DynamicManifold:
     """The network of a run directory, or the untrained one of a preset, seed 0."""
     import torch
@@ -503,7 +589,7 @@ def _resumed_trainer(run: Path, data_dir: Path | None, *changes: Any) -> Trainer
     return trainer
 
 
-def _train(build: Callable[[], Trainer], keep: bool = True) -> None:
+def _train(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = False) -> None:
     """Build a trainer and run it, with a live display on a terminal and plain lines elsewhere.
 
     A run directory left empty by a failure is removed unless ``keep``.
@@ -529,13 +615,18 @@ def _train(build: Callable[[], Trainer], keep: bool = True) -> None:
         shown = len(trainer.notes)
 
     try:
-        with _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log:
+        with (
+            _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log,
+            _log(trainer, tensorboard) as log,
+        ):
 
             def tell(record: Record) -> None:
                 notes()
                 on_log(record)
+                if log is not None:
+                    log.on_log(record)
 
-            summary = trainer.run(tell)
+            summary = trainer.run(tell, None if log is None else log.on_snapshot)
     except BaseException:
         if not keep and trainer.out is not None:
             with contextlib.suppress(OSError):  # it holds a checkpoint, or was never made
@@ -544,6 +635,19 @@ def _train(build: Callable[[], Trainer], keep: bool = True) -> None:
     notes()
     console.print(_table(summary))
     typer.echo(f"run directory: {trainer.out}")
+
+
+@contextlib.contextmanager
+def _log(trainer: Trainer, wanted: bool) -> Iterator[TensorBoardLog | None]:
+    """TensorBoard's files in the run directory, if they are wanted."""
+    if not wanted:
+        yield None
+        return
+    from sparse_dnm.tensorboard_log import TensorBoardLog
+
+    assert trainer.out is not None
+    with TensorBoardLog(trainer.out, trainer.model.config, trainer.step) as log:
+        yield log
 
 
 def _sizes(trainer: Trainer) -> str:

@@ -212,6 +212,7 @@ class TrainConfig:
     seed: int = 0  # of initial values, data order and omega
     log_every: int = 100  # steps between lines of metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
+    snapshot_every: int = 0  # steps between snapshots of the structure; 0: a hundredth of all steps
     executor: str = "auto"  # one of EXECUTORS
     threads: int = 0  # threads of the engine; 0: all cores
 
@@ -241,6 +242,7 @@ class TrainConfig:
             ("seed", 0),
             ("log_every", 1),
             ("checkpoint_every", 1),
+            ("snapshot_every", 0),
             ("threads", 0),
         ):
             value = getattr(self, name)
@@ -288,6 +290,11 @@ class TrainConfig:
                 "executor='torch-sparse' does not run the kernels that speed='time' measures; choose "
                 "speed=proxy or none"
             )
+
+    @property
+    def steps_per_snapshot(self) -> int:
+        """Steps between snapshots of the structure."""
+        return self.snapshot_every or max(1, self.steps // 100)
 
     @property
     def speed_coefficient(self) -> float:

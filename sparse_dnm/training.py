@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_dnm import backend
+from sparse_dnm import backend, snapshots
 from sparse_dnm import checkpoint as files
 from sparse_dnm.calibration import read_profile
 from sparse_dnm.candidates import Candidates
@@ -35,6 +35,7 @@ from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats
 from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
 from sparse_dnm.regrow import due, reseed, scan
+from sparse_dnm.snapshots import Structure
 from sparse_dnm.trim import Frozen, OverBudget, keep_edges, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
@@ -182,6 +183,7 @@ class Trainer:
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
+        self._on_snapshot: Callable[[Structure], None] | None = None
         self._times: list[float] = []  # s, of the updates made by this process
         self._logged = 0  # of them at the last line of metrics.jsonl
         self._seconds_before = 0.0  # s, of earlier processes of this run
@@ -222,13 +224,19 @@ class Trainer:
         """Nothing is left to do: all steps are made and the summary is written."""
         return self.step == self.config.steps and self.out is not None and (self.out / files.SUMMARY).exists()
 
-    def run(self, on_log: Callable[[Record], None] = lambda record: None) -> Record:
-        """Train up to ``config.steps`` and return the summary; ``on_log`` gets every line of metrics.jsonl.
+    def run(
+        self,
+        on_log: Callable[[Record], None] = lambda record: None,
+        on_snapshot: Callable[[Structure], None] | None = None,
+    ) -> Record:
+        """Train up to ``config.steps`` and return the summary.
 
+        ``on_log`` gets every line of metrics.jsonl, ``on_snapshot`` the structure at every snapshot: of the last
+        forward, and at the end that of the trained network.
         torch runs on one thread meanwhile.  With a run directory, SIGINT and SIGTERM raise Interrupted
         after the current update, its checkpoint saved.  Raises TrainingError where training cannot go on.
         """
-        self._started = time.perf_counter()
+        self._started, self._on_snapshot = time.perf_counter(), on_snapshot
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
@@ -239,7 +247,9 @@ class Trainer:
             self._begin()
             self._choose_descent()
             if self.step == 0:
-                on_log(self._first_line())
+                first = self._first_line()
+                self._snapshot()
+                on_log(first)
             while self.step < self.config.steps:
                 if signals.received is not None and self.out:
                     self._test()
@@ -327,9 +337,12 @@ class Trainer:
             "train": dataclasses.asdict(self.config),
             "data": self._description,
             "source": self.source and dataclasses.asdict(self.source),
+            "versions": files.versions(),
+            "machine": files.machine(),
         }
         files.write_json(self.out / files.CONFIG, about)
         files.cut_metrics(self.out / files.METRICS, self.step or -1)
+        snapshots.cut(self.out, self.step or -1)
         (self.out / files.SUMMARY).unlink(missing_ok=True)
 
     def _advance(self) -> Record | None:
@@ -364,6 +377,8 @@ class Trainer:
             self._scan(x, y)
         self._times.append(time.perf_counter() - start)
         self.step = number
+        if number % config.steps_per_snapshot == 0:
+            self._snapshot()
         if not logging:
             return None
         self._check_parameters()
@@ -371,6 +386,17 @@ class Trainer:
         if saving:
             self._save()
         return line
+
+    def _snapshot(self) -> None:
+        """Keep the structure of the last forward."""
+        if self.out is None and self._on_snapshot is None:
+            return
+        strengths = self.model.found[0].strengths.astype(np.float32)
+        structure = Structure(self.step, self.model.topology, strengths)
+        if self.out is not None:
+            snapshots.save(self.out, structure)
+        if self._on_snapshot is not None:
+            self._on_snapshot(structure)
 
     def _steer(self) -> None:
         """Move the goal of time or edges, and with it the multiplier of the speed term."""
@@ -743,6 +769,7 @@ class Trainer:
             )
         measured = self._measured_summary()
         test, executor = self._test(), self.model.executor
+        self._snapshot()
         summary = {
             **test,
             **self._structure(),

@@ -29,6 +29,7 @@ ORDER = [
     "data",
     "recipe",
     "checkpoint",
+    "snapshots",
     "timing",
     "cost_model",
     "calibration",
@@ -41,6 +42,12 @@ ORDER = [
     "training",
     "compare",
     "compare_report",
+    "views",
+    "history",
+    "figures",
+    "animation",
+    "page",
+    "tensorboard_log",
     "cli",
 ]
 

@@ -89,7 +89,7 @@ def finished(tmp_path_factory):
 
 def test_run_directory(finished):
     out, records, summary = finished
-    assert sorted(os.listdir(out)) == sorted(files.RUN_FILES)
+    assert sorted(os.listdir(out)) == sorted([*files.RUN_FILES, "snapshots"])
     assert json.loads((out / files.SUMMARY).read_text()) == summary
     assert [json.loads(line) for line in (out / files.METRICS).read_text().splitlines()] == records
     manifold, config, source, about = files.read_config(out)

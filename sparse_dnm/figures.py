@@ -1,0 +1,259 @@
+"""Figures of a run, by matplotlib: curves, time against density, strengths, the DAG, receptive fields, an overview."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from sparse_dnm.checkpoint import write_atomic
+from sparse_dnm.history import History, Panel
+from sparse_dnm.snapshots import Structure
+from sparse_dnm.views import Fields, Grid, heights, image_shape, mosaic, receptive_fields, saturation, strongest
+
+# Okabe & Ito (2008): told apart with any colour vision; dashes and markers tell the same again.
+NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
+KINDS = {"inputs": "#56B4E9", "hidden": "#000000", "outputs": "#CC79A7", "idle": "#BBBBBB"}
+LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"))
+STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF", POSITIVE])
+MOST_EDGES = 20_000  # drawn of a DAG, the strongest
+VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
+DPI = 150
+
+
+def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float) -> None:
+    """Draw edges from level to level, colour by sign, opacity and width by strength."""
+    topology = structure.topology
+    chosen = strongest(structure, MOST_EDGES)
+    readers = np.repeat(np.arange(topology.n_neurons), np.diff(topology.indptr))[chosen]
+    sources, strengths = topology.indices[chosen], structure.strengths[chosen]
+    order = np.argsort(np.abs(strengths), kind="stable")  # the strongest on top
+    ends = [np.stack([topology.levels[k], height[k]], axis=1) for k in (sources[order], readers[order])]
+    share = np.clip(np.abs(strengths[order]) / limit, 0.0, 1.0)
+    colours = np.array([matplotlib.colors.to_rgba(c) for c in (NEGATIVE, POSITIVE)])[(strengths[order] > 0).astype(int)]
+    colours[:, 3] = 0.06 + 0.7 * share
+    lines = LineCollection(
+        list(np.stack(ends, axis=1)), colors=colours, linewidths=0.2 + 0.9 * share, rasterized=len(chosen) > VECTORS
+    )
+    axis.add_collection(lines)
+
+
+def neurons_of(axis: Axes, structure: Structure, history: History, height: np.ndarray, legend: bool) -> None:
+    """Draw neurons by kind; those from which no path leads to an output are idle, and small."""
+    config, topology = history.manifold, structure.topology
+    n = np.arange(config.n_neurons)
+    kinds = {
+        "inputs": n < config.n_inputs,
+        "hidden": (n >= config.n_inputs) & (n < config.n_sources),
+        "outputs": n >= config.n_sources,
+    }
+    size = float(np.clip(6_000 / len(n), 0.3, 14))
+    axis.scatter(
+        topology.levels[~topology.live], height[~topology.live], s=0.5 * size, c=KINDS["idle"], linewidths=0, zorder=2,
+        label="idle",
+    )  # fmt: skip
+    for name, here in kinds.items():
+        here = here & topology.live
+        marker = {"inputs": "s", "hidden": "o", "outputs": "D"}[name]
+        scale = 3.0 if name == "outputs" else 1.0
+        axis.scatter(
+            topology.levels[here], height[here], s=scale * size, c=KINDS[name], marker=marker, linewidths=0, zorder=3,
+            label=name,
+        )  # fmt: skip
+    if legend:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, markerscale=2, frameon=False)
+
+
+def draw_network(axis: Axes, history: History, structure: Structure, limit: float, legend: bool = True) -> None:
+    """The DAG by levels."""
+    height = heights(history.manifold)
+    edges_of(axis, structure, height, limit)
+    neurons_of(axis, structure, history, height, legend)
+    depth = max(structure.topology.depth, 1)
+    axis.set(xlim=(-0.02 * depth - 0.1, 1.02 * depth + 0.1), ylim=(1.02, -0.02), xlabel="level", yticks=[])
+
+
+def draw_strengths(axis: Axes, history: History, structure: Structure, limit: float) -> None:
+    """The matrix of strengths: who is read across, who reads down."""
+    config = history.manifold
+    grid = Grid.of(config)
+    axis.imshow(
+        grid.cells(structure, config), cmap=STRENGTHS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto",
+        extent=(0, grid.columns * grid.step, config.n_inputs + grid.rows * grid.step, config.n_inputs),
+    )  # fmt: skip
+    axis.set(xlabel="source neuron", ylabel="reading neuron")
+
+
+def caption(history: History) -> str:
+    """Settings and machine, in one line."""
+    manifold, train = history.manifold, history.train
+    goal = f", {train.target_edges:,} edges asked for" if train.target_edges else ""
+    parts = [f"{manifold.n_neurons:,} neurons, edges {manifold.edges}, speed {train.speed}{goal}, seed {train.seed}"]
+    return "; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])])
+
+
+def headline(structure: Structure, history: History) -> str:
+    """Step, edges and depth of a structure."""
+    topology = structure.topology
+    density = topology.n_edges / history.manifold.possible_edges
+    return f"step {structure.step:,}: {topology.n_edges:,} edges ({density:.1%}), depth {topology.depth}"
+
+
+def curves(history: History) -> Figure:
+    """Loss, figure of merit, edges, density, depth and live neurons, time: against steps."""
+    panels = history.panels
+    chart = Figure(figsize=(11, 6.2), layout="constrained")
+    for axis, panel in zip(chart.subplots(2, 3).flat, panels, strict=False):
+        _curve(axis, history, panel)
+    for axis in chart.axes[len(panels) :]:
+        axis.remove()
+    chart.suptitle(history.title)
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def _curve(axis: Axes, history: History, panel: Panel) -> None:
+    for (label, (steps, values)), (colour, line) in zip(history.curves(panel).items(), LINES, strict=False):
+        marker = "o" if len(steps) < 12 else ""
+        axis.plot(steps, values, color=colour, linestyle=line, label=label, marker=marker, markersize=4)
+    if panel.logarithmic:
+        axis.set_yscale("log")
+        if "loss" not in panel.names:
+            _plain(axis.yaxis)
+    axis.set_title(panel.title, fontsize=9)
+    axis.set(xlabel="step", ylabel=panel.unit)
+    if len(axis.lines) > 1:
+        axis.legend(fontsize=7)
+    axis.grid(True, alpha=0.3)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _density(axis: Axes, history: History) -> None:
+    """Measured time against density, a mark per line of metrics, dark to light along training."""
+    steps, density, seconds = history.time_against_density
+    marks = axis.scatter(density, [1e6 * s for s in seconds], c=steps, cmap="viridis", s=14)
+    if steps:
+        bar = axis.figure.colorbar(marks, ax=axis)
+        bar.set_label("step", fontsize=8)
+        axis.set(xscale="log", yscale="log")
+        _plain(axis.xaxis)
+        _plain(axis.yaxis)
+    axis.set_title("time against density", fontsize=9)
+    axis.set(xlabel="density (active / possible edges)", ylabel="µs")
+    axis.grid(True, which="both", alpha=0.3)
+
+
+def density_figure(history: History) -> Figure:
+    """Measured time against density, alone."""
+    chart = Figure(figsize=(6.4, 4.8), layout="constrained")
+    _density(chart.subplots(), history)
+    chart.suptitle(f"{history.title}: {history.describe_time()}", fontsize=9)
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def network_figure(history: History, structure: Structure, limit: float) -> Figure:
+    """The DAG by levels, alone."""
+    chart = Figure(figsize=(10, 6), layout="constrained")
+    axis = chart.subplots()
+    draw_network(axis, history, structure, limit)
+    shown = min(structure.topology.n_edges, MOST_EDGES)
+    some = "" if shown == structure.topology.n_edges else f", the strongest {shown:,} drawn"
+    axis.set_title(f"{history.title}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9)
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def strengths_figure(history: History, structure: Structure, limit: float) -> Figure:
+    """The matrix of strengths, alone."""
+    chart = Figure(figsize=(9, 4.6), layout="constrained")
+    axis = chart.subplots()
+    draw_strengths(axis, history, structure, limit)
+    chart.colorbar(axis.images[0], ax=axis, label="strength D", extend="both")
+    axis.set_title(f"{history.title}: {headline(structure, history)}", fontsize=9)
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def fields_figure(history: History, hidden: Fields, outputs: Fields, shape: tuple[int, int]) -> Figure:
+    """Receptive fields of the outputs and of hidden neurons."""
+    chart = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = chart.subplots(2, 1, height_ratios=(1, 4))
+    for axis, fields, name in zip(axes, (outputs, hidden), ("outputs", "hidden neurons"), strict=True):
+        picture, _ = mosaic(fields, shape, 10)
+        axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad="#CCCCCC"), vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+    chart.suptitle(
+        f"{history.title}: receptive fields, sums over all paths of strengths times weights, each over its largest",
+        fontsize=9,
+    )
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def overview(history: History, first: Structure, last: Structure, limit: float) -> Figure:
+    """The network before and after training: matrix and DAG, one above the other."""
+    chart = Figure(figsize=(11, 6.4), layout="constrained")
+    axes = chart.subplots(2, 2, width_ratios=(1, 1.35))
+    for row, structure in zip(axes, (first, last), strict=True):
+        draw_strengths(row[0], history, structure, limit)
+        draw_network(row[1], history, structure, limit, legend=structure is last)
+        row[0].set_title(headline(structure, history), fontsize=9)
+        row[1].set_title("blue: negative, orange: positive strength", fontsize=9)
+    name = history.figure_names[1]
+    figures = history.column(name)[1]
+    merit = f", {name.replace('_', ' ')} {figures[-1]:.4g}" if figures else ""
+    chart.suptitle(f"{history.title}{merit}", fontsize=11)
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda name: None) -> list[Path]:
+    """Write every figure of a run into ``out`` as PNG and SVG; returns their paths."""
+    model, _ = history.trained()
+    first, last = next(history.structures()), history.last()
+    limit = saturation(last)
+    shape = image_shape(history.manifold)
+    charts: dict[str, Callable[[], Figure]] = {
+        "curves": lambda: curves(history),
+        "density": lambda: density_figure(history),
+        "strengths": lambda: strengths_figure(history, last, limit),
+        "network": lambda: network_figure(history, last, limit),
+        "overview": lambda: overview(history, first, last, limit),
+    }
+    if shape is not None:
+        charts["fields"] = lambda: fields_figure(history, *receptive_fields(model), shape)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make in charts.items():
+        on_figure(name)
+        chart = make()
+        for suffix in ("png", "svg"):
+            written.append(out / f"{name}.{suffix}")
+            save(chart, written[-1])
+    return written
+
+
+def save(chart: Figure, path: Path) -> None:
+    """Write a figure; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    kind = path.suffix[1:]
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        chart.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,259 @@
+"""The page of a run: one HTML file that draws itself by Plotly and fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from sparse_dnm import snapshots
+from sparse_dnm.checkpoint import write_atomic
+from sparse_dnm.history import History, Panel, settings
+from sparse_dnm.snapshots import Structure
+from sparse_dnm.views import Fields, Grid, heights, image_shape, mosaic, receptive_fields, saturation, strongest
+
+MOST_EDGES = 20_000  # of a picture of the network, the strongest
+MOST_BYTES = 64 << 20  # of the structures, unpacked, in the browser
+MOST_POINTS = 2_000  # of a curve
+MOST_ROWS = 100  # of the table of metrics
+FULL = 127  # int8 of the strength from which on colours do not change
+TILES = {"outputs": 5, "hidden neurons": 8}  # receptive fields in a row
+TYPES = {"u1": "Uint8Array", "i1": "Int8Array", "u2": "Uint16Array", "u4": "Uint32Array", "f4": "Float32Array"}
+
+
+def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: None) -> None:
+    """Write the page of a run; ``on_frame`` is called for each of `shown_steps` (or the checkpoint's structure)."""
+    write_atomic(path, page(history, on_frame).encode())
+
+
+def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
+    """The page as text."""
+    grid, height = Grid.of(history.manifold), heights(history.manifold)
+    history, notes = _fitted(history, grid)
+    limit = saturation(history.last())
+    frames: list[dict[str, Any]] = []
+    parts: dict[str, list[Any]] = {name: [] for name in ("cells", "levels", "live", "sources", "readers", "strengths")}
+    for structure in history.structures():
+        frames.append(_frame(structure, history))
+        for name, values in _arrays(structure, history, grid, limit).items():
+            parts[name].append(values)
+        on_frame()
+    arrays = {name: np.concatenate([np.ravel(v) for v in values]) for name, values in parts.items()}
+    fields = _fields(history)
+    data = {
+        "arrays": {name: _packed(values) for name, values in {**arrays, "heights": height}.items()},
+        "frames": frames,
+        "grid": {"rows": grid.rows, "columns": grid.columns, "step": grid.step},
+        "n_neurons": history.manifold.n_neurons,
+        "n_inputs": history.manifold.n_inputs,
+        "n_sources": history.manifold.n_sources,
+        "limit": limit,
+        "panels": [_panel(history, panel) for panel in history.panels],
+        "density": _density(history),
+        "fields": fields,
+    }
+    n_lines = len(history.metrics["step"])
+    columns, rows = _table(history)
+    return _template("report.html").render(
+        title=history.title,
+        facts=_facts(history, frames[-1]),
+        notes=[*history.notes, *notes],
+        n_frames=len(frames),
+        now=_words(frames[-1]),
+        limit=limit,
+        cell=grid.step,
+        capped=f"{MOST_EDGES:,}" if any(f["edges"] > f["shown"] for f in frames) else "",
+        panels=[{"title": panel.title, "summary": _summary(history, panel)} for panel in history.panels],
+        time_words=history.describe_time(),
+        thinned=f"{MOST_POINTS:,} of {n_lines:,} logged steps" if n_lines > MOST_POINTS else "",
+        n_lines=n_lines,
+        columns=columns,
+        rows=rows,
+        fields=fields,
+        tables={**settings(history), "Machine and versions": history.about},
+        run=history.path.resolve().name,
+        css=_text("report.css"),
+        js=_text("report.js"),
+        plotly=_plotly(),
+        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
+    """The run with so many snapshots as a browser holds, and what to say of the others."""
+    edges = min(MOST_EDGES, history.last().topology.n_edges)
+    size = grid.rows * grid.columns + 5 * history.manifold.n_neurons + 9 * edges
+    most = max(2, MOST_BYTES // size)
+    shown = snapshots.spread(history.steps, most)
+    if len(shown) == len(history.steps):
+        return history, []
+    return history.showing(shown), [f"so large a network leaves room for {len(shown)} snapshots only"]
+
+
+def _frame(structure: Structure, history: History) -> dict[str, Any]:
+    topology = structure.topology
+    return {
+        "step": structure.step,
+        "edges": topology.n_edges,
+        "shown": min(topology.n_edges, MOST_EDGES),
+        "density": topology.n_edges / history.manifold.possible_edges,
+        "depth": topology.depth,
+        "live": int(topology.live.sum()),
+    }
+
+
+def _arrays(structure: Structure, history: History, grid: Grid, limit: float) -> dict[str, np.ndarray]:
+    """What the pictures of a structure are made of, in the smallest types."""
+    topology, config = structure.topology, history.manifold
+    index = np.uint16 if config.n_neurons <= 1 << 16 else np.uint32
+    chosen = strongest(structure, MOST_EDGES)
+    readers = np.repeat(np.arange(config.n_neurons), np.diff(topology.indptr))
+    return {
+        "cells": _small(grid.cells(structure, config), limit),
+        "levels": topology.levels.astype(index),
+        "live": topology.live.astype(np.uint8),
+        "sources": topology.indices[chosen].astype(index),
+        "readers": readers[chosen].astype(index),
+        "strengths": _small(structure.strengths[chosen], limit),
+    }
+
+
+def _small(strengths: np.ndarray, limit: float) -> np.ndarray:
+    """Strengths as int8, FULL at ``limit`` and beyond; none but 0 becomes 0."""
+    sizes = np.clip(np.ceil(np.abs(strengths) * (FULL / limit)), 0, FULL)
+    return (np.sign(strengths) * sizes).astype(np.int8)
+
+
+def _packed(values: np.ndarray) -> dict[str, str]:
+    """An array for the page's script: base64 of gzip of little-endian numbers."""
+    plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    content = gzip.compress(plain.tobytes(), compresslevel=6, mtime=0)
+    return {"type": TYPES[plain.dtype.str[1:]], "gzip": base64.b64encode(content).decode()}
+
+
+def _panel(history: History, panel: Panel) -> dict[str, Any]:
+    series = [
+        {"name": label, "x": _thinned(steps), "y": _thinned(values)}
+        for label, (steps, values) in history.curves(panel).items()
+    ]
+    return {"title": panel.title, "unit": panel.unit, "logarithmic": panel.logarithmic, "series": series}
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """At most MOST_POINTS of ``values``, evenly, the first and the last among them."""
+    if len(values) <= MOST_POINTS:
+        return values
+    return [values[round(k)] for k in np.linspace(0, len(values) - 1, MOST_POINTS)]
+
+
+def _summary(history: History, panel: Panel) -> str:
+    """What the curves of a panel say at their ends, in words."""
+    unit = " µs" if panel.unit == "µs" else ""
+    parts = [
+        f"{label} from {_number(values[0])}{unit} at step {steps[0]:,.0f} to {_number(values[-1])}{unit} at step "
+        f"{steps[-1]:,.0f}"
+        for label, (steps, values) in history.curves(panel).items()
+    ]
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _density(history: History) -> dict[str, list[float]]:
+    steps, density, seconds = map(_thinned, history.time_against_density)
+    return {"steps": steps, "x": density, "y": [1e6 * s for s in seconds]}
+
+
+def _fields(history: History) -> list[dict[str, Any]]:
+    """Receptive fields as pictures, where the data are images."""
+    shape = image_shape(history.manifold)
+    if shape is None:
+        return []
+    hidden, outputs = receptive_fields(history.trained()[0])
+    classes = list(history.data.get("classes") or [])
+    first = history.manifold.n_sources
+
+    def name(neuron: int) -> str:
+        return f"output {classes[neuron - first]}" if neuron >= first and classes else f"neuron {neuron}"
+
+    return [_field(title, fields, shape, name) for title, fields in (("outputs", outputs), ("hidden neurons", hidden))]
+
+
+def _field(title: str, fields: Fields, shape: tuple[int, int], name: Callable[[int], str]) -> dict[str, Any]:
+    picture, tiles = mosaic(fields, shape, TILES[title])
+    shown = [name(int(neuron)) for neuron in fields.neurons]
+    cells = [[None if np.isnan(v) else round(float(v), 3) for v in row] for row in picture]
+    return {
+        "title": title,
+        "summary": f"{len(shown)} fields of {shape[0]} × {shape[1]} pixels, row by row: {', '.join(shown)}.",
+        "picture": cells,
+        "tiles": [[name(int(neuron)) if neuron >= 0 else "" for neuron in row] for row in tiles],
+        "height": shape[0],
+        "width": shape[1],
+        "aspect": f"{picture.shape[1]} / {picture.shape[0]}",
+    }
+
+
+def _facts(history: History, frame: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader looks for first."""
+    facts = []
+    merit = history.figure_names[1]
+    values = history.column(merit)[1]
+    if values:
+        last = history.summary.get(merit, values[-1])
+        text = f"{last:.2%}" if history.task == "classification" else f"{last:.4g}"
+        facts.append((merit.replace("_", " "), text))
+    facts += [
+        ("edges", f"{frame['edges']:,}"),
+        ("density", f"{frame['density']:.2%}"),
+        ("depth", str(frame["depth"])),
+        ("live neurons", f"{frame['live']:,} of {history.manifold.n_neurons:,}"),
+        ("steps", f"{frame['step']:,}"),
+    ]
+    seconds = history.column(history.time_name)[1]
+    if seconds:
+        facts.append((f"time ({history.describe_time()})", f"{1e6 * seconds[-1]:.4g} µs"))
+    if "train_seconds" in history.summary:
+        facts.append(("training, wall", f"{history.summary['train_seconds']:.1f} s"))
+    return facts
+
+
+def _words(frame: dict[str, Any]) -> str:
+    return (
+        f"step {frame['step']:,}: {frame['edges']:,} edges ({100 * frame['density']:.2f} %), depth {frame['depth']}, "
+        f"{frame['live']:,} live neurons"
+    )
+
+
+def _table(history: History) -> tuple[list[str], list[list[str]]]:
+    """Names and rows of the metrics, at most MOST_ROWS of them."""
+    names = list(history.metrics)
+    lines = list(zip(*history.metrics.values(), strict=True))
+    if len(lines) > MOST_ROWS:
+        lines = [lines[round(k)] for k in np.linspace(0, len(lines) - 1, MOST_ROWS)]
+    rows = [["" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.5g}" for v in line] for line in lines]
+    return [name.replace("_", " ") for name in names], rows
+
+
+def _template(name: str) -> Any:
+    return Environment(autoescape=True, trim_blocks=False).from_string(_text(name))
+
+
+def _text(name: str) -> str:
+    return (resources.files("sparse_dnm") / "page" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())

@@ -1,0 +1,250 @@
+"use strict";
+(async () => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+
+  const trouble = (text) => {
+    byId("trouble").textContent = text;
+    byId("trouble").hidden = false;
+  };
+
+  // -- arrays: base64 of gzip of little-endian numbers --------------------------------------------------------
+
+  const TYPES = { Uint8Array, Int8Array, Uint16Array, Uint32Array, Float32Array };
+  const unpack = async ({ type, gzip }) => {
+    const bytes = Uint8Array.from(atob(gzip), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new TYPES[type](await new Response(stream).arrayBuffer());
+  };
+  if (typeof DecompressionStream === "undefined") {
+    trouble("This browser cannot unpack the page (no DecompressionStream): use one of 2023 or later.");
+    return;
+  }
+  const arrays = {};
+  for (const [name, packed] of Object.entries(data.arrays)) arrays[name] = await unpack(packed);
+
+  // -- colours ------------------------------------------------------------------------------------------------
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const axis = (extra) => ({ gridcolor: colour("grid"), zerolinecolor: colour("grid"), linecolor: colour("rule"),
+    tickcolor: colour("rule"), ...extra });
+  const layout = (extra) => ({
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("ink"), size: 12 },
+    margin: { l: 60, r: 15, t: 35, b: 45 }, hoverlabel: { namelength: -1 }, showlegend: false, ...extra,
+  });
+  const CONFIG = { responsive: true, displayModeBar: false };
+  const diverging = () => [[0, colour("negative")], [0.5, colour("panel")], [1, colour("positive")]];
+  const LINES = () => [
+    { color: colour("negative"), dash: "solid" }, { color: colour("positive"), dash: "dash" },
+    { color: "#009e73", dash: "dot" }, { color: "#cc79a7", dash: "dashdot" }, { color: colour("ink"), dash: "longdash" },
+  ];
+
+  // -- the structure at a snapshot ----------------------------------------------------------------------------
+
+  const { frames, grid, n_neurons: n, n_inputs, n_sources, limit } = data;
+  const full = 127; // of a strength as it is kept: the limit of the colours
+  const first = [0];
+  for (const frame of frames) first.push(first[first.length - 1] + frame.shown);
+
+  const matrix = (k) => {
+    const size = grid.rows * grid.columns, rows = [];
+    for (let i = 0; i < grid.rows; i++) {
+      const row = new Float32Array(grid.columns);
+      for (let j = 0; j < grid.columns; j++) {
+        const value = arrays.cells[k * size + i * grid.columns + j];
+        row[j] = value === 0 ? NaN : (value * limit) / full;
+      }
+      rows.push(row);
+    }
+    return rows;
+  };
+
+  const half = (grid.step - 1) / 2;
+  const strengthTraces = (k) => [{
+    type: "heatmap", z: matrix(k), x0: half, dx: grid.step, y0: n_inputs + half, dy: grid.step, zmin: -limit, zmax: limit,
+    colorscale: diverging(), hoverongaps: false, colorbar: { title: { text: "strength" }, thickness: 12 },
+    hovertemplate: "source %{x:.0f}, reader %{y:.0f}<br>strength %{z:.3f}<extra></extra>",
+  }];
+  const strengthLayout = () => layout({
+    title: { text: "Strengths", font: { size: 14 } },
+    xaxis: axis({ title: { text: "source neuron" }, showgrid: false, zeroline: false, range: [-0.5, n_sources - 0.5] }),
+    yaxis: axis({ title: { text: "reading neuron" }, showgrid: false, zeroline: false, range: [n - 0.5, n_inputs - 0.5] }),
+    uirevision: "kept",
+  });
+
+  const webgl = (() => {
+    try {
+      return Boolean(document.createElement("canvas").getContext("webgl"));
+    } catch {
+      return false;
+    }
+  })();
+  const SCATTER = webgl ? "scattergl" : "scatter";
+  const WIDTHS = [0.5, 1, 1.8], OPACITIES = [0.15, 0.4, 0.8];
+
+  const edgeTraces = (k) => {
+    const { levels, heights, sources, readers, strengths } = arrays;
+    const bin = (q) => (q < 0 ? 0 : 3) + Math.min(2, Math.floor((Math.abs(q) * 3) / full));
+    const counts = new Array(6).fill(0);
+    for (let e = first[k]; e < first[k + 1]; e++) counts[bin(strengths[e])]++;
+    const xs = counts.map((c) => new Float32Array(3 * c)), ys = counts.map((c) => new Float32Array(3 * c));
+    const at = new Array(6).fill(0);
+    for (let e = first[k]; e < first[k + 1]; e++) {
+      const b = bin(strengths[e]), j = sources[e], i = readers[e], p = at[b];
+      xs[b].set([levels[k * n + j], levels[k * n + i], NaN], p);
+      ys[b].set([heights[j], heights[i], NaN], p);
+      at[b] = p + 3;
+    }
+    return [0, 3, 1, 4, 2, 5].map((b) => ({
+      type: SCATTER, mode: "lines", x: xs[b], y: ys[b], hoverinfo: "skip", opacity: OPACITIES[b % 3],
+      line: { color: colour(b < 3 ? "negative" : "positive"), width: WIDTHS[b % 3] },
+    }));
+  };
+
+  const KINDS = () => [
+    ["idle", "x", colour("idle"), 4], ["input", "square", "#56b4e9", 5], ["hidden neuron", "circle", colour("hidden"), 5],
+    ["output", "diamond", "#cc79a7", 10],
+  ];
+  const neuronTraces = (k) => {
+    const groups = [[], [], [], []];
+    const small = n > 2000 ? 0.5 : 1;
+    for (let i = 0; i < n; i++) {
+      const kind = i < n_inputs ? 1 : i < n_sources ? 2 : 3;
+      groups[arrays.live[k * n + i] ? kind : 0].push(i);
+    }
+    return KINDS().map(([name, symbol, color, size], g) => ({
+      type: SCATTER, mode: "markers", x: groups[g].map((i) => arrays.levels[k * n + i]),
+      y: groups[g].map((i) => arrays.heights[i]), text: groups[g].map((i) => `${name} ${i}`),
+      hovertemplate: "%{text}, level %{x}<extra></extra>", marker: { symbol, color, size: size * small }, name,
+    }));
+  };
+  const networkTraces = (k) => [...edgeTraces(k), ...neuronTraces(k)];
+  const networkLayout = (k) => layout({
+    title: { text: "Network by levels", font: { size: 14 } }, hovermode: "closest", margin: { l: 20, r: 15, t: 35, b: 45 },
+    xaxis: axis({ title: { text: "level" }, zeroline: false, range: [-0.03 * frames[k].depth - 0.2, 1.03 * frames[k].depth + 0.2] }),
+    yaxis: axis({ visible: false, range: [1.03, -0.03] }),
+    uirevision: `depth ${frames[k].depth}`,
+  });
+
+  const words = (k) => {
+    const f = frames[k];
+    return `step ${f.step.toLocaleString("en")}: ${f.edges.toLocaleString("en")} edges (${(100 * f.density).toFixed(2)} %), ` +
+      `depth ${f.depth}, ${f.live.toLocaleString("en")} live neurons`;
+  };
+
+  let shown = -1;
+  const show = async (k) => {
+    shown = k;
+    byId("now").textContent = words(k);
+    byId("moment").setAttribute("aria-valuetext", words(k));
+    byId("strengths").setAttribute("aria-label", `Matrix of strengths, ${words(k)}`);
+    byId("network").setAttribute("aria-label", `Network by levels, ${words(k)}`);
+    await Promise.all([
+      Plotly.react("strengths", strengthTraces(k), strengthLayout(), CONFIG),
+      Plotly.react("network", networkTraces(k), networkLayout(k), CONFIG),
+    ]);
+    document.documentElement.dataset.shown = k;
+  };
+
+  // -- curves and fields --------------------------------------------------------------------------------------
+
+  const curve = (panel, index) => Plotly.react(`curve-${index}`, panel.series.map((series, s) => ({
+    type: "scatter", mode: series.x.length < 12 ? "lines+markers" : "lines", x: series.x, y: series.y, name: series.name,
+    line: { ...LINES()[s % 5], width: 2 },
+    hovertemplate: `%{y:.5~g}<extra>${series.name}</extra>`,
+  })), layout({
+    title: { text: panel.title, font: { size: 14 } }, hovermode: "x unified", showlegend: panel.series.length > 1,
+    legend: { orientation: "h", y: -0.25 }, hoverlabel: { bgcolor: colour("paper") },
+    xaxis: axis({ title: { text: "step", standoff: 4 } }),
+    yaxis: axis({ type: panel.logarithmic ? "log" : "linear", title: { text: panel.unit },
+      ...(index === 0 ? { exponentformat: "power" } : { tickformat: ",~g" }) }),
+  }), CONFIG);
+
+  const density = () => Plotly.react("density", [{
+    type: "scatter", mode: "markers", x: data.density.x, y: data.density.y, text: data.density.steps,
+    hovertemplate: "step %{text}<br>density %{x:.4f}<br>%{y:.5~g} µs<extra></extra>",
+    marker: { color: data.density.steps, colorscale: "Viridis", size: 7, line: { color: colour("quiet"), width: 0.5 } },
+  }], layout({
+    title: { text: "time against density", font: { size: 14 } },
+    xaxis: axis({ type: "log", title: { text: "density (active / possible edges)" } }),
+    yaxis: axis({ type: "log", title: { text: "µs" } }),
+  }), CONFIG);
+
+  const field = (f, index) => Plotly.react(`field-${index}`, [{
+    type: "heatmap", z: f.picture, zmin: -1, zmax: 1, colorscale: diverging(), hoverongaps: false, showscale: false,
+    text: f.names, hovertemplate: "%{text}: %{z:.2f}<extra></extra>",
+  }], layout({
+    margin: { l: 10, r: 10, t: 10, b: 10 }, plot_bgcolor: colour("rule"),
+    xaxis: { visible: false, constrain: "domain" },
+    yaxis: { visible: false, autorange: "reversed", scaleanchor: "x", constrain: "domain" },
+  }), CONFIG);
+
+  // gaps between fields are null in JSON; the names of tiles are spread over their pixels
+  for (const f of data.fields) {
+    f.names = f.picture.map((row, y) => row.map((_, x) =>
+      f.tiles[Math.floor(y / (f.height + 1))][Math.floor(x / (f.width + 1))]));
+  }
+
+  const rest = () => Promise.all([...data.panels.map(curve), density(), ...data.fields.map(field)]);
+
+  // -- what a reader can do -----------------------------------------------------------------------------------
+
+  const slider = byId("moment"), play = byId("play"), now = byId("now");
+  let playing = false;
+  const stop = () => {
+    playing = false;
+    play.textContent = "Play";
+    now.setAttribute("aria-live", "polite");
+  };
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+  const run = async () => {
+    playing = true;
+    play.textContent = "Pause";
+    now.setAttribute("aria-live", "off"); // a screen reader would not come to an end
+    if (Number(slider.value) >= frames.length - 1) slider.value = -0;
+    while (playing) {
+      await Promise.all([show(Number(slider.value)), pause(100)]);
+      if (Number(slider.value) >= frames.length - 1) break;
+      if (playing) slider.value = Number(slider.value) + 1;
+    }
+    stop();
+  };
+  let busy = false;
+  slider.addEventListener("input", async () => {
+    stop();
+    if (busy) return; // the loop below sees the newest value
+    busy = true;
+    while (shown !== Number(slider.value)) await show(Number(slider.value));
+    busy = false;
+  });
+  play.disabled = frames.length < 2;
+  play.addEventListener("click", () => (playing ? stop() : run()));
+  for (const button of document.querySelectorAll("button.reset")) {
+    button.addEventListener("click", () => {
+      const plot = byId(button.dataset.plot);
+      const fresh = plot.id === "network" ? networkLayout(shown) : strengthLayout();
+      Plotly.relayout(plot, { "xaxis.range": fresh.xaxis.range, "yaxis.range": fresh.yaxis.range });
+    });
+  }
+
+  const THEMES = ["system", "light", "dark"], NAMES = { system: "as the system", light: "light", dark: "dark" };
+  let theme = 0;
+  const redraw = () => Promise.all([show(Math.max(shown, 0)), rest()]);
+  byId("theme").addEventListener("click", () => {
+    theme = (theme + 1) % 3;
+    if (theme) document.documentElement.dataset.theme = THEMES[theme];
+    else delete document.documentElement.dataset.theme;
+    byId("theme").textContent = `Colours: ${NAMES[THEMES[theme]]}`;
+    redraw();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  await show(frames.length - 1);
+  await rest();
+  document.documentElement.dataset.ready = "yes";
+})().catch((error) => {
+  const note = document.getElementById("trouble");
+  note.textContent = `The figures cannot be drawn: ${error.message}`;
+  note.hidden = false;
+  console.error(error);
+});
