@@ -377,7 +377,7 @@ class Trainer:
             self._scan(x, y)
         self._times.append(time.perf_counter() - start)
         self.step = number
-        if number % config.steps_per_snapshot == 0:
+        if number % config.steps_per_snapshot == 0 and number < config.steps:  # that of the end is of what it leaves
             self._snapshot()
         if not logging:
             return None

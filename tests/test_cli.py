@@ -241,11 +241,11 @@ def test_unfit_checkpoint_is_refused_by_name_and_reason(csv_run, monkeypatch, tm
 
 def test_directory_of_another_run_is_refused(csv_run):
     _, out, _ = csv_run
-    before = {name: (out / name).read_bytes() for name in os.listdir(out)}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     error = invoke("train", "toy", "--out", out)
     assert f"error: {out} already holds a run" in error
     assert f"--resume {out}" in error
-    assert before == {name: (out / name).read_bytes() for name in os.listdir(out)}
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_diverging_loss(tmp_path):

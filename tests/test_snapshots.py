@@ -122,7 +122,7 @@ def test_along_a_training(tmp_path):
 def test_without_a_run_directory_structures_go_to_the_caller():
     seen = []
     trainer(config=dataclasses.replace(CONFIG, steps=5)).run(on_snapshot=seen.append)
-    assert [s.step for s in seen] == [0, 1, 2, 3, 4, 5, 5]
+    assert [s.step for s in seen] == [0, 1, 2, 3, 4, 5]
 
 
 def test_snapshots_change_no_bit(tmp_path):

@@ -1,0 +1,121 @@
+"""Figures and animations: files that other programs read, the same bytes every time, no parts left behind."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import train
+
+from sparse_dnm import animation, figures
+from sparse_dnm.history import History
+from sparse_dnm.views import saturation
+
+NAMES = ["curves", "density", "strengths", "network", "overview"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return History.read(train(tmp_path_factory.mktemp("figures") / "digits"), 4)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return History.read(train(tmp_path_factory.mktemp("figures") / "toy", "toy"), 4)
+
+
+@pytest.mark.parametrize(("run", "names"), [("digits", [*NAMES, "fields"]), ("toy", NAMES)])
+def test_every_figure_as_png_and_svg(run, names, request, tmp_path):
+    seen = []
+    history = request.getfixturevalue(run)
+    written = figures.write(history, tmp_path / "out", seen.append)
+    assert seen == names
+    assert written == [tmp_path / "out" / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in written}
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert picture.size[0] > 800
+                assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+        else:
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    figures.write(history, tmp_path / "again")
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_a_figure_of_few_edges_is_vectors(toy, tmp_path):
+    (path,) = [p for p in figures.write(toy, tmp_path) if p.name == "network.svg"]
+    text = path.read_text()
+    assert "<image" not in text
+    assert text.count("<path") > toy.last().topology.n_edges
+
+
+def test_colours_say_the_sign_of_an_edge(toy):
+    structure = toy.last()
+    chart = figures.network_figure(toy, structure, saturation(structure))
+    lines = chart.axes[0].collections[0]
+    assert len(lines.get_segments()) == structure.topology.n_edges
+    positive = np.isclose(lines.get_colors()[:, :3], [213 / 255, 94 / 255, 0]).all(1)
+    assert positive.sum() == (structure.strengths > 0).sum()
+    levels = np.array([segment[:, 0] for segment in lines.get_segments()])
+    assert (levels[:, 0] < levels[:, 1]).all()  # from sources to deeper readers
+
+
+def test_gif(digits, tmp_path):
+    drawn = []
+    animation.write(digits, tmp_path / "a.gif", 5, lambda: drawn.append(1))
+    assert len(drawn) == len(digits.steps) == 4
+    with Image.open(tmp_path / "a.gif") as picture:
+        frames, durations = [], []
+        for k in range(picture.n_frames):
+            picture.seek(k)
+            frames.append(np.asarray(picture.convert("RGB")))
+            durations.append(picture.info["duration"])
+    assert sum(durations) == pytest.approx(1000 * (4 + round(animation.LINGER * 5)) / 5, rel=0.02)
+    assert all((a != b).any() for a, b in itertools.pairwise(frames[:4]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed: no MP4 can be written")
+def test_mp4(digits, tmp_path):
+    path = tmp_path / "a.mp4"
+    animation.write(digits, path, 10)
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-of", "json", str(path)]
+    (stream,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["streams"]
+    assert stream["codec_name"] == "h264"
+    assert stream["pix_fmt"] == "yuv420p"  # what browsers and phones play
+    assert int(stream["nb_read_frames"]) == 4 + round(animation.LINGER * 10)
+
+
+@pytest.mark.parametrize("suffix", animation.formats())
+def test_stopped_in_the_middle_nothing_stays(digits, tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"the old one")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        animation.write(digits, path, 10, stop)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "what"), [("a.gif", 0, "fps=0"), ("a.gif", 51, "1 .. 50"), ("a.avi", 5, "must end in .gif or .mp4")]
+)
+def test_bad_requests(digits, tmp_path, name, fps, what):
+    with pytest.raises(ValueError, match=what):
+        animation.write(digits, tmp_path / name, fps)
+
+
+def test_without_ffmpeg_a_gif_is_the_way_out(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert animation.formats() == (".gif",)
+    with pytest.raises(ValueError, match="ffmpeg, which is not on the PATH"):
+        animation.write(digits, tmp_path / "a.mp4", 5)

@@ -1,0 +1,130 @@
+"""What a run directory tells, whole or not."""
+
+import json
+import shutil
+
+import pytest
+from runs import train
+
+from sparse_dnm.checkpoint import CheckpointError
+from sparse_dnm.history import History, settings
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("history") / "run")
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_a_whole_run(whole):
+    history = History.read(whole, 100)
+    assert history.notes == []
+    assert history.steps == [0, 20, 40, 60, 80, 100, 120]
+    assert [s.step for s in history.structures()] == history.steps
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert set(history.metrics) == set().union(*lines)
+    for name, column in history.metrics.items():
+        assert column == [line.get(name) for line in lines]
+    assert history.column("test_accuracy") == ([0, 120], [lines[0]["test_accuracy"], lines[-1]["test_accuracy"]])
+    for structure, line in zip(history.structures(), lines, strict=True):
+        if line["step"] in (0, 120):  # elsewhere a line tells of another forward if a test came between
+            assert structure.topology.n_edges == line["edges"]
+            assert structure.topology.depth == line["depth"]
+    assert history.last().topology.n_edges == json.loads((whole / "summary.json").read_text())["edges"]
+    assert history.title == "digits: run"
+    assert history.about["torch"]
+    assert "cores" in history.about["machine"]
+    assert history.time_name == "step_seconds"
+
+
+def test_panels_are_those_with_figures(whole):
+    history = History.read(whole, 5)
+    curves = {panel.title: history.curves(panel) for panel in history.panels}
+    assert next(iter(curves)) == "loss and its terms, before coefficients"
+    assert set(curves["accuracy"]) == {"train accuracy", "test accuracy"}
+    assert set(curves["depth and live neurons"]) == {"depth", "live"}
+    steps, seconds = curves["time: a whole update, wall (perf_counter), medians"]["step seconds"]
+    assert steps == [20, 40, 60, 80, 100, 120]
+    assert seconds[0] == pytest.approx(1e6 * history.metrics["step_seconds"][1])
+    assert all(all(v > 0 for v in values) for _, values in curves["edges"].values())
+
+
+def test_measured_time_is_shown_where_it_was_measured(tmp_path):
+    history = History.read(train(tmp_path / "run", speed="time", steps=40, time_every=2), 9)
+    assert history.time_name == "measured_seconds"
+    assert history.describe_time() == "kernels' forward + backward, batch 50, process_time"
+    assert len(history.time_against_density[0]) >= 2
+
+
+def test_few_snapshots(whole):
+    history = History.read(whole, 3)
+    assert history.steps == [0, 60, 120]
+    assert history.notes == ["3 of 7 snapshots shown, evenly spread"]
+    with pytest.raises(ValueError, match="2 or more"):
+        History.read(whole, 1)
+
+
+def test_an_unfinished_run(run):
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:4]) + b"\xff torn")
+    history = History.read(run, 9)
+    assert history.notes == [
+        "1 damaged line of metrics.jsonl left out",
+        "the training is not finished: step 60 of 120",
+    ]
+    assert "cores" in history.about["machine"]  # of the config
+
+
+def test_a_run_without_snapshots_shows_the_checkpoint(run):
+    shutil.rmtree(run / "snapshots")
+    history = History.read(run, 9)
+    (structure,) = history.structures()
+    assert structure.step == 120 == history.last().step
+    assert history.notes == ["no snapshots: the structure is that of the checkpoint"]
+
+
+def test_a_run_of_an_older_version(run):
+    (run / "summary.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    for name in ("versions", "machine"):
+        del config[name]
+    del config["train"]["snapshot_every"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert History.read(run, 9).about == {}
+
+
+def test_settings_are_all_there(whole):
+    history = History.read(whole, 9)
+    tables = settings(history)
+    assert tables["Network"]["sigma"] == "300, 0"
+    assert tables["Training"]["steps"] == "120"
+    assert tables["Data"]["n_train"] == "1437"
+    assert "sha256" not in tables["Data"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda run: shutil.rmtree(run), "is no directory"),
+        (lambda run: (run / "config.json").unlink(), "config.json does not exist; is .* the directory of a run"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl does not exist"),
+        (lambda run: (run / "config.json").write_text("{}"), "does not describe a run"),
+        (lambda run: (run / "summary.json").write_text("["), "cannot be read as JSON"),
+    ],
+)
+def test_what_is_missing_is_named(run, spoil, what):
+    spoil(run)
+    with pytest.raises(CheckpointError, match=what):
+        History.read(run, 9)
+
+
+def test_a_checkpoint_of_another_network_is_refused(run, tmp_path):
+    shutil.copy(train(tmp_path / "other", "toy") / "checkpoint.safetensors", run)
+    with pytest.raises(CheckpointError, match="does not fit its run"):
+        History.read(run, 9).trained()
