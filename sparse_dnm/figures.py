@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from sparse_dnm.checkpoint import write_atomic
@@ -26,25 +26,34 @@ KINDS = {"inputs": "#56B4E9", "hidden": "#000000", "outputs": "#CC79A7", "idle":
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"))
 STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF", POSITIVE])
 MOST_EDGES = 20_000  # drawn of a DAG, the strongest
+FEW_EDGES = 2_500  # of each in the overview
+CLASSES = 6  # of strength
 VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
 DPI = 150
 
 
-def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float) -> None:
-    """Draw edges from level to level, colour by sign, opacity and width by strength."""
+def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float, most: int) -> None:
+    """Draw edges from level to level, colour by sign, opacity and width by strength; the strongest on top.
+
+    One path per sign and class of strength: an SVG is then a fifth as large as with one per edge.
+    """
     topology = structure.topology
-    chosen = strongest(structure, MOST_EDGES)
+    chosen = strongest(structure, most)
     readers = np.repeat(np.arange(topology.n_neurons), np.diff(topology.indptr))[chosen]
     sources, strengths = topology.indices[chosen], structure.strengths[chosen]
-    order = np.argsort(np.abs(strengths), kind="stable")  # the strongest on top
-    ends = [np.stack([topology.levels[k], height[k]], axis=1) for k in (sources[order], readers[order])]
-    share = np.clip(np.abs(strengths[order]) / limit, 0.0, 1.0)
-    colours = np.array([matplotlib.colors.to_rgba(c) for c in (NEGATIVE, POSITIVE)])[(strengths[order] > 0).astype(int)]
-    colours[:, 3] = 0.06 + 0.7 * share
-    lines = LineCollection(
-        list(np.stack(ends, axis=1)), colors=colours, linewidths=0.2 + 0.9 * share, rasterized=len(chosen) > VECTORS
-    )
-    axis.add_collection(lines)
+    share = np.clip(np.abs(strengths) / limit, 0.0, 1.0)
+    classes = np.minimum((share * CLASSES).astype(int), CLASSES - 1)
+    gap = np.full(len(chosen), np.nan)
+    x = np.stack([topology.levels[sources], topology.levels[readers], gap], axis=1)
+    y = np.stack([height[sources], height[readers], gap], axis=1)
+    for k in range(CLASSES):
+        for colour, here in ((NEGATIVE, strengths < 0), (POSITIVE, strengths > 0)):
+            here = here & (classes == k)
+            middle = (k + 0.5) / CLASSES
+            axis.plot(
+                x[here].ravel(), y[here].ravel(), color=colour, alpha=0.06 + 0.7 * middle, linewidth=0.2 + 0.9 * middle,
+                rasterized=len(chosen) > VECTORS, zorder=1, solid_capstyle="butt",
+            )  # fmt: skip
 
 
 def neurons_of(axis: Axes, structure: Structure, history: History, height: np.ndarray, legend: bool) -> None:
@@ -73,10 +82,12 @@ def neurons_of(axis: Axes, structure: Structure, history: History, height: np.nd
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, markerscale=2, frameon=False)
 
 
-def draw_network(axis: Axes, history: History, structure: Structure, limit: float, legend: bool = True) -> None:
-    """The DAG by levels."""
+def draw_network(
+    axis: Axes, history: History, structure: Structure, limit: float, legend: bool = True, most: int = MOST_EDGES
+) -> None:
+    """The DAG by levels, with at most ``most`` edges."""
     height = heights(history.manifold)
-    edges_of(axis, structure, height, limit)
+    edges_of(axis, structure, height, limit, most)
     neurons_of(axis, structure, history, height, legend)
     depth = max(structure.topology.depth, 1)
     axis.set(xlim=(-0.02 * depth - 0.1, 1.02 * depth + 0.1), ylim=(1.02, -0.02), xlabel="level", yticks=[])
@@ -208,18 +219,26 @@ def fields_figure(history: History, hidden: Fields, outputs: Fields, shape: tupl
 
 
 def overview(history: History, first: Structure, last: Structure, limit: float) -> Figure:
-    """The network before and after training: matrix and DAG, one above the other."""
-    chart = Figure(figsize=(11, 6.4), layout="constrained")
-    axes = chart.subplots(2, 2, width_ratios=(1, 1.35))
-    for row, structure in zip(axes, (first, last), strict=True):
-        draw_strengths(row[0], history, structure, limit)
-        draw_network(row[1], history, structure, limit, legend=structure is last)
-        row[0].set_title(headline(structure, history), fontsize=9)
-        row[1].set_title("blue: negative, orange: positive strength", fontsize=9)
+    """The DAG before and after training, and what happened between."""
+    chart = Figure(figsize=(11, 6.2), layout="constrained")
+    axes = chart.subplots(2, 2, height_ratios=(1.7, 1))
+    for axis, structure in zip(axes[0], (first, last), strict=True):
+        draw_network(axis, history, structure, limit, legend=False, most=FEW_EDGES)
+        some = f"; the strongest {FEW_EDGES:,} drawn" if structure.topology.n_edges > FEW_EDGES else ""
+        axis.set_title(headline(structure, history) + some, fontsize=9)
+    wanted = [panel for panel in history.panels if panel.names in (("edges", "edges_goal"), history.figure_names)]
+    for axis, panel in zip(axes[1], wanted[::-1], strict=False):
+        _curve(axis, history, panel)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    signs = [Line2D([], [], color=NEGATIVE), Line2D([], [], color=POSITIVE)]
+    chart.legend(
+        [*handles, *signs], [*labels, "negative", "positive"], loc="outside upper right", ncols=6, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
     name = history.figure_names[1]
     figures = history.column(name)[1]
     merit = f", {name.replace('_', ' ')} {figures[-1]:.4g}" if figures else ""
-    chart.suptitle(f"{history.title}{merit}", fontsize=11)
+    chart.suptitle(f"{history.title}{merit}", fontsize=11, x=0.02, ha="left")
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 

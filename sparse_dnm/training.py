@@ -400,12 +400,17 @@ class Trainer:
 
     def _steer(self) -> None:
         """Move the goal of time or edges, and with it the multiplier of the speed term."""
+        edges = self._pace()
+        if edges is not None and self.step % STEER == 0:
+            edges.update(self.model.topology.n_edges)
+
+    def _pace(self) -> Controller | None:
+        """Tell the controllers how far the training is; returns that of the number of edges."""
         edges = None if self._costs is None else self._costs.edges
         controller = self._time.controller if self._time is not None else edges
         if controller is not None:
             controller.progress = self.step / (APPROACH * max(trimmed_after(self.config), 1))
-        if edges is not None and self.step % STEER == 0:
-            edges.update(self.model.topology.n_edges)
+        return edges
 
     @property
     def _holds_edges(self) -> bool:
@@ -569,6 +574,7 @@ class Trainer:
 
     def _first_line(self) -> Record:
         """The untrained model, on the first rows of the training set."""
+        self._pace()
         with torch.no_grad():
             x, y = (t[: self.config.batch_size] for t in (self.data.x_train, self.data.y_train))
             outputs, terms = self._loss(x, y, True)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -13,14 +14,14 @@ from runs import train
 
 from sparse_dnm import animation, figures
 from sparse_dnm.history import History
-from sparse_dnm.views import saturation
+from sparse_dnm.views import heights, saturation
 
 NAMES = ["curves", "density", "strengths", "network", "overview"]
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return History.read(train(tmp_path_factory.mktemp("figures") / "digits"), 4)
+    return History.read(train(tmp_path_factory.mktemp("figures") / "digits", manifold={"n_neurons": 150}), 4)
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +53,30 @@ def test_a_figure_of_few_edges_is_vectors(toy, tmp_path):
     (path,) = [p for p in figures.write(toy, tmp_path) if p.name == "network.svg"]
     text = path.read_text()
     assert "<image" not in text
-    assert text.count("<path") > toy.last().topology.n_edges
+    assert len(re.findall(r"\bL ", text)) > toy.last().topology.n_edges
 
 
-def test_colours_say_the_sign_of_an_edge(toy):
-    structure = toy.last()
-    chart = figures.network_figure(toy, structure, saturation(structure))
-    lines = chart.axes[0].collections[0]
-    assert len(lines.get_segments()) == structure.topology.n_edges
-    positive = np.isclose(lines.get_colors()[:, :3], [213 / 255, 94 / 255, 0]).all(1)
-    assert positive.sum() == (structure.strengths > 0).sum()
-    levels = np.array([segment[:, 0] for segment in lines.get_segments()])
-    assert (levels[:, 0] < levels[:, 1]).all()  # from sources to deeper readers
+def test_edges_go_to_deeper_levels_coloured_by_sign_and_stronger_by_strength(toy):
+    structure, limit = toy.last(), saturation(toy.last())
+    axis = figures.network_figure(toy, structure, limit).axes[0]
+    levels, height = structure.topology.levels, heights(toy.manifold)
+    expected = {}
+    for (j, i), strength in zip(structure.topology.edges().tolist(), structure.strengths, strict=True):
+        expected[levels[j], height[j], levels[i], height[i]] = strength
+    found = {}
+    for line in axis.lines:
+        x, y = (np.asarray(values, np.float32).reshape(-1, 3) for values in line.get_data())
+        assert np.isnan(x[:, 2]).all()
+        assert (x[:, 0] < x[:, 1]).all()
+        for row in np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1):
+            found[tuple(row)] = line
+    assert found.keys() == expected.keys()
+    for place, line in found.items():
+        assert line.get_color() == (figures.NEGATIVE if expected[place] < 0 else figures.POSITIVE)
+    order = sorted(found, key=lambda place: abs(expected[place]))
+    widths = [found[place].get_linewidth() for place in order]
+    assert widths == sorted(widths)
+    assert len(set(widths)) > 1
 
 
 def test_gif(digits, tmp_path):

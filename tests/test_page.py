@@ -76,9 +76,8 @@ def at(view, step):
 
 def cells(view):
     """What the matrix shows; NaN becomes None."""
-    return view.evaluate(
-        "Array.from(document.querySelector('#strengths').data[0].z, (row) => Array.from(row, (v) => v === v ? v : null))"
-    )
+    rows = "document.querySelector('#strengths').data[0].z"
+    return view.evaluate(f"Array.from({rows}, (row) => Array.from(row, (v) => v === v ? v : null))")
 
 
 def picture(view, name):
