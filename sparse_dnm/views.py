@@ -16,6 +16,7 @@ from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.snapshots import Structure
 
+MOST_OUTPUTS = 100  # whose receptive fields are shown
 GOLDEN = (5**0.5 - 1) / 2
 Floats = NDArray[np.float32]
 
@@ -87,7 +88,7 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
 
     The field of neuron i is, for every input, the sum over all paths from it of the products of strengths D and
     weights w.  Of the hidden neurons those that reach an output, at most ``most``: the ones with the largest sum of
-    |D w| over their readers.
+    |D w| over their readers; of the outputs the first MOST_OUTPUTS.
     """
     config, topology = model.config, model.topology
     weight = model.weight.detach().double().numpy()
@@ -99,12 +100,14 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
     hidden = np.arange(config.n_inputs, config.n_sources)
     hidden = hidden[topology.live[hidden] & (topology.levels[hidden] > 0)]
     chosen = np.sort(hidden[np.argsort(-importance[hidden], kind="stable")[:most]])
-    outputs = np.arange(config.n_sources, config.n_neurons)
+    outputs = np.arange(config.n_sources, config.n_neurons)[:MOST_OUTPUTS]
     neurons = np.concatenate([chosen, outputs])
     seeds = np.zeros((config.n_neurons, len(neurons)))
     seeds[neurons, np.arange(len(neurons))] = 1.0
-    lower = (sparse.eye_array(config.n_neurons) - across).T.tocsr()  # of the transpose, hence upper
-    found = spsolve_triangular(lower, seeds, lower=False, unit_diagonal=True)[: config.n_inputs].T.astype(np.float32)
+    upper = (sparse.eye_array(config.n_neurons) - across).T.tocsr()
+    with np.errstate(over="ignore", invalid="ignore"):
+        solved = spsolve_triangular(upper, seeds, lower=False, unit_diagonal=True)
+        found = solved[: config.n_inputs].T.astype(np.float32)
     return Fields(chosen, found[: len(chosen)]), Fields(outputs, found[len(chosen) :])
 
 
@@ -120,7 +123,8 @@ def mosaic(fields: Fields, shape: tuple[int, int], columns: int) -> tuple[Floats
     for k, (neuron, values) in enumerate(zip(fields.neurons, fields.values, strict=True)):
         i, j = divmod(k, columns)
         top, left = i * (height + 1), j * (width + 1)
-        largest = np.abs(values).max(initial=0.0)
-        picture[top : top + height, left : left + width] = (values / (largest or 1.0)).reshape(shape)
+        largest = float(np.abs(values).max(initial=0.0)) or 1.0
+        if np.isfinite(largest):  # products along many paths may overflow: such a tile stays empty
+            picture[top : top + height, left : left + width] = (values / largest).reshape(shape)
         tiles[i, j] = neuron
     return picture, tiles

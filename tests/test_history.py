@@ -6,6 +6,7 @@ import shutil
 import pytest
 from runs import train
 
+from sparse_dnm import page
 from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.history import History, settings
 
@@ -79,6 +80,18 @@ def test_an_unfinished_run(run):
         "the training is not finished: step 60 of 120",
     ]
     assert "cores" in history.about["machine"]  # of the config
+
+
+def test_figures_that_are_none_are_left_out(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"loss": ', '"loss": NaN, "was": ').replace('"depth": ', '"depth": "deep", "was": ')
+    lines[3] = "[1]"
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    history = History.read(run, 9)
+    assert history.notes == ["1 damaged line of metrics.jsonl left out"]
+    assert history.column("loss")[0] == [0, 20, 80, 100, 120] == history.column("depth")[0]
+    data = page.page(history).partition('<script id="data" type="application/json">')[2].partition("</script>")[0]
+    json.loads(data, parse_constant=pytest.fail)  # browsers know no NaN
 
 
 def test_a_run_without_snapshots_shows_the_checkpoint(run):

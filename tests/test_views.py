@@ -101,4 +101,6 @@ def test_mosaic():
     ]
     np.testing.assert_array_equal(picture, np.array(expected, np.float32))
     assert tiles.tolist() == [[4, 7], [9, -1]]
+    overflown = Fields(np.array([1]), np.array([[1, np.inf, 0, 0]], np.float32))
+    assert np.isnan(views.mosaic(overflown, (2, 2), 1)[0]).all()
     assert np.isnan(views.mosaic(Fields(np.empty(0, int), np.empty((0, 4), np.float32)), (2, 2), 2)[0]).all()
