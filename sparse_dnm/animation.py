@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_dnm.checkpoint import doing
-from sparse_dnm.figures import caption, draw_network, draw_strengths, headline
+from sparse_dnm.figures import caption, draw_network, draw_strengths, headline, title
 from sparse_dnm.history import History
 from sparse_dnm.snapshots import Structure
 from sparse_dnm.views import saturation
@@ -28,13 +28,18 @@ def formats() -> tuple[str, ...]:
     return FORMATS if FFMpegWriter.isAvailable() else FORMATS[:1]
 
 
+def check_fps(fps: int) -> None:
+    """Raise ValueError for what no film can show."""
+    if not 1 <= fps <= 50:
+        raise ValueError(f"fps={fps} must be in 1 .. 50 pictures a second")
+
+
 def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] = lambda: None) -> None:
     """Write the snapshots of a run as ``path``, .gif or .mp4, ``fps`` a second; a part of a file never stays.
 
     Raises ValueError for another format, fps outside 1 .. 50, or an MP4 where ffmpeg is missing.
     """
-    if not 1 <= fps <= 50:
-        raise ValueError(f"fps={fps} must be in 1 .. 50 pictures a second")
+    check_fps(fps)
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} must end in {' or '.join(FORMATS)}")
     if path.suffix not in formats():
@@ -46,9 +51,15 @@ def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] =
     writer: AbstractMovieWriter = (
         PillowWriter(fps) if path.suffix == ".gif" else FFMpegWriter(fps, extra_args=["-pix_fmt", "yuv420p"])
     )
+    structures = history.structures()
     try:
+        with doing("write", path):
+            temporary.touch()  # what cannot be written is known before the drawing
+        _draw(chart, panels, history, next(structures), limit)  # with no picture Pillow would hide why
         with doing("write", path), writer.saving(chart, str(temporary), DPI[path.suffix]):
-            for structure in history.structures():
+            writer.grab_frame()
+            on_frame()
+            for structure in structures:
                 _draw(chart, panels, history, structure, limit)
                 writer.grab_frame()
                 chart.set_layout_engine("none")  # places stay, and a picture takes half the time
@@ -68,18 +79,20 @@ def _draw(chart: Figure, panels: dict[str, Axes], history: History, structure: S
     draw_network(panels["network"], history, structure, limit)
     panels["network"].set_title("blue: negative, orange: positive strength", fontsize=9)
     _merit(panels["merit"], history, structure.step)
-    chart.suptitle(f"{history.title}, {headline(structure, history)}")
+    chart.suptitle(f"{title(history)}, {headline(structure, history)}")
     chart.supxlabel(caption(history), fontsize=7)
 
 
 def _merit(axis: Axes, history: History, step: int) -> None:
     """The figure of merit along training, up to ``step`` in full."""
+    positive = False
     for name, colour, line in zip(history.figure_names, ("#0072B2", "#D55E00"), ("-", "o--"), strict=True):
         steps, values = (np.array(column) for column in history.column(name))
         axis.plot(steps, values, line, color=colour, alpha=0.2)
         axis.plot(steps[steps <= step], values[steps <= step], line, color=colour, label=name.replace("_", " "))
+        positive = positive or bool((values > 0).any())
     axis.axvline(step, color="0.5", linewidth=0.8)
-    if history.task != "classification":
+    if history.task != "classification" and positive:
         axis.set_yscale("log")
     axis.set(xlabel="step")
     axis.legend(fontsize=8, loc="center right")

@@ -157,7 +157,6 @@ def train(
         "--out": out,
         "--preset": preset,
         "--target": target,
-        "--snapshot-every": snapshot_every,
         "--set": set_ or None,
     }
     named = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "speed": speed}
@@ -195,9 +194,12 @@ def train(
         if given:
             raise ValueError(
                 f"--resume continues {resume} as it was begun: leave out {', '.join(given)}; "
-                "only --steps, --executor, --threads, --data-dir and --tensorboard may go with it"
+                "only --steps, --executor, --threads, --data-dir, --snapshot-every and --tensorboard may go with it"
             )
-        _train(lambda: _resumed_trainer(resume, data_dir, steps, executor, threads), tensorboard=tensorboard)
+        _train(
+            lambda: _resumed_trainer(resume, data_dir, steps, executor, threads, snapshot_every),
+            tensorboard=tensorboard,
+        )
 
 
 @app.command()
@@ -241,7 +243,7 @@ def report(
         folder = _folder(out or run)
         with _progress("snapshots", max(len(history.steps), 1)) as advance:
             page.write(history, folder / "report.html", lambda: advance("snapshots"))
-        with _progress("figures", 6) as advance:
+        with _progress("figures", 6 if history.image else 5) as advance:
             written = figures.write(history, folder / "figures", advance)
         for note in history.notes:
             typer.echo(f"note: {note}")
@@ -261,6 +263,7 @@ def animate(
         from sparse_dnm import animation
         from sparse_dnm.history import History
 
+        animation.check_fps(fps)
         history = History.read(run, frames)
         folder = _folder(out or run)
         for suffix in animation.formats():
@@ -270,6 +273,8 @@ def animate(
             typer.echo(f"written: {path}")
         for note in history.notes:
             typer.echo(f"note: {note}")
+        if 100 % fps:
+            typer.echo(f"note: a GIF knows hundredths of a second: it shows {100 / (100 // fps):.3g} pictures in one")
         if len(animation.formats()) < len(animation.FORMATS):
             typer.echo("note: no MP4, the program ffmpeg is not on the PATH")
 

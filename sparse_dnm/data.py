@@ -44,6 +44,7 @@ class Dataset:
     feature_std: Tensor | None = None  # float64 (n_inputs,); 1 where a column is constant
     target_mean: Tensor | None = None  # float64 (n_outputs,), regression only
     target_std: Tensor | None = None  # float64 (n_outputs,); 1 where a column is constant
+    channels: int = 1  # of images
 
     @property
     def n_inputs(self) -> int:
@@ -74,6 +75,7 @@ class Dataset:
             "classes": list(self.classes),
             "period": self.period,
             "standardised": self.feature_mean is not None,
+            **({"channels": self.channels} if self.channels > 1 else {}),
         }
 
 
@@ -170,6 +172,7 @@ def _tables(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset:
         "x_train": _standardise(f"{name}: x", x, mean, std),
         "x_test": _standardise(f"{name}: x_test", x_test, mean, std),
         "period": float(period),
+        "channels": shape[2] if len(shape) == 3 else 1,
         "feature_mean": torch.tensor(np.broadcast_to(mean, shape).ravel()),
         "feature_std": torch.tensor(np.broadcast_to(std, shape).ravel()),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
@@ -13,12 +15,22 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from sparse_dnm.checkpoint import write_atomic
 from sparse_dnm.history import History, Panel
 from sparse_dnm.snapshots import Structure
-from sparse_dnm.views import Fields, Grid, heights, image_shape, mosaic, receptive_fields, saturation, strongest
+from sparse_dnm.views import (
+    MOST_OUTPUTS,
+    Fields,
+    Grid,
+    heights,
+    mosaic,
+    receptive_fields,
+    saturation,
+    strongest,
+    tiles,
+)
 
 # Okabe & Ito (2008): told apart with any colour vision; dashes and markers tell the same again.
 NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
@@ -28,6 +40,8 @@ STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF",
 MOST_EDGES = 20_000  # drawn of a DAG, the strongest
 FEW_EDGES = 2_500  # of each in the overview
 CLASSES = 6  # of strength
+TURNS = 8  # that the signs take in each
+FEW = 800  # edges up to which they are drawn in full
 VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
 DPI = 150
 
@@ -46,14 +60,18 @@ def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float,
     gap = np.full(len(chosen), np.nan)
     x = np.stack([topology.levels[sources], topology.levels[readers], gap], axis=1)
     y = np.stack([height[sources], height[readers], gap], axis=1)
-    for k in range(CLASSES):
-        for colour, here in ((NEGATIVE, strengths < 0), (POSITIVE, strengths > 0)):
-            here = here & (classes == k)
-            middle = (k + 0.5) / CLASSES
-            axis.plot(
-                x[here].ravel(), y[here].ravel(), color=colour, alpha=0.06 + 0.7 * middle, linewidth=0.2 + 0.9 * middle,
-                rasterized=len(chosen) > VECTORS, zorder=1, solid_capstyle="butt",
-            )  # fmt: skip
+    turn = np.arange(len(chosen)) % TURNS  # signs alternate: of two paths the second would hide the first
+    faint = min(1.0, (FEW / max(len(chosen), 1)) ** 0.5)
+    for k, t in itertools.product(range(CLASSES), range(TURNS)):
+        for colour, sign in ((NEGATIVE, strengths < 0), (POSITIVE, strengths > 0)):
+            here = sign & (classes == k) & (turn == t)
+            if here.any():
+                middle = (k + 0.5) / CLASSES
+                axis.plot(
+                    x[here].ravel(), y[here].ravel(), color=colour, alpha=faint * (0.06 + 0.7 * middle),
+                    linewidth=faint * (0.2 + 0.9 * middle), rasterized=len(chosen) > VECTORS, zorder=1,
+                    solid_capstyle="butt",
+                )  # fmt: skip
 
 
 def neurons_of(axis: Axes, structure: Structure, history: History, height: np.ndarray, legend: bool) -> None:
@@ -65,7 +83,7 @@ def neurons_of(axis: Axes, structure: Structure, history: History, height: np.nd
         "hidden": (n >= config.n_inputs) & (n < config.n_sources),
         "outputs": n >= config.n_sources,
     }
-    size = float(np.clip(6_000 / len(n), 0.3, 14))
+    size = float(np.clip(6_000 / len(n), 1.5, 14))
     axis.scatter(
         topology.levels[~topology.live], height[~topology.live], s=0.5 * size, c=KINDS["idle"], linewidths=0, zorder=2,
         label="idle",
@@ -109,14 +127,24 @@ def caption(history: History) -> str:
     manifold, train = history.manifold, history.train
     goal = f", {train.target_edges:,} edges asked for" if train.target_edges else ""
     parts = [f"{manifold.n_neurons:,} neurons, edges {manifold.edges}, speed {train.speed}{goal}, seed {train.seed}"]
-    return "; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])])
+    return _text("; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])]))
 
 
 def headline(structure: Structure, history: History) -> str:
     """Step, edges and depth of a structure."""
     topology = structure.topology
     density = topology.n_edges / history.manifold.possible_edges
-    return f"step {structure.step:,}: {topology.n_edges:,} edges ({density:.1%}), depth {topology.depth}"
+    return f"step {structure.step:,}: {topology.n_edges:,} edges ({density:.1%}), depth {topology.depth:,}"
+
+
+def title(history: History) -> str:
+    """The run's title, not too long and without TeX."""
+    return _text(textwrap.shorten(history.title, 60, placeholder=" …") if " " in history.title else history.title[:60])
+
+
+def _text(words: str) -> str:
+    """``words`` as matplotlib shows them: between two dollars it would see TeX."""
+    return words.replace("$", r"\$")
 
 
 def curves(history: History) -> Figure:
@@ -127,7 +155,7 @@ def curves(history: History) -> Figure:
         _curve(axis, history, panel)
     for axis in chart.axes[len(panels) :]:
         axis.remove()
-    chart.suptitle(history.title)
+    chart.suptitle(title(history))
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
@@ -139,17 +167,26 @@ def _curve(axis: Axes, history: History, panel: Panel) -> None:
     if panel.logarithmic:
         axis.set_yscale("log")
         if "loss" not in panel.names:
-            _plain(axis.yaxis)
-    axis.set_title(panel.title, fontsize=9)
+            _plain(axis.yaxis, [v for _, values in history.curves(panel).values() for v in values])
+    axis.set_title(textwrap.fill(panel.title, 46), fontsize=9)
     axis.set(xlabel="step", ylabel=panel.unit)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(axis.lines) > 1:
         axis.legend(fontsize=7)
     axis.grid(True, alpha=0.3)
 
 
-def _plain(axis: Axis) -> None:
-    """Numbers rather than powers of ten on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def _plain(axis: Axis, values: Iterable[float]) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis, and a tick at or beyond either end of ``values``."""
+    ticks = [k * 10.0**power for power in range(-12, 13) for k in (1, 2, 3, 5, 7)]
+    low = max((t for t in ticks if t <= min(values)), default=ticks[0])
+    high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
+    inside = [t for t in ticks if low <= t <= high]
+    if len(inside) > 9:
+        inside = [t for t in inside if f"{t:e}"[0] in ("1" if len(inside) > 24 else "125")]
+    margin = (high / low) ** 0.03 if high > low else 1.2
+    axis.set_view_interval(low / margin, high * margin, ignore=True)
+    axis.set_major_locator(FixedLocator(inside))
     axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -162,8 +199,8 @@ def _density(axis: Axes, history: History) -> None:
         bar = axis.figure.colorbar(marks, ax=axis)
         bar.set_label("step", fontsize=8)
         axis.set(xscale="log", yscale="log")
-        _plain(axis.xaxis)
-        _plain(axis.yaxis)
+        _plain(axis.xaxis, density)
+        _plain(axis.yaxis, [1e6 * s for s in seconds])
     axis.set_title("time against density", fontsize=9)
     axis.set(xlabel="density (active / possible edges)", ylabel="µs")
     axis.grid(True, which="both", alpha=0.3)
@@ -173,7 +210,7 @@ def density_figure(history: History) -> Figure:
     """Measured time against density, alone."""
     chart = Figure(figsize=(6.4, 4.8), layout="constrained")
     _density(chart.subplots(), history)
-    chart.suptitle(f"{history.title}: {history.describe_time()}", fontsize=9)
+    chart.suptitle(f"{title(history)}: {history.describe_time()}", fontsize=9)
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
@@ -185,7 +222,9 @@ def network_figure(history: History, structure: Structure, limit: float) -> Figu
     draw_network(axis, history, structure, limit)
     shown = min(structure.topology.n_edges, MOST_EDGES)
     some = "" if shown == structure.topology.n_edges else f", the strongest {shown:,} drawn"
-    axis.set_title(f"{history.title}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9)
+    axis.set_title(
+        f"{title(history)}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9
+    )
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
@@ -196,24 +235,30 @@ def strengths_figure(history: History, structure: Structure, limit: float) -> Fi
     axis = chart.subplots()
     draw_strengths(axis, history, structure, limit)
     chart.colorbar(axis.images[0], ax=axis, label="strength D", extend="both")
-    axis.set_title(f"{history.title}: {headline(structure, history)}", fontsize=9)
+    axis.set_title(f"{title(history)}: {headline(structure, history)}", fontsize=9)
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
-def fields_figure(history: History, hidden: Fields, outputs: Fields, shape: tuple[int, int]) -> Figure:
-    """Receptive fields of the outputs and of hidden neurons."""
-    chart = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = chart.subplots(2, 1, height_ratios=(1, 4))
-    for axis, fields, name in zip(axes, (outputs, hidden), ("outputs", "hidden neurons"), strict=True):
-        picture, _ = mosaic(fields, shape, 10)
+def fields_figure(history: History, hidden: Fields, outputs: Fields, step: int) -> Figure:
+    """Receptive fields of the outputs and of hidden neurons, of the checkpoint of ``step``."""
+    shape = history.image
+    assert shape is not None
+    parts = [(name, *mosaic(fields, shape, tiles(name, len(fields.neurons)))) for name, fields in
+             (("outputs", outputs), ("hidden neurons", hidden))]  # fmt: skip
+    ratios = [picture.shape[0] / picture.shape[1] for _, picture, _ in parts]
+    chart = Figure(figsize=(9, 1.5 + 8 * sum(ratios)), layout="constrained")
+    axes = chart.subplots(2, 1, height_ratios=ratios)
+    for axis, (name, picture, _) in zip(axes, parts, strict=True):
         axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad="#CCCCCC"), vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_title(name, fontsize=9)
+        some = f", the first {MOST_OUTPUTS}" if name == "outputs" and history.manifold.n_outputs > MOST_OUTPUTS else ""
+        axis.set_title(name + some, fontsize=9)
         axis.set_axis_off()
+    summed = ", summed over channels" if shape.channels > 1 else ""
     chart.suptitle(
-        f"{history.title}: receptive fields, sums over all paths of strengths times weights, each over its largest",
-        fontsize=9,
-    )
+        f"{title(history)}, step {step:,}: receptive fields\nsums over all paths of strengths times weights{summed}, "
+        "each over its largest", fontsize=9,
+    )  # fmt: skip
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
@@ -238,17 +283,15 @@ def overview(history: History, first: Structure, last: Structure, limit: float) 
     name = history.figure_names[1]
     figures = history.column(name)[1]
     merit = f", {name.replace('_', ' ')} {figures[-1]:.4g}" if figures else ""
-    chart.suptitle(f"{history.title}{merit}", fontsize=11, x=0.02, ha="left")
+    chart.suptitle(f"{title(history)}{merit}", fontsize=11, x=0.02, ha="left")
     chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
 def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda name: None) -> list[Path]:
     """Write every figure of a run into ``out`` as PNG and SVG; returns their paths."""
-    model, _ = history.trained()
     first, last = next(history.structures()), history.last()
     limit = saturation(last)
-    shape = image_shape(history.manifold)
     charts: dict[str, Callable[[], Figure]] = {
         "curves": lambda: curves(history),
         "density": lambda: density_figure(history),
@@ -256,8 +299,9 @@ def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda
         "network": lambda: network_figure(history, last, limit),
         "overview": lambda: overview(history, first, last, limit),
     }
-    if shape is not None:
-        charts["fields"] = lambda: fields_figure(history, *receptive_fields(model), shape)
+    if history.image is not None:
+        model, now = history.trained()
+        charts["fields"] = lambda: fields_figure(history, *receptive_fields(model), now.step)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, make in charts.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.snapshots import Structure
+from sparse_dnm.views import Image, image_shape
 
 LOSS = ("loss", "objective", "flow", "speed", "memory")  # columns
 Column = list[float | None]
@@ -57,10 +58,11 @@ class History:
         Raises CheckpointError naming the file that is missing or damaged, ValueError where ``most`` is below 2.
         """
         if most < 2:
-            raise ValueError(f"{most} snapshots are too few: show 2 or more, the first and the last")
+            raise ValueError(f"frames={most} must be >= 2: the first snapshot and the last")
         if not path.is_dir():
             raise CheckpointError(f"{path} is no directory; name that of a training, as train prints it")
         manifold, train, _, data = files.read_config(path)
+        _check_data(path, data, manifold)
         metrics, torn = _columns(path / files.METRICS)
         summary = files.read_json(path / files.SUMMARY) if (path / files.SUMMARY).exists() else {}
         known = snapshots.steps(path)
@@ -85,6 +87,12 @@ class History:
     def task(self) -> str:
         """classification or regression."""
         return str(self.data["task"])
+
+    @property
+    def image(self) -> Image | None:
+        """The shape of the data, where they are images."""
+        channels = self.data.get("channels", 1)
+        return image_shape(self.manifold, channels if isinstance(channels, int) and channels > 0 else 1)
 
     @property
     def title(self) -> str:
@@ -126,6 +134,11 @@ class History:
         known = [(s, v) for s, v in pairs if s is not None and v is not None]
         return [s for s, _ in known], [v for _, v in known]
 
+    def promised(self, name: str) -> float | None:
+        """A figure of the summary, where there is one; else the last of the column."""
+        found, values = _figure(self.summary.get(name)), self.column(name)[1]
+        return found if found is not None else values[-1] if values else None
+
     @property
     def figure_names(self) -> tuple[str, str]:
         """The columns of the figure of merit on a training batch and on the test set."""
@@ -158,7 +171,8 @@ class History:
             scale = 1e6 if panel.unit == "µs" else 1.0
             pairs = [(s, scale * v) for s, v in zip(*self.column(name), strict=True) if v > 0 or not panel.logarithmic]
             if pairs:
-                found[name.replace("_", " ")] = ([s for s, _ in pairs], [v for _, v in pairs])
+                label = "time" if panel.unit == "µs" else name.replace("_", " ")
+                found[label] = ([s for s, _ in pairs], [v for _, v in pairs])
         return found
 
     def describe_time(self) -> str:
@@ -169,6 +183,19 @@ class History:
         kind = "forward + backward" if train.time_mode == "train" else "forward"
         batch = train.batch_size if train.time_mode == "train" else train.time_batch
         return f"kernels' {kind}, batch {batch}, {train.clock}"
+
+
+def _check_data(path: Path, data: dict[str, Any], manifold: ManifoldConfig) -> None:
+    """Raise CheckpointError where the description of the data lacks what is shown."""
+    classes = data.get("classes") or []
+    problems = {
+        "name": not isinstance(data.get("name"), str),
+        "task": data.get("task") not in ("classification", "regression"),
+        "classes": not isinstance(classes, list) or len(classes) not in (0, manifold.n_outputs),
+    }
+    for name, wrong in problems.items():
+        if wrong:
+            raise CheckpointError(f"{path / files.CONFIG}: {name}={data.get(name)!r} does not describe the run's data")
 
 
 def _columns(path: Path) -> tuple[dict[str, Column], int]:
@@ -190,19 +217,20 @@ def _record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 def _figure(value: Any) -> float | None:
-    """A finite number, or None."""
+    """A number that has its place in float64, or None."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if number and math.isfinite(value) else None
+    return value if number and abs(value) <= sys.float_info.max else None
 
 
 def _about(path: Path, summary: dict[str, Any]) -> dict[str, str]:
     """Machine and versions in words: of the summary, else of the config, which older runs have without."""
     found = summary or files.read_json(path / files.CONFIG)
-    machine, versions = found.get("machine") or {}, found.get("versions") or {}
+    machine, versions = (part if isinstance(part, dict) else {} for part in map(found.get, ("machine", "versions")))
     about = {}
     if machine:
         about["machine"] = f"{machine.get('processor')}, {machine.get('cores')} cores, {machine.get('system')}"
@@ -215,7 +243,7 @@ def settings(history: History) -> dict[str, dict[str, str]]:
     return {
         "Network": {name: _text(value) for name, value in asdict(history.manifold).items()},
         "Training": {name: _text(value) for name, value in asdict(history.train).items()},
-        "Data": {name: _text(value) for name, value in history.data.items() if name != "sha256"},
+        "Data": {name: _text(value) for name, value in history.data.items() if name != "sha256" and value != []},
     }
 
 

@@ -17,15 +17,34 @@ from sparse_dnm import snapshots
 from sparse_dnm.checkpoint import write_atomic
 from sparse_dnm.history import History, Panel, settings
 from sparse_dnm.snapshots import Structure
-from sparse_dnm.views import Fields, Grid, heights, image_shape, mosaic, receptive_fields, saturation, strongest
+from sparse_dnm.views import (
+    MOST_OUTPUTS,
+    Fields,
+    Grid,
+    Image,
+    heights,
+    mosaic,
+    receptive_fields,
+    saturation,
+    strongest,
+    tiles,
+)
 
 MOST_EDGES = 20_000  # of a picture of the network, the strongest
 MOST_BYTES = 64 << 20  # of the structures, unpacked, in the browser
 MOST_POINTS = 2_000  # of a curve
 MOST_ROWS = 100  # of the table of metrics
 FULL = 127  # int8 of the strength from which on colours do not change
-TILES = {"outputs": 5, "hidden neurons": 8}  # receptive fields in a row
-TYPES = {"u1": "Uint8Array", "i1": "Int8Array", "u2": "Uint16Array", "u4": "Uint32Array", "f4": "Float32Array"}
+EXACT = 32767  # int16 of the largest strength of a snapshot
+NAMED = 40  # receptive fields that are listed one by one
+TYPES = {
+    "u1": "Uint8Array",
+    "i1": "Int8Array",
+    "i2": "Int16Array",
+    "u2": "Uint16Array",
+    "u4": "Uint32Array",
+    "f4": "Float32Array",
+}
 
 
 def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: None) -> None:
@@ -35,6 +54,7 @@ def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: N
 
 def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
     """The page as text."""
+    fields = _fields(history)  # a checkpoint that cannot be read is known before the rest
     grid, height = Grid.of(history.manifold), heights(history.manifold)
     history, notes = _fitted(history, grid)
     limit = saturation(history.last())
@@ -46,7 +66,6 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
             parts[name].append(values)
         on_frame()
     arrays = {name: np.concatenate([np.ravel(v) for v in values]) for name, values in parts.items()}
-    fields = _fields(history)
     data = {
         "arrays": {name: _packed(values) for name, values in {**arrays, "heights": height}.items()},
         "frames": frames,
@@ -89,7 +108,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
 def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
     """The run with so many snapshots as a browser holds, and what to say of the others."""
     edges = min(MOST_EDGES, history.last().topology.n_edges)
-    size = grid.rows * grid.columns + 5 * history.manifold.n_neurons + 9 * edges
+    size = 2 * grid.rows * grid.columns + 5 * history.manifold.n_neurons + 9 * edges
     most = max(2, MOST_BYTES // size)
     shown = snapshots.spread(history.steps, most)
     if len(shown) == len(history.steps):
@@ -106,6 +125,7 @@ def _frame(structure: Structure, history: History) -> dict[str, Any]:
         "density": topology.n_edges / history.manifold.possible_edges,
         "depth": topology.depth,
         "live": int(topology.live.sum()),
+        "largest": _largest(structure),
     }
 
 
@@ -116,19 +136,23 @@ def _arrays(structure: Structure, history: History, grid: Grid, limit: float) ->
     chosen = strongest(structure, MOST_EDGES)
     readers = np.repeat(np.arange(config.n_neurons), np.diff(topology.indptr))
     return {
-        "cells": _small(grid.cells(structure, config), limit),
+        "cells": _small(grid.cells(structure, config), _largest(structure), EXACT).astype(np.int16),
         "levels": topology.levels.astype(index),
         "live": topology.live.astype(np.uint8),
         "sources": topology.indices[chosen].astype(index),
         "readers": readers[chosen].astype(index),
-        "strengths": _small(structure.strengths[chosen], limit),
+        "strengths": _small(structure.strengths[chosen], limit, FULL).astype(np.int8),
     }
 
 
-def _small(strengths: np.ndarray, limit: float) -> np.ndarray:
-    """Strengths as int8, FULL at ``limit`` and beyond; none but 0 becomes 0."""
-    sizes = np.clip(np.ceil(np.abs(strengths) * (FULL / limit)), 0, FULL)
-    return (np.sign(strengths) * sizes).astype(np.int8)
+def _largest(structure: Structure) -> float:
+    return float(np.abs(structure.strengths).max(initial=0.0)) or 1.0
+
+
+def _small(strengths: np.ndarray, limit: float, full: int) -> np.ndarray:
+    """Strengths as whole numbers, ``full`` at ``limit`` and beyond; none but 0 becomes 0."""
+    sizes = np.clip(np.rint(np.abs(strengths) * (full / limit)), 1, full)
+    return np.sign(strengths) * sizes
 
 
 def _packed(values: np.ndarray) -> dict[str, str]:
@@ -154,15 +178,18 @@ def _thinned(values: list[float]) -> list[float]:
 
 
 def _summary(history: History, panel: Panel) -> str:
-    """What the curves of a panel say at their ends, in words."""
-    unit = " µs" if panel.unit == "µs" else ""
-    parts = [
-        f"{label} from {_number(values[0])}{unit} at step {steps[0]:,.0f} to {_number(values[-1])}{unit} at step "
-        f"{steps[-1]:,.0f}"
-        for label, (steps, values) in history.curves(panel).items()
-    ]
+    """What the columns of a panel say at their ends, in words."""
+    unit, scale, parts, zeros = ("", 1.0, [], False) if panel.unit != "µs" else (" µs", 1e6, [], False)
+    for name in panel.names:
+        steps, values = history.column(name)
+        if any(values):
+            label = "time" if unit else name.replace("_", " ")
+            ends = [f"{_number(scale * values[k])}{unit} at step {steps[k]:,.0f}" for k in (0, -1)]
+            parts.append(f"{label} from {' to '.join(ends)}")
+            zeros = zeros or (panel.logarithmic and min(values) <= 0)
     text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}."
+    left_out = " Zeros, which have no place on a logarithmic axis, are left out." if zeros else ""
+    return f"{text[:1].upper()}{text[1:]}.{left_out}"
 
 
 def _number(value: float) -> str:
@@ -176,55 +203,60 @@ def _density(history: History) -> dict[str, list[float]]:
 
 def _fields(history: History) -> list[dict[str, Any]]:
     """Receptive fields as pictures, where the data are images."""
-    shape = image_shape(history.manifold)
-    if shape is None:
+    if history.image is None:
         return []
-    hidden, outputs = receptive_fields(history.trained()[0])
-    classes = list(history.data.get("classes") or [])
-    first = history.manifold.n_sources
+    model, now = history.trained()
+    hidden, outputs = receptive_fields(model)
+    classes, first = list(history.data.get("classes") or []), history.manifold.n_sources
 
     def name(neuron: int) -> str:
         return f"output {classes[neuron - first]}" if neuron >= first and classes else f"neuron {neuron}"
 
-    return [_field(title, fields, shape, name) for title, fields in (("outputs", outputs), ("hidden neurons", hidden))]
+    n_outputs = history.manifold.n_outputs
+    some = f"the first {MOST_OUTPUTS} of {n_outputs:,}; " if n_outputs > MOST_OUTPUTS else ""
+    parts = (("outputs", outputs, some), ("hidden neurons", hidden, ""))
+    return [_field(title, fields, history.image, name, f"step {now.step:,}; {text}") for title, fields, text in parts]
 
 
-def _field(title: str, fields: Fields, shape: tuple[int, int], name: Callable[[int], str]) -> dict[str, Any]:
-    picture, tiles = mosaic(fields, shape, TILES[title])
+def _field(title: str, fields: Fields, shape: Image, name: Callable[[int], str], text: str) -> dict[str, Any]:
+    picture, places = mosaic(fields, shape, tiles(title, len(fields.neurons)))
     shown = [name(int(neuron)) for neuron in fields.neurons]
+    listed = shown if len(shown) <= NAMED else [shown[0], "…", shown[-1]]
+    channels = f", {shape.channels} channels summed" if shape.channels > 1 else ""
     cells = [[None if np.isnan(v) else round(float(v), 3) for v in row] for row in picture]
     return {
         "title": title,
-        "summary": f"{len(shown)} fields of {shape[0]} × {shape[1]} pixels, row by row: {', '.join(shown)}.",
+        "summary": (
+            f"{text}{len(shown)} fields of {shape.height} × {shape.width} pixels{channels}, row by row: "
+            f"{', '.join(listed)}."
+        ),
         "picture": cells,
-        "tiles": [[name(int(neuron)) if neuron >= 0 else "" for neuron in row] for row in tiles],
-        "height": shape[0],
-        "width": shape[1],
+        "tiles": [[name(int(neuron)) if neuron >= 0 else "" for neuron in row] for row in places],
+        "height": shape.height,
+        "width": shape.width,
         "aspect": f"{picture.shape[1]} / {picture.shape[0]}",
     }
 
 
 def _facts(history: History, frame: dict[str, Any]) -> list[tuple[str, str]]:
     """What a reader looks for first."""
-    facts = []
-    merit = history.figure_names[1]
-    values = history.column(merit)[1]
-    if values:
-        last = history.summary.get(merit, values[-1])
-        text = f"{last:.2%}" if history.task == "classification" else f"{last:.4g}"
+    facts, merit = [], history.figure_names[1]
+    value, seconds = history.promised(merit), history.promised(history.time_name)
+    if value is not None:
+        text = f"{value:.2%}" if history.task == "classification" else f"{value:.4g}"
         facts.append((merit.replace("_", " "), text))
     facts += [
         ("edges", f"{frame['edges']:,}"),
         ("density", f"{frame['density']:.2%}"),
-        ("depth", str(frame["depth"])),
+        ("depth", f"{frame['depth']:,}"),
         ("live neurons", f"{frame['live']:,} of {history.manifold.n_neurons:,}"),
         ("steps", f"{frame['step']:,}"),
     ]
-    seconds = history.column(history.time_name)[1]
-    if seconds:
-        facts.append((f"time ({history.describe_time()})", f"{1e6 * seconds[-1]:.4g} µs"))
-    if "train_seconds" in history.summary:
-        facts.append(("training, wall", f"{history.summary['train_seconds']:.1f} s"))
+    if seconds is not None:
+        facts.append((f"time ({history.describe_time()})", f"{_number(1e6 * seconds)} µs"))
+    training = history.promised("train_seconds")
+    if training is not None:
+        facts.append(("training, wall", f"{training:.1f} s"))
     return facts
 
 

@@ -80,8 +80,8 @@ def _narrow(values: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
 def steps(out: Path) -> list[int]:
     """The steps of which run directory ``out`` has snapshots, ascending."""
     folder = out / FOLDER
-    found = (_NAME.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
-    return sorted(int(match[1]) for match in found if match)
+    found = (_NAME.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()) if path.is_file())
+    return sorted({int(match[1]) for match in found if match and match[0] == path_of(out, int(match[1])).name})
 
 
 def cut(out: Path, step: int) -> None:

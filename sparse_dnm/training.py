@@ -198,6 +198,7 @@ class Trainer:
         steps: int | None = None,
         executor: str | None = None,
         threads: int | None = None,
+        snapshot_every: int | None = None,
     ) -> Trainer:
         """The trainer of run ``out`` as its checkpoint left it; ``steps`` is a new total, if given.
 
@@ -207,6 +208,7 @@ class Trainer:
         out = Path(out)
         manifold, config, source, saved = files.load_run(out, data)
         given: dict[str, Any] = {"steps": steps, "executor": executor, "threads": threads}
+        given["snapshot_every"] = snapshot_every
         config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
         model = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
         try:

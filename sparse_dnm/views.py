@@ -6,6 +6,7 @@ Arrays only; what draws them is elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,12 +68,21 @@ def saturation(structure: Structure) -> float:
     return float(np.quantile(strengths, 0.95)) or 1.0 if len(strengths) else 1.0
 
 
-def image_shape(config: ManifoldConfig) -> tuple[int, int] | None:
-    """Height and width of the data as an image (width times channels, if it has some), or None where they are none."""
-    width = round(config.period)
-    if width != config.period or width < 2 or config.n_inputs % width or config.n_inputs < 2 * width:
+class Image(NamedTuple):
+    """The shape of data that are images: pixels and channels."""
+
+    height: int
+    width: int
+    channels: int
+
+
+def image_shape(config: ManifoldConfig, channels: int = 1) -> Image | None:
+    """The shape of the data as images of so many channels, by their period; None where they are none."""
+    line = round(config.period)  # width x channels
+    if line != config.period or line < 2 * channels or line % channels or config.n_inputs % line:
         return None
-    return config.n_inputs // width, width
+    found = Image(config.n_inputs // line, line // channels, channels)
+    return found if found.height > 1 else None
 
 
 @dataclass(frozen=True)
@@ -111,20 +121,26 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
     return Fields(chosen, found[: len(chosen)]), Fields(outputs, found[len(chosen) :])
 
 
-def mosaic(fields: Fields, shape: tuple[int, int], columns: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Fields side by side, ``columns`` in a row, each over its own largest value; NaN between them.
+def tiles(name: str, count: int) -> int:
+    """Receptive fields in a row of the picture of the ``count`` "outputs" or "hidden neurons"."""
+    return 8 if name != "outputs" else 5 if count <= 10 else 10 if count <= 40 else 20
+
+
+def mosaic(fields: Fields, shape: Image, columns: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Fields side by side, ``columns`` in a row, summed over channels, each over its own largest value; NaN between.
 
     Returns the picture and the neuron of every tile (-1: none), row by row.
     """
-    height, width = shape
+    height, width, _ = shape
     rows = max(1, -(-len(fields.neurons) // columns))
     picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan, np.float32)
-    tiles = np.full((rows, columns), -1, np.int64)
+    places = np.full((rows, columns), -1, np.int64)
     for k, (neuron, values) in enumerate(zip(fields.neurons, fields.values, strict=True)):
         i, j = divmod(k, columns)
         top, left = i * (height + 1), j * (width + 1)
-        largest = float(np.abs(values).max(initial=0.0)) or 1.0
+        pixels = values.reshape(shape).sum(axis=2)
+        largest = float(np.abs(pixels).max(initial=0.0)) or 1.0
         if np.isfinite(largest):  # products along many paths may overflow: such a tile stays empty
-            picture[top : top + height, left : left + width] = (values / largest).reshape(shape)
-        tiles[i, j] = neuron
-    return picture, tiles
+            picture[top : top + height, left : left + width] = pixels / largest
+        places[i, j] = neuron
+    return picture, places

@@ -13,6 +13,7 @@ from PIL import Image
 from runs import train
 
 from sparse_dnm import animation, figures
+from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.history import History
 from sparse_dnm.views import heights, saturation
 
@@ -132,3 +133,34 @@ def test_without_ffmpeg_a_gif_is_the_way_out(digits, tmp_path, monkeypatch):
     assert animation.formats() == (".gif",)
     with pytest.raises(ValueError, match="ffmpeg, which is not on the PATH"):
         animation.write(digits, tmp_path / "a.mp4", 5)
+
+
+def test_dollars_are_no_formulas(toy, tmp_path):
+    copy = shutil.copytree(toy.path, tmp_path / r"cost $x\frac$ y")
+    history = History.read(copy, 2)
+    figures.write(history, tmp_path / "out")
+    assert r"cost $x\frac$ y" in (tmp_path / "out" / "curves.svg").read_text()
+    animation.write(history, tmp_path / "a.gif", 5)
+
+
+def test_a_damaged_first_snapshot_is_named(toy, tmp_path):
+    copy = shutil.copytree(toy.path, tmp_path / "run")
+    (copy / "snapshots" / "step-000000000.npz").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-000000000"):
+        animation.write(History.read(copy, 2), tmp_path / "a.gif", 5)
+    assert not (tmp_path / "a.gif").exists()
+
+
+def test_a_run_without_a_line_of_metrics(toy, tmp_path):
+    copy = shutil.copytree(toy.path, tmp_path / "run")
+    (copy / "metrics.jsonl").write_text("")
+    history = History.read(copy, 2)
+    figures.write(history, tmp_path / "out")
+    animation.write(history, tmp_path / "a.gif", 5)
+
+
+def test_ticks_enclose_the_data(digits):
+    for axis in figures.curves(digits).axes:
+        if axis.get_yscale() == "log" and "loss" not in axis.get_title():
+            values = np.concatenate([line.get_ydata() for line in axis.lines])
+            assert axis.get_yticks()[0] <= values.min() <= values.max() <= axis.get_yticks()[-1], axis.get_title()

@@ -49,7 +49,7 @@ def test_panels_are_those_with_figures(whole):
     assert next(iter(curves)) == "loss and its terms, before coefficients"
     assert set(curves["accuracy"]) == {"train accuracy", "test accuracy"}
     assert set(curves["depth and live neurons"]) == {"depth", "live"}
-    steps, seconds = curves["time: a whole update, wall (perf_counter), medians"]["step seconds"]
+    steps, seconds = curves["time: a whole update, wall (perf_counter), medians"]["time"]
     assert steps == [20, 40, 60, 80, 100, 120]
     assert seconds[0] == pytest.approx(1e6 * history.metrics["step_seconds"][1])
     assert all(all(v > 0 for v in values) for _, values in curves["edges"].values())
@@ -66,7 +66,7 @@ def test_few_snapshots(whole):
     history = History.read(whole, 3)
     assert history.steps == [0, 60, 120]
     assert history.notes == ["3 of 7 snapshots shown, evenly spread"]
-    with pytest.raises(ValueError, match="2 or more"):
+    with pytest.raises(ValueError, match="frames=1 must be >= 2"):
         History.read(whole, 1)
 
 
@@ -121,6 +121,33 @@ def test_settings_are_all_there(whole):
     assert "sha256" not in tables["Data"]
 
 
+def change(run, **data):
+    config = json.loads((run / "config.json").read_text())
+    config["data"].update(data)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def test_what_else_is_odd_is_left_out(run):
+    config = json.loads((run / "config.json").read_text())
+    config.update(machine="fast", versions=[1])
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text('{"test_accuracy": null, "train_seconds": "long"}')
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines += ['{"step": true}', '{"step": -5}', '{"step": 130, "loss": 1%s}' % (400 * "0")]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    history = History.read(run, 9)
+    assert history.notes == ["2 damaged lines of metrics.jsonl left out"]
+    assert history.metrics["loss"][-1] is None
+    assert history.about == {}
+    assert "test accuracy" in page.page(history)
+
+
+def test_other_names_are_no_snapshots(run):
+    shutil.copy(run / "snapshots" / "step-000000020.npz", run / "snapshots" / "step-0000000007.npz")
+    (run / "snapshots" / "step-000000007.npz").mkdir()
+    assert History.read(run, 9).steps == [0, 20, 40, 60, 80, 100, 120]
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -129,6 +156,9 @@ def test_settings_are_all_there(whole):
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl does not exist"),
         (lambda run: (run / "config.json").write_text("{}"), "does not describe a run"),
         (lambda run: (run / "summary.json").write_text("["), "cannot be read as JSON"),
+        (lambda run: change(run, name=None), "name=None does not describe the run's data"),
+        (lambda run: change(run, task=5), "task=5"),
+        (lambda run: change(run, classes=["a"]), "classes="),
     ],
 )
 def test_what_is_missing_is_named(run, spoil, what):

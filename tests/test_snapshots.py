@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import manifolds
 from test_training import CONFIG, assert_same_bits, dataset, trainer
+from typer.testing import CliRunner
 
-from sparse_dnm import snapshots
+from sparse_dnm import page, snapshots
 from sparse_dnm.checkpoint import CheckpointError
+from sparse_dnm.cli import app
 from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.history import History
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.snapshots import Structure
 from sparse_dnm.training import Trainer
@@ -187,3 +190,24 @@ def test_five_hundred_of_the_original_fit_thirty_megabytes(tmp_path):
 @pytest.mark.parametrize(("known", "most", "expected"), [(7, 9, range(7)), (101, 3, [0, 50, 100]), (10, 2, [0, 9])])
 def test_spread_keeps_both_ends(known, most, expected):
     assert snapshots.spread(range(known), most) == list(expected)
+
+
+def test_a_resumed_run_may_take_them_at_other_steps(tmp_path):
+    out = tmp_path / "run"
+    options = ["--steps", "40", "--speed", "none", "--threads", "1", "--snapshot-every", "20", "--out", str(out)]
+    assert CliRunner().invoke(app, ["train", "toy", *options]).exit_code == 0
+    result = CliRunner().invoke(app, ["train", "--resume", str(out), "--steps", "60", "--snapshot-every", "5"])
+    assert result.exit_code == 0, result.output
+    assert snapshots.steps(out) == [0, 20, 40, 45, 50, 55, 60]
+    assert "must be >= 1" in CliRunner().invoke(app, ["train", "toy", "--snapshot-every", "0"]).stderr
+
+
+def test_images_of_colours_say_how_many_channels_they_have(tmp_path):
+    x = np.random.default_rng(0).random((60, 4, 5, 3))
+    np.savez(tmp_path / "colours.npz", x=x, y=(x[:, 0, 0, 0] > 0.5).astype(int))
+    out = tmp_path / "run"
+    options = ["--steps", "3", "--speed", "none", "--threads", "1", "--out", str(out)]
+    assert CliRunner().invoke(app, ["train", str(tmp_path / "colours.npz"), *options]).exit_code == 0
+    history = History.read(out, 9)
+    assert history.image == (4, 5, 3)
+    assert "fields of 4 × 5 pixels, 3 channels summed" in page.page(history)

@@ -10,7 +10,7 @@ from test_snapshots import structure_of
 
 from sparse_dnm import views
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.views import Fields, Grid
+from sparse_dnm.views import Fields, Grid, Image
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,17 +80,20 @@ def test_heights_are_a_place_of_its_own_for_every_neuron():
 
 
 @pytest.mark.parametrize(
-    ("n_inputs", "period", "expected"),
-    [(784, 28.0, (28, 28)), (64, 8.0, (8, 8)), (5, 5.0, None), (6, 1.0, None), (10, 4.0, None), (12, 4.5, None)],
+    ("n_inputs", "period", "channels", "expected"),
+    [
+        *((784, 28.0, 1, (28, 28, 1)), (64, 8.0, 1, (8, 8, 1)), (96, 12.0, 3, (8, 4, 3)), (6, 1.0, 1, None)),
+        *((5, 5.0, 1, None), (10, 4.0, 1, None), (12, 4.5, 1, None), (12, 3.0, 3, None), (96, 12.0, 5, None)),
+    ],
 )
-def test_only_images_have_a_shape(n_inputs, period, expected):
+def test_only_images_have_a_shape(n_inputs, period, channels, expected):
     config = ManifoldConfig(n_neurons=n_inputs + 9, n_inputs=n_inputs, n_outputs=2, period=period)
-    assert views.image_shape(config) == expected
+    assert views.image_shape(config, channels) == expected
 
 
 def test_mosaic():
     fields = Fields(np.array([4, 7, 9]), np.array([[1, 2, 3, -4], [0, 0, 0, 0], [2, 0, 0, 0]], np.float32))
-    picture, tiles = views.mosaic(fields, (2, 2), 2)
+    picture, tiles = views.mosaic(fields, Image(2, 2, 1), 2)
     nan = np.nan
     expected = [
         [0.25, 0.5, nan, 0, 0],
@@ -102,5 +105,11 @@ def test_mosaic():
     np.testing.assert_array_equal(picture, np.array(expected, np.float32))
     assert tiles.tolist() == [[4, 7], [9, -1]]
     overflown = Fields(np.array([1]), np.array([[1, np.inf, 0, 0]], np.float32))
-    assert np.isnan(views.mosaic(overflown, (2, 2), 1)[0]).all()
-    assert np.isnan(views.mosaic(Fields(np.empty(0, int), np.empty((0, 4), np.float32)), (2, 2), 2)[0]).all()
+    assert np.isnan(views.mosaic(overflown, Image(2, 2, 1), 1)[0]).all()
+    assert np.isnan(views.mosaic(Fields(np.empty(0, int), np.empty((0, 4), np.float32)), Image(2, 2, 1), 2)[0]).all()
+
+
+def test_channels_are_summed():
+    fields = Fields(np.array([3]), np.array([[1, 2, 3, 0, -2, -10]], np.float32))  # one pixel and its right neighbour
+    picture, _ = views.mosaic(fields, Image(1, 2, 3), 1)
+    assert picture.tolist() == [[0.5, -1.0]]

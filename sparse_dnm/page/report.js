@@ -10,7 +10,7 @@
 
   // -- arrays: base64 of gzip of little-endian numbers --------------------------------------------------------
 
-  const TYPES = { Uint8Array, Int8Array, Uint16Array, Uint32Array, Float32Array };
+  const TYPES = { Uint8Array, Int8Array, Int16Array, Uint16Array, Uint32Array, Float32Array };
   const unpack = async ({ type, gzip }) => {
     const bytes = Uint8Array.from(atob(gzip), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -30,7 +30,7 @@
     tickcolor: colour("rule"), ...extra });
   const layout = (extra) => ({
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("ink"), size: 12 },
-    margin: { l: 60, r: 15, t: 35, b: 45 }, hoverlabel: { namelength: -1 }, showlegend: false, ...extra,
+    margin: { l: 60, r: 15, t: 10, b: 45 }, hoverlabel: { namelength: -1 }, showlegend: false, ...extra,
   });
   const CONFIG = { responsive: true, displayModeBar: false };
   const diverging = () => [[0, colour("negative")], [0.5, colour("panel")], [1, colour("positive")]];
@@ -42,7 +42,7 @@
   // -- the structure at a snapshot ----------------------------------------------------------------------------
 
   const { frames, grid, n_neurons: n, n_inputs, n_sources, limit } = data;
-  const full = 127; // of a strength as it is kept: the limit of the colours
+  const full = 127, exact = 32767; // an edge's strength at the limit of colours; a cell's at the snapshot's largest
   const first = [0];
   for (const frame of frames) first.push(first[first.length - 1] + frame.shown);
 
@@ -52,7 +52,7 @@
       const row = new Float32Array(grid.columns);
       for (let j = 0; j < grid.columns; j++) {
         const value = arrays.cells[k * size + i * grid.columns + j];
-        row[j] = value === 0 ? NaN : (value * limit) / full;
+        row[j] = value === 0 ? NaN : (value * frames[k].largest) / exact;
       }
       rows.push(row);
     }
@@ -65,11 +65,21 @@
     colorscale: diverging(), hoverongaps: false, colorbar: { title: { text: "strength" }, thickness: 12 },
     hovertemplate: "source %{x:.0f}, reader %{y:.0f}<br>strength %{z:.3f}<extra></extra>",
   }];
+  // A reader's zoom outlives the next snapshot, until "Whole ..." is chosen or the plot is double-clicked.
+  const zoomed = {};
+  const kept = (id, fresh) => {
+    if (zoomed[id]) for (const name of ["xaxis", "yaxis"]) fresh[name].range = byId(id).layout[name].range;
+    return fresh;
+  };
+  const watch = (id, whole) => {
+    byId(id).on("plotly_relayout", (change) => {
+      if ("xaxis.range[0]" in change || "yaxis.range[0]" in change) zoomed[id] = true;
+      else if (change["xaxis.autorange"] || change["yaxis.autorange"]) whole();
+    });
+  };
   const strengthLayout = () => layout({
-    title: { text: "Strengths", font: { size: 14 } },
     xaxis: axis({ title: { text: "source neuron" }, showgrid: false, zeroline: false, range: [-0.5, n_sources - 0.5] }),
     yaxis: axis({ title: { text: "reading neuron" }, showgrid: false, zeroline: false, range: [n - 0.5, n_inputs - 0.5] }),
-    uirevision: "kept",
   });
 
   const webgl = (() => {
@@ -82,24 +92,35 @@
   const SCATTER = webgl ? "scattergl" : "scatter";
   const WIDTHS = [0.5, 1, 1.8], OPACITIES = [0.15, 0.4, 0.8];
 
+  const TURNS = 4; // of two traces the second would hide the first: the signs take turns
   const edgeTraces = (k) => {
     const { levels, heights, sources, readers, strengths } = arrays;
-    const bin = (q) => (q < 0 ? 0 : 3) + Math.min(2, Math.floor((Math.abs(q) * 3) / full));
-    const counts = new Array(6).fill(0);
-    for (let e = first[k]; e < first[k + 1]; e++) counts[bin(strengths[e])]++;
+    const faint = Math.min(1, Math.sqrt(1500 / Math.max(1, first[k + 1] - first[k])));
+    const strongerThan = (q) => Math.min(2, Math.floor((Math.abs(q) * 3) / full));
+    const bin = (e) => (strongerThan(strengths[e]) * TURNS + (e % TURNS)) * 2 + (strengths[e] < 0 ? 0 : 1);
+    const counts = new Array(6 * TURNS).fill(0);
+    for (let e = first[k]; e < first[k + 1]; e++) counts[bin(e)]++;
     const xs = counts.map((c) => new Float32Array(3 * c)), ys = counts.map((c) => new Float32Array(3 * c));
-    const at = new Array(6).fill(0);
+    const at = counts.map(() => 0);
     for (let e = first[k]; e < first[k + 1]; e++) {
-      const b = bin(strengths[e]), j = sources[e], i = readers[e], p = at[b];
+      const b = bin(e), j = sources[e], i = readers[e], p = at[b];
       xs[b].set([levels[k * n + j], levels[k * n + i], NaN], p);
       ys[b].set([heights[j], heights[i], NaN], p);
       at[b] = p + 3;
     }
-    return [0, 3, 1, 4, 2, 5].map((b) => ({
-      type: SCATTER, mode: "lines", x: xs[b], y: ys[b], hoverinfo: "skip", opacity: OPACITIES[b % 3],
-      line: { color: colour(b < 3 ? "negative" : "positive"), width: WIDTHS[b % 3] },
-    }));
+    return counts.map((_, b) => {
+      const strength = Math.floor(b / (2 * TURNS)), name = b % 2 ? "positive" : "negative";
+      return {
+        type: SCATTER, mode: "lines", x: xs[b], y: ys[b], hoverinfo: "skip", opacity: OPACITIES[strength] * faint,
+        line: { color: colour(name), width: WIDTHS[strength] * faint }, name, showlegend: false, legendgroup: name,
+      };
+    });
   };
+  // What stands for the edges in the legend, at full strength
+  const signs = () => ["negative", "positive"].map((name) => ({
+    type: SCATTER, mode: "lines", x: [null], y: [null], line: { color: colour(name), width: 2 }, name, legendgroup: name,
+    hoverinfo: "skip",
+  }));
 
   const KINDS = () => [
     ["idle", "x", colour("idle"), 4], ["input", "square", "#56b4e9", 5], ["hidden neuron", "circle", colour("hidden"), 5],
@@ -118,12 +139,12 @@
       hovertemplate: "%{text}, level %{x}<extra></extra>", marker: { symbol, color, size: size * small }, name,
     }));
   };
-  const networkTraces = (k) => [...edgeTraces(k), ...neuronTraces(k)];
+  const networkTraces = (k) => [...edgeTraces(k), ...neuronTraces(k), ...signs()];
   const networkLayout = (k) => layout({
-    title: { text: "Network by levels", font: { size: 14 } }, hovermode: "closest", margin: { l: 20, r: 15, t: 35, b: 45 },
+    hovermode: "closest", margin: { l: 20, r: 15, t: 10, b: 45 }, showlegend: true,
+    legend: { orientation: "h", y: -0.14, itemsizing: "constant" },
     xaxis: axis({ title: { text: "level" }, zeroline: false, range: [-0.03 * frames[k].depth - 0.2, 1.03 * frames[k].depth + 0.2] }),
     yaxis: axis({ visible: false, range: [1.03, -0.03] }),
-    uirevision: `depth ${frames[k].depth}`,
   });
 
   const words = (k) => {
@@ -140,24 +161,30 @@
     byId("strengths").setAttribute("aria-label", `Matrix of strengths, ${words(k)}`);
     byId("network").setAttribute("aria-label", `Network by levels, ${words(k)}`);
     await Promise.all([
-      Plotly.react("strengths", strengthTraces(k), strengthLayout(), CONFIG),
-      Plotly.react("network", networkTraces(k), networkLayout(k), CONFIG),
+      Plotly.react("strengths", strengthTraces(k), kept("strengths", strengthLayout()), CONFIG),
+      Plotly.react("network", networkTraces(k), kept("network", networkLayout(k)), CONFIG),
     ]);
     document.documentElement.dataset.shown = k;
   };
 
   // -- curves and fields --------------------------------------------------------------------------------------
 
+  const last = (panel) => Math.max(...panel.series.map((series) => series.x[series.x.length - 1]));
+  // Ticks of a logarithmic axis: powers of ten, or over few decades 1, 2 and 5 of each, in full
+  const decades = (values) => {
+    const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), 0);
+    return high / low > 300 ? { dtick: 1, exponentformat: "power" } : { dtick: "D2", tickformat: ",~g" };
+  };
   const curve = (panel, index) => Plotly.react(`curve-${index}`, panel.series.map((series, s) => ({
     type: "scatter", mode: series.x.length < 12 ? "lines+markers" : "lines", x: series.x, y: series.y, name: series.name,
     line: { ...LINES()[s % 5], width: 2 },
     hovertemplate: `%{y:.5~g}<extra>${series.name}</extra>`,
   })), layout({
-    title: { text: panel.title, font: { size: 14 } }, hovermode: "x unified", showlegend: panel.series.length > 1,
+    hovermode: "x unified", showlegend: panel.series.length > 1,
     legend: { orientation: "h", y: -0.25 }, hoverlabel: { bgcolor: colour("paper") },
-    xaxis: axis({ title: { text: "step", standoff: 4 } }),
+    xaxis: axis({ title: { text: "step", standoff: 4 }, ...(last(panel) < 10 ? { dtick: 1 } : {}) }),
     yaxis: axis({ type: panel.logarithmic ? "log" : "linear", title: { text: panel.unit },
-      ...(index === 0 ? { exponentformat: "power" } : { tickformat: ",~g" }) }),
+      ...(panel.logarithmic ? decades(panel.series.flatMap((series) => series.y)) : {}) }),
   }), CONFIG);
 
   const density = () => Plotly.react("density", [{
@@ -165,9 +192,8 @@
     hovertemplate: "step %{text}<br>density %{x:.4f}<br>%{y:.5~g} µs<extra></extra>",
     marker: { color: data.density.steps, colorscale: "Viridis", size: 7, line: { color: colour("quiet"), width: 0.5 } },
   }], layout({
-    title: { text: "time against density", font: { size: 14 } },
-    xaxis: axis({ type: "log", title: { text: "density (active / possible edges)" } }),
-    yaxis: axis({ type: "log", title: { text: "µs" } }),
+    xaxis: axis({ type: "log", title: { text: "density (active / possible edges)" }, ...decades(data.density.x) }),
+    yaxis: axis({ type: "log", title: { text: "µs" }, ...decades(data.density.y) }),
   }), CONFIG);
 
   const field = (f, index) => Plotly.react(`field-${index}`, [{
@@ -190,24 +216,25 @@
   // -- what a reader can do -----------------------------------------------------------------------------------
 
   const slider = byId("moment"), play = byId("play"), now = byId("now");
-  let playing = false;
+  let playing = 0; // the number of the run that moves the slider; 0: none
+  let runs = 0;
   const stop = () => {
-    playing = false;
+    playing = 0;
     play.textContent = "Play";
     now.setAttribute("aria-live", "polite");
   };
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const run = async () => {
-    playing = true;
+    const mine = (playing = ++runs);
     play.textContent = "Pause";
     now.setAttribute("aria-live", "off"); // a screen reader would not come to an end
-    if (Number(slider.value) >= frames.length - 1) slider.value = -0;
-    while (playing) {
+    if (Number(slider.value) >= frames.length - 1) slider.value = 0;
+    while (playing === mine) {
       await Promise.all([show(Number(slider.value)), pause(100)]);
-      if (Number(slider.value) >= frames.length - 1) break;
-      if (playing) slider.value = Number(slider.value) + 1;
+      if (playing !== mine) return;
+      if (Number(slider.value) >= frames.length - 1) stop();
+      else slider.value = Number(slider.value) + 1;
     }
-    stop();
   };
   let busy = false;
   slider.addEventListener("input", async () => {
@@ -219,12 +246,16 @@
   });
   play.disabled = frames.length < 2;
   play.addEventListener("click", () => (playing ? stop() : run()));
+  const whole = {};
+  for (const [id, fresh] of [["strengths", strengthLayout], ["network", () => networkLayout(shown)]]) {
+    whole[id] = () => {
+      zoomed[id] = false;
+      const { xaxis, yaxis } = fresh();
+      return Plotly.relayout(id, { "xaxis.range": xaxis.range, "yaxis.range": yaxis.range });
+    };
+  }
   for (const button of document.querySelectorAll("button.reset")) {
-    button.addEventListener("click", () => {
-      const plot = byId(button.dataset.plot);
-      const fresh = plot.id === "network" ? networkLayout(shown) : strengthLayout();
-      Plotly.relayout(plot, { "xaxis.range": fresh.xaxis.range, "yaxis.range": fresh.yaxis.range });
-    });
+    button.addEventListener("click", () => whole[button.dataset.plot]());
   }
 
   const THEMES = ["system", "light", "dark"], NAMES = { system: "as the system", light: "light", dark: "dark" };
@@ -240,6 +271,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   await show(frames.length - 1);
+  for (const id of Object.keys(whole)) watch(id, whole[id]);
   await rest();
   document.documentElement.dataset.ready = "yes";
 })().catch((error) => {
