@@ -27,8 +27,8 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                f"--tensorboard needs TensorBoard, which cannot be imported ({error}): pip install tensorboard, or this "
-                "package's extra '.[tensorboard]'"
+                f"--tensorboard needs TensorBoard, which cannot be imported ({error}): pip install tensorboard, or "
+                "the extra '.[tensorboard]'"
             ) from None
         self.config, self.grid = config, Grid.of(config)
         self._open = lambda: SummaryWriter(str(out / FOLDER), purge_step=step + 1 if step else None)
