@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 import numba
 import torch
 
+from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
 from sparse_dnm.kernels import cpu
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
@@ -28,11 +30,41 @@ ACTIVATION_CODES = {
 }
 
 
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # CUDA kernels run in Python, on tensors of the CPU
+
+
 def kernels(device: torch.device) -> Any:
     """The kernels of a device.  Raises ValueError where it has none."""
-    if device.type != "cpu":
-        raise ValueError(f"device {str(device)!r} has no kernels; move the model and its input to 'cpu'")
-    return cpu
+    if device.type == "cpu":
+        return cpu
+    if device.type != "cuda":
+        raise ValueError(f"device {str(device)!r} has no kernels; move the model and its input to 'cpu' or 'cuda'")
+    try:
+        from sparse_dnm.kernels import gpu
+    except ImportError as error:
+        raise MissingPackageError(
+            f"device {str(device)!r} needs numba's CUDA target ({error}); {INSTALL_CUDA}"
+        ) from None
+    return gpu
+
+
+def on_cuda(tensor: torch.Tensor) -> bool:
+    """The CUDA kernels are those for this tensor."""
+    return tensor.device.type == "cuda"
+
+
+def launch(kernel: Any, blocks: int, threads: tuple[int, int], *arguments: Any) -> None:
+    """Start a CUDA kernel on tensors, without copies, on torch's current stream of their device."""
+    if SIMULATED:
+        kernel[blocks, threads](*(a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
+        return
+    from numba import cuda
+
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    with cuda.gpus[device.index or 0]:
+        stream = cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
+        arrays = (cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor) else a for a in arguments)
+        kernel[blocks, threads, stream](*arrays)
 
 
 def check_threads(threads: int) -> int:

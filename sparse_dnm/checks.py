@@ -9,6 +9,7 @@ INSTALL_TORCH_SPARSE = (
     "`.[torch-sparse]` in the same way (they compile for 15 to 25 minutes), or choose another executor"
 )
 
+INSTALL_CUDA = "install numba-cuda, or move the model and its input to 'cpu'"
 CPU = torch.device("cpu")
 
 
@@ -36,7 +37,7 @@ def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.devi
         raise ValueError(f"x is a {type(x).__name__}, not a torch.Tensor; convert it with torch.as_tensor")
     if x.layout != torch.strided:
         raise ValueError(f"x has layout {x.layout}; it must be dense: convert it with x.to_dense()")
-    if x.device.type != device.type:
+    if x.device != device:
         raise ValueError(
             f"x is on device {str(x.device)!r}, not on {str(device)!r}; move it with x.to({str(device)!r})"
         )

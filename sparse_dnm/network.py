@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sparse_dnm import backend, torch_sparse_executor
+from sparse_dnm import backend, cuda_executor, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays_of, scales_of
 from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
 from sparse_dnm.checks import check_input
@@ -48,6 +48,8 @@ def _propagate(
     """Outputs of a DAG by the plan's executor."""
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
+    if backend.on_cuda(x):
+        return cuda_executor.propagate(plan, x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
     return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
@@ -69,7 +71,11 @@ class _Arrays:
         if places != self._places:
             for name, p in parameters.items():
                 _check_dtype(p.dtype)
-                backend.kernels(p.device)
+                if p.device.type != "cpu":
+                    raise ValueError(
+                        f"parameter {name} is on {str(p.device)!r}; a manifold finds its structure on the CPU: "
+                        "move the model and its input to 'cpu'"
+                    )
                 if name != "edge_weight":
                     size = config.n_sources if name in ("weight", "bias") else config.n_rows
                     _check_shape(name, p, () if name == "cutoff" else (size,))
@@ -571,7 +577,12 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        check_input(x, len(self.topology.inputs), self.bias.dtype)
+        check_input(x, len(self.topology.inputs), self.bias.dtype, self.bias.device)
+        if self.edge_weight.device != self.bias.device:
+            raise ValueError(
+                f"edge_weight is on {str(self.edge_weight.device)!r} and bias on {str(self.bias.device)!r}; move "
+                "both to one device, as model.to(device) does"
+            )
         _check_shape("edge_weight", self.edge_weight, (self.topology.n_edges,))
         _check_shape("bias", self.bias, self._biased.shape)
         _check_dtype(self.bias.dtype)

@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import hypothesis
-import sparse_dnm.kernels
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # before numba is there
+
+import sparse_dnm.kernels
 
 import sparse_dnm
 

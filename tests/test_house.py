@@ -21,6 +21,7 @@ ORDER = [
     "growth",
     "autograd",
     "torch_sparse_executor",
+    "cuda_executor",
     "network",
     "regrow",
     "dense",

@@ -1,0 +1,93 @@
+"""Compile the CUDA kernels without a GPU, and print what they take of a multiprocessor: python -m bench.registers.
+
+PTX for compute capability 8.0 and 9.0 by numba; where NVIDIA's assembler ``ptxas`` is on the PATH (package
+nvidia-cuda-nvcc has it), registers, shared memory and spills of the machine code.  Ends with an error where a kernel
+does not compile or spills.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from numba import config, cuda, types
+from numba.cuda import dispatcher
+
+CAPABILITIES = ((8, 0), (9, 0))
+KERNELS = ("forward", "backward", "edge_gradients", "neuron_gradients", "input_gradients")
+INT32 = ("inputs", "column", "order", "indices", "outputs", "column_of", "readers")
+INT64 = ("waves", "indptr", "t_indptr", "t_edges")
+SCALARS = ("first_linear", "n")
+TABLES = ("table", "out", "out_gradient")
+
+
+def signature(function: Any, real: Any) -> Any:
+    """The types that the executor calls a kernel with, by the names of its arguments."""
+
+    def of(name: str) -> Any:
+        if name in SCALARS:
+            return types.int64
+        if name in TABLES:
+            return real[:, ::1]
+        dtype = (
+            types.int32 if name in INT32 else types.int64 if name in INT64 else types.int8 if name == "kind" else real
+        )
+        return dtype[::1]
+
+    return types.void(*map(of, inspect.signature(function).parameters))
+
+
+def assemble(ptx: str, capability: tuple[int, int]) -> dict[str, int] | None:
+    """Registers, bytes of shared memory and bytes of spills by ptxas; None where it is not on the PATH."""
+    if shutil.which("ptxas") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = ["ptxas", "-v", f"-arch=sm_{capability[0]}{capability[1]}", "-o", str(path.with_suffix(".cubin"))]
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
+    text = done.stdout + done.stderr
+
+    def number(pattern: str) -> int:
+        return sum(map(int, re.findall(pattern, text)))
+
+    return {
+        "registers": number(r"Used (\d+) registers"),
+        "shared": number(r"(\d+) bytes smem"),
+        "spills": number(r"(\d+) bytes spill"),
+    }
+
+
+def main() -> int:
+    """Print the table; 1 where a kernel spills."""
+    if config.ENABLE_CUDASIM:
+        raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
+    from sparse_dnm.kernels import gpu
+
+    spilled = 0
+    print("| kernel | dtype | compute capability | PTX lines | registers | shared memory, bytes | spills, bytes |")
+    print("|---|---|---|---|---|---|---|")
+    for capability in CAPABILITIES:
+        device = SimpleNamespace(compute_capability=capability)
+        dispatcher.get_current_device = lambda device=device: device  # else numba asks a driver for it
+        for name in KERNELS:
+            function = getattr(gpu, name).py_func
+            for real in (types.float32, types.float64):
+                ptx, _ = cuda.compile_ptx(function, signature(function, real), cc=capability)
+                found = assemble(ptx, capability)
+                cells = ["no ptxas"] * 3 if found is None else [f"{value:,}" for value in found.values()]
+                spilled += 0 if found is None else found["spills"]
+                number = f"{capability[0]}.{capability[1]}"
+                print(f"| {name} | {real} | {number} | {ptx.count(chr(10)):,} | {' | '.join(cells)} |")
+    return int(spilled > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Forward and backward of a DAG of neurons on CUDA, over tiles of batch columns (DESIGN, section 4.4).
+
+Twins of `cpu_propagate`: the same formulas over the same buffers ``x``, ``m``, ``g``, flat and tile-major
+``[tile][neuron][WIDTH]``; columns beyond the batch repeat its last one, with gradient zero.  A block owns a tile, a
+lane one column of it, and walks the whole DAG: its warps share the neurons of a level and wait for each other between
+levels only.  So a pass is one launch, whatever the structure.  Gradients of edges, weights and biases are sums over
+columns; other kernels make them, a warp for WIDTH sums at a time, in the order of lanes and then of tiles: the bits
+depend on the batch alone.
+
+The caller has filled ``x``, ``m``, the gradients and sums with zeros: what is not executed is not written, and sums
+begin with what is there, which has their dtype.
+"""
+
+from numba import cuda
+from sparse_dnm.kernels import formulas
+
+LEAKY, LOGISTIC, TANH, SILU = range(4)
+WIDTH = 32  # columns of a tile: the lanes of a warp
+SUMMING = 4  # warps of a block that adds up: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
+READER = 0xFFFFFFFF
+EDGE_TERMS = (SUMMING, WIDTH, WIDTH + 1)  # a column more: then the lanes of a warp read different banks
+NEURON_TERMS = (SUMMING // 2, WIDTH, WIDTH + 1)
+
+kernel, inner = cuda.jit, cuda.jit(device=True)
+_leaky, _leaky_back = inner(formulas.leaky_relu), inner(formulas.leaky_relu_back)
+_logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
+_tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
+_silu, _silu_back = inner(formulas.silu), inner(formulas.silu_back)
+
+
+@inner
+def _activate(z, kind, slope, m, at):
+    """m = act(z) at ``at``."""
+    if kind == LEAKY:
+        m[at] = _leaky(z, slope)
+    elif kind == LOGISTIC:
+        m[at] = _logistic(z)
+    elif kind == TANH:
+        m[at] = _tanh(z)
+    else:
+        m[at] = _silu(z)
+
+
+@inner
+def _activate_back(z, gradient, kind, slope, g, at):
+    """g at ``at`` = gradient of z, from the ``gradient`` of act(z)."""
+    if kind == LEAKY:
+        g[at] = _leaky_back(z, gradient, slope)
+    elif kind == LOGISTIC:
+        g[at] = _logistic_back(z, gradient)
+    elif kind == TANH:
+        g[at] = _tanh_back(z, gradient)
+    else:
+        g[at] = _silu_back(z, gradient)
+
+
+@kernel
+def forward(
+    inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs, x,
+    m, out,
+):  # fmt: skip
+    """Walk up: table (batch, inputs) -> out (batch, outputs).  Launch: a block of (WIDTH, warps) threads a tile.
+
+    Arguments as those of `cpu_propagate.make`, ``order`` by level.
+    """
+    lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, indptr.size - 1
+    base, row, rows = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane, table.shape[0]
+    for q in range(warp, inputs.size, warps):
+        i = inputs[q]
+        at = (base + i) * WIDTH + lane
+        x[at] = table[row if row < rows else rows - 1, column[q]]
+        _activate(weight[i] * x[at] + bias[i], kind[i], slope[i], m, at)
+    cuda.syncthreads()
+    for level in range(waves.size - 1):
+        for q in range(waves[level] + warp, waves[level + 1], warps):
+            i = order[q]
+            at = (base + i) * WIDTH + lane
+            total = x[at]  # 0, of the buffers' dtype
+            if i < first_linear:
+                for e in range(indptr[i], indptr[i + 1]):
+                    total += values[e] * m[(base + indices[e]) * WIDTH + lane]
+            else:
+                for e in range(indptr[i], indptr[i + 1]):
+                    j = indices[e]
+                    total += values[e] * (weight[j] * x[(base + j) * WIDTH + lane] + bias[j])
+            x[at] = total
+            _activate(weight[i] * total + bias[i], kind[i], slope[i], m, at)
+        cuda.syncthreads()
+    if row < rows:
+        for q in range(warp, outputs.size, warps):
+            i = outputs[q]
+            out[row, q] = weight[i] * x[(base + i) * WIDTH + lane] + bias[i]
+
+
+@kernel
+def backward(
+    inputs, order, waves, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
+    out_gradient, g, z_gradient,
+):  # fmt: skip
+    """Walk down: from the gradient of the outputs to g = dL/dx and ``z_gradient`` = dL/dz of every executed neuron.
+
+    Launch as `forward`.
+    """
+    lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, t_indptr.size - 1
+    base, row, rows = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane, out_gradient.shape[0]
+    levels = waves.size - 1
+    for step in range(levels + 1):
+        level = levels - 1 - step  # -1: the inputs
+        first, last = 0, inputs.size
+        if level >= 0:
+            first, last = waves[level], waves[level + 1]
+        for q in range(first + warp, last, warps):
+            j = order[q] if level >= 0 else inputs[q]
+            at = (base + j) * WIDTH + lane
+            by_message, by_value = g[at], g[at]  # 0, of the buffers' dtype
+            for k in range(t_indptr[j], t_indptr[j + 1]):
+                edge = t_edges[k]
+                i = edge & READER
+                part = values[edge >> 32] * g[(base + i) * WIDTH + lane]
+                if i < first_linear:
+                    by_message += part
+                else:
+                    by_value += part
+            _activate_back(weight[j] * x[at] + bias[j], by_message, kind[j], slope[j], z_gradient, at)
+            total = z_gradient[at] + by_value
+            if column_of[j] >= 0 and row < rows:
+                total += out_gradient[row, column_of[j]]
+            z_gradient[at] = total
+            g[at] = weight[j] * total
+        cuda.syncthreads()
+
+
+@kernel
+def edge_gradients(readers, indices, first_linear, weight, bias, x, m, g, n, by_value):
+    """``by_value`` (n_edges,): sum over the columns of g of the reader times what it reads of the source.
+
+    readers, indices int32 (n_edges,).  Launch: blocks of (WIDTH, SUMMING) threads, a warp for WIDTH edges.
+    """
+    lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+    terms = cuda.shared.array(EDGE_TERMS, by_value.dtype)
+    first = (cuda.blockIdx.x * SUMMING + warp) * WIDTH
+    mine = first + lane if first + lane < indices.size else 0
+    total = by_value[mine]  # 0
+    for tile in range(x.size // (n * WIDTH)):
+        for k in range(WIDTH):
+            e = first + k
+            if e < indices.size:
+                i, j = readers[e], indices[e]
+                of = (tile * n + j) * WIDTH + lane
+                message = m[of] if i < first_linear else weight[j] * x[of] + bias[j]
+                terms[warp, k, lane] = g[(tile * n + i) * WIDTH + lane] * message
+        cuda.syncthreads()
+        if first + lane < indices.size:
+            for k in range(WIDTH):
+                total += terms[warp, lane, k]
+        cuda.syncthreads()
+    if first + lane < indices.size:
+        by_value[first + lane] = total
+
+
+@kernel
+def neuron_gradients(x, z_gradient, n, by_weight, by_bias):
+    """``by_weight``, ``by_bias`` (n,): sums over the columns of z_gradient x, and of z_gradient.  Launch as
+    `edge_gradients`, a warp for WIDTH neurons."""
+    lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
+    products = cuda.shared.array(NEURON_TERMS, by_bias.dtype)
+    plain = cuda.shared.array(NEURON_TERMS, by_bias.dtype)
+    first = (cuda.blockIdx.x * (SUMMING // 2) + warp) * WIDTH
+    mine = first + lane if first + lane < n else 0
+    weight_total, bias_total = by_weight[mine], by_bias[mine]  # 0
+    for tile in range(x.size // (n * WIDTH)):
+        for k in range(WIDTH):
+            if first + k < n:
+                at = (tile * n + first + k) * WIDTH + lane
+                products[warp, k, lane] = z_gradient[at] * x[at]
+                plain[warp, k, lane] = z_gradient[at]
+        cuda.syncthreads()
+        if first + lane < n:
+            for k in range(WIDTH):
+                weight_total += products[warp, lane, k]
+                bias_total += plain[warp, lane, k]
+        cuda.syncthreads()
+    if first + lane < n:
+        by_weight[first + lane], by_bias[first + lane] = weight_total, bias_total
+
+
+@kernel
+def input_gradients(inputs, column, n, g, out):
+    """Scatter the gradient of executed inputs into ``out`` (batch, inputs), which holds zeros.  Launch as `forward`."""
+    lane, warp, warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
+    row = cuda.blockIdx.x * WIDTH + lane
+    if row < out.shape[0]:
+        for q in range(warp, inputs.size, warps):
+            out[row, column[q]] = g[(cuda.blockIdx.x * n + inputs[q]) * WIDTH + lane]

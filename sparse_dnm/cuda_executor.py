@@ -1,0 +1,151 @@
+"""A DAG whose structure is given, on CUDA: structure uploaded once, kernels on torch's tensors and current stream.
+
+Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensors of the CPU: tests need no GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sparse_dnm import backend
+from sparse_dnm.plan import Plan
+from sparse_dnm.schedule import Schedule
+
+WARPS = 8  # of a block that walks a tile
+
+
+def _kernels() -> Any:
+    return backend.kernels(torch.device("cuda"))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The arrays of a `Plan` on one device, as the kernels want them."""
+
+    inputs: Tensor
+    column: Tensor
+    order: Tensor
+    waves: Tensor
+    indptr: Tensor
+    indices: Tensor
+    readers: Tensor  # int32 (n_edges,): of every edge
+    t_indptr: Tensor
+    t_edges: Tensor
+    outputs: Tensor
+    column_of: Tensor
+    kind: Tensor
+    slope: Tensor
+    weighted: Tensor  # int64: where the given weights and biases belong
+
+    @staticmethod
+    def of(plan: Plan, device: torch.device) -> Structure:
+        """Upload a plan's arrays."""
+        s, t = plan.schedule, plan.schedule.topology
+        n = t.n_neurons
+        weighted = np.arange(n)[plan.weighted]
+        readers = np.repeat(np.arange(n, dtype=np.int32), np.diff(t.indptr))
+        arrays = (
+            *(s.inputs, s.column, s.order, s.waves, t.indptr, t.indices, readers, t.t_indptr, t.t_edges, t.outputs),
+            *(s.column_of, plan.kind, plan.slope, weighted),
+        )
+        return Structure(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
+
+
+class _Uploads:
+    """The structures that have been uploaded, by schedule and device."""
+
+    def __init__(self) -> None:
+        self._found: weakref.WeakKeyDictionary[Schedule, dict[Any, Structure]] = weakref.WeakKeyDictionary()
+
+    def of(self, plan: Plan, device: torch.device) -> Structure:
+        """That of a plan, uploaded where it has not been."""
+        of_schedule = self._found.setdefault(plan.schedule, {})
+        key = device, plan.slope.dtype
+        if key not in of_schedule:
+            of_schedule[key] = Structure.of(plan, device)
+        return of_schedule[key]
+
+
+_uploads = _Uploads()
+
+
+class Propagate(torch.autograd.Function):
+    """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
+
+    apply(plan, x, values, weight, bias) -> (batch, n_outputs)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+        """Walk the DAG."""
+        kernels, s, x = _kernels(), _uploads.of(plan, x.device), x.contiguous()
+        n, batch = len(s.kind), len(x)
+        tiles = -(-batch // kernels.WIDTH)
+        scales = x.new_ones(n), x.new_zeros(n)
+        if weight is not None:
+            scales[0][s.weighted] = weight.detach()
+        scales[1][s.weighted] = bias.detach()
+        x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
+        out = x.new_empty(batch, len(s.outputs))
+        backend.launch(
+            *(kernels.forward, tiles, (kernels.WIDTH, WARPS), s.inputs, s.column, x, s.order, s.waves),
+            *(s.indptr, s.indices, values, plan.first_linear, *scales, s.kind, s.slope, s.outputs, x_all, m_all, out),
+        )
+        ctx.plan, ctx.structure, ctx.scales, ctx.has_weight = plan, s, scales, weight is not None
+        ctx.save_for_backward(values, x_all, m_all)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Pull gradients back over the transpose, then add up those of edges and neurons."""
+        kernels, plan, s, scales = _kernels(), ctx.plan, ctx.structure, ctx.scales
+        values, x_all, m_all = ctx.saved_tensors
+        n, n_edges, first_linear = len(s.kind), len(s.indices), plan.first_linear
+        width, tiles = kernels.WIDTH, len(x_all) // (len(s.kind) * kernels.WIDTH)
+        g, z_gradient = torch.zeros_like(x_all), torch.zeros_like(x_all)
+        backend.launch(
+            *(kernels.backward, tiles, (width, WARPS), s.inputs, s.order, s.waves, s.t_indptr, s.t_edges, values),
+            *(first_linear, *scales, s.kind, s.slope, s.column_of, x_all, gradient.contiguous(), g, z_gradient),
+        )
+        by_value, by_weight, by_bias = values.new_zeros(n_edges), values.new_zeros(n), values.new_zeros(n)
+        if n_edges:
+            backend.launch(
+                *(kernels.edge_gradients, -(-n_edges // (kernels.SUMMING * width)), (width, kernels.SUMMING)),
+                *(s.readers, s.indices, first_linear, *scales, x_all, m_all, g, n, by_value),
+            )
+        half = kernels.SUMMING // 2
+        backend.launch(
+            *(kernels.neuron_gradients, -(-n // (half * width)), (width, half)),
+            *(x_all, z_gradient, n, by_weight, by_bias),
+        )
+        by_input = None
+        if ctx.needs_input_grad[1]:
+            by_input = gradient.new_zeros(len(gradient), len(plan.schedule.topology.inputs))
+            backend.launch(
+                *(kernels.input_gradients, tiles, (width, WARPS), s.inputs, s.column, n, g, by_input),
+            )
+        weight = by_weight[s.weighted] if ctx.has_weight else None
+        return None, by_input, by_value, weight, by_bias[s.weighted]
+
+
+def propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+    """Outputs (batch, n_outputs) of x (batch, n_inputs), all on one CUDA device; as `autograd.Propagate`.
+
+    Raises MemoryError where the device has not enough of it.
+    """
+    try:
+        return Propagate.apply(plan, x, values, weight, bias)
+    except torch.OutOfMemoryError as error:
+        need = 4 * len(plan.kind) * -(-len(x) // _kernels().WIDTH) * _kernels().WIDTH * x.element_size()
+        raise MemoryError(
+            f"{need / 2**20:,.0f} MiB for {len(plan.kind):,} neurons and a batch of {len(x):,} do not fit "
+            f"{str(x.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
+        ) from None

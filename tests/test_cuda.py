@@ -1,0 +1,172 @@
+"""The CUDA kernels: on a GPU where there is one (`pytest -m cuda`), else in numba's simulator; and their machine code.
+
+The simulator runs one block at a time, a Python thread per CUDA thread: DAGs are tiny, and blocks have two warps.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import naive
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import dags, manifolds
+
+from sparse_dnm import SparseDAG, Topology, autograd, backend, cuda_executor
+from sparse_dnm.checks import MissingPackageError
+from sparse_dnm.config import ACTIVATIONS
+
+pytestmark = pytest.mark.cuda
+REAL = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if REAL else "cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def simulated():
+    """Without a GPU, tensors of the CPU go through the CUDA kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not REAL:
+            assert backend.SIMULATED
+            patch.setattr(backend, "on_cuda", lambda tensor: True)
+            patch.setattr(cuda_executor, "WARPS", 2)
+        yield
+
+
+def model_of(dag, activation, dtype=torch.float64):
+    """A SparseDAG on the device, biased."""
+    topology, generator = Topology.from_edges(*dag), torch.Generator().manual_seed(0)
+    model = SparseDAG(topology, activation=activation, dtype=dtype, generator=generator)
+    with torch.no_grad():
+        model.bias.uniform_(-1, 1, generator=generator)
+    return model.to(DEVICE), generator
+
+
+@given(dags(max_neurons=12), st.sampled_from([1, 5, 33]), st.sampled_from(ACTIVATIONS))
+@settings(max_examples=10)
+def test_forward_matches_the_oracle(dag, batch, activation):
+    model, generator = model_of(dag, activation)
+    topology, n = model.topology, dag[1]
+    x = torch.randn(batch, len(topology.inputs), dtype=torch.float64, generator=generator)
+    bias = np.zeros(n)
+    bias[np.setdiff1d(np.arange(n), topology.inputs)] = model.bias.detach().cpu().numpy()
+    weights = topology.to_scipy(model.edge_weight).toarray()
+    expected = naive.forward_dag(x.numpy(), weights, bias, topology.inputs, topology.outputs, activation)
+    with torch.no_grad():
+        found = model(x.to(DEVICE))
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(dags(max_neurons=6), st.sampled_from(ACTIVATIONS))
+@settings(max_examples=2)
+def test_gradcheck(dag, activation):
+    model, generator = model_of(dag, activation)
+    x = torch.randn(2, len(model.topology.inputs), dtype=torch.float64, generator=generator).to(DEVICE)
+    names, values = zip(*model.named_parameters(), strict=True)
+
+    def outputs(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    free = [v.detach().clone().requires_grad_() for v in (x, *values)]
+    assert torch.autograd.gradcheck(outputs, free, fast_mode=True)
+
+
+@given(manifolds(), st.sampled_from([1, 34]))
+@settings(max_examples=4)
+def test_every_gradient_is_that_of_the_cpu(model, batch):
+    """Plans of manifolds: neurons weighted, outputs linear, some never read, dead or without sources."""
+    evaluation, plan = model.find()
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(batch, model.config.n_inputs, dtype=torch.float64, generator=generator)
+    leaves = [x, torch.tensor(evaluation.strengths), model.weight.detach(), model.bias.detach()]
+    results = []
+    for propagate, device in ((autograd.Propagate.apply, "cpu"), (cuda_executor.propagate, DEVICE)):
+        given = [leaf.detach().to(device).clone().requires_grad_() for leaf in leaves]
+        out = propagate(plan, *given)
+        gradients = torch.autograd.grad(
+            (out * torch.arange(1.0, out.numel() + 1).reshape(out.shape).to(out)).sum(), given
+        )
+        results.append([t.detach().cpu() for t in (out, *gradients)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_same_bits_whatever_the_warps(dtype, monkeypatch):
+    dag = [(0, 3), (1, 3), (1, 4), (2, 5), (3, 5), (3, 6), (4, 6), (5, 7), (6, 7), (0, 7)], 8
+    found = []
+    for warps in (1, 3):
+        monkeypatch.setattr(cuda_executor, "WARPS", warps)
+        model, generator = model_of(dag, "silu", dtype)
+        out = model(torch.randn(35, 3, dtype=dtype, generator=generator).to(DEVICE))
+        assert out.dtype == dtype
+        out.square().mean().backward()
+        found.append([t.cpu().numpy().tobytes() for t in (out.detach(), model.edge_weight.grad, model.bias.grad)])
+    assert found[0] == found[1]
+
+
+def test_it_trains():
+    """A few steps of torch's optimiser, against the same on the CPU's kernels."""
+    dag = [(0, 2), (1, 2), (0, 3), (2, 4), (3, 4), (1, 4)], 5
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    losses = {}
+    for name in ("cuda", "cpu"):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "cpu":
+                patch.setattr(backend, "on_cuda", lambda tensor: False)
+            model, _ = model_of(dag, "tanh")
+            device = "cpu" if name == "cpu" else DEVICE
+            model, inputs = model.to(device), x.to(device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            losses[name] = []
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+                loss.backward()
+                optimizer.step()
+                losses[name].append(loss.item())
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=1e-10)
+    assert losses["cuda"][-1] < losses["cuda"][0]
+
+
+def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
+    monkeypatch.delattr("sparse_dnm.kernels.gpu", raising=False)
+    monkeypatch.setitem(sys.modules, "sparse_dnm.kernels.gpu", None)
+    with pytest.raises(MissingPackageError, match="install numba-cuda"):
+        backend.kernels(torch.device("cuda"))
+
+
+def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(cuda_executor.Propagate, "forward", staticmethod(full))
+    model, _ = model_of(([(0, 1)], 2), "relu")
+    with pytest.raises(MemoryError, match=r"2 neurons and a batch of 3 do not fit .*give a smaller batch"):
+        model(torch.zeros(3, 1, dtype=torch.float64).to(DEVICE))
+
+
+def test_tensors_on_two_devices_are_refused():
+    model = SparseDAG(Topology.from_edges([(0, 1)]))
+    model.bias = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    with pytest.raises(ValueError, match="x is on device 'cpu', not on 'meta'"):
+        model(torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="edge_weight is on 'cpu' and bias on 'meta'"):
+        model(torch.zeros(1, 1, device="meta"))
+
+
+def test_every_kernel_becomes_machine_code_without_spills():
+    """In a process without the simulator; registers where ptxas is there."""
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
+    command = [sys.executable, "-m", "bench.registers"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 2 * 2 * 5
+    if shutil.which("ptxas"):
+        assert all(row[-1] == "0 |" for row in rows)
+    else:
+        assert all("no ptxas" in row for row in rows)
