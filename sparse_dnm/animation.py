@@ -58,11 +58,11 @@ def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] =
         _draw(chart, panels, history, next(structures), limit)  # with no picture Pillow would hide why
         with doing("write", path), writer.saving(chart, str(temporary), DPI[path.suffix]):
             writer.grab_frame()
+            chart.set_layout_engine("none")  # places stay, and a picture takes half the time
             on_frame()
             for structure in structures:
                 _draw(chart, panels, history, structure, limit)
                 writer.grab_frame()
-                chart.set_layout_engine("none")  # places stay, and a picture takes half the time
                 on_frame()
             for _ in range(round(LINGER * fps)):
                 writer.grab_frame()

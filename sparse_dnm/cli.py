@@ -260,6 +260,8 @@ def animate(
 ) -> None:
     """Make a GIF of a training, and an MP4 where ffmpeg is installed."""
     with _errors_reported():
+        from functools import partial
+
         from sparse_dnm import animation
         from sparse_dnm.history import History
 
@@ -269,7 +271,7 @@ def animate(
         for suffix in animation.formats():
             path = folder / f"animation{suffix}"
             with _progress(path.name, max(len(history.steps), 1)) as advance:
-                animation.write(history, path, fps, lambda name=path.name: advance(name))  # type: ignore[misc]
+                animation.write(history, path, fps, partial(advance, path.name))
             typer.echo(f"written: {path}")
         for note in history.notes:
             typer.echo(f"note: {note}")

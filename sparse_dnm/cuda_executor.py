@@ -50,9 +50,8 @@ class Structure:
         s, t = plan.schedule, plan.schedule.topology
         n = t.n_neurons
         weighted = np.arange(n)[plan.weighted]
-        readers = np.repeat(np.arange(n, dtype=np.int32), np.diff(t.indptr))
         arrays = (
-            *(s.inputs, s.column, s.order, s.waves, t.indptr, t.indices, readers, t.t_indptr, t.t_edges, t.outputs),
+            *(s.inputs, s.column, s.order, s.waves, t.indptr, t.indices, t.readers, t.t_indptr, t.t_edges, t.outputs),
             *(s.column_of, plan.kind, plan.slope, weighted),
         )
         return Structure(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))

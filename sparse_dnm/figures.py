@@ -21,12 +21,12 @@ from sparse_dnm.checkpoint import write_atomic
 from sparse_dnm.history import History, Panel
 from sparse_dnm.snapshots import Structure
 from sparse_dnm.views import (
+    MOST_EDGES,
     MOST_OUTPUTS,
     Fields,
     Grid,
     heights,
     mosaic,
-    receptive_fields,
     saturation,
     strongest,
     tiles,
@@ -37,7 +37,6 @@ NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
 KINDS = {"inputs": "#56B4E9", "hidden": "#000000", "outputs": "#CC79A7", "idle": "#BBBBBB"}
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"))
 STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF", POSITIVE])
-MOST_EDGES = 20_000  # drawn of a DAG, the strongest
 FEW_EDGES = 2_500  # of each in the overview
 CLASSES = 6  # of strength
 TURNS = 8  # that the signs take in each
@@ -53,7 +52,7 @@ def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float,
     """
     topology = structure.topology
     chosen = strongest(structure, most)
-    readers = np.repeat(np.arange(topology.n_neurons), np.diff(topology.indptr))[chosen]
+    readers = topology.readers[chosen]
     sources, strengths = topology.indices[chosen], structure.strengths[chosen]
     share = np.clip(np.abs(strengths) / limit, 0.0, 1.0)
     classes = np.minimum((share * CLASSES).astype(int), CLASSES - 1)
@@ -147,16 +146,22 @@ def _text(words: str) -> str:
     return words.replace("$", r"\$")
 
 
+def _sheet(history: History, width: float, height: float) -> Figure:
+    """An empty figure, inches, with the caption below."""
+    chart = Figure(figsize=(width, height), layout="constrained")
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
 def curves(history: History) -> Figure:
     """Loss, figure of merit, edges, density, depth and live neurons, time: against steps."""
     panels = history.panels
-    chart = Figure(figsize=(11, 6.2), layout="constrained")
+    chart = _sheet(history, 11, 6.2)
     for axis, panel in zip(chart.subplots(2, 3).flat, panels, strict=False):
         _curve(axis, history, panel)
     for axis in chart.axes[len(panels) :]:
         axis.remove()
     chart.suptitle(title(history))
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
@@ -208,16 +213,15 @@ def _density(axis: Axes, history: History) -> None:
 
 def density_figure(history: History) -> Figure:
     """Measured time against density, alone."""
-    chart = Figure(figsize=(6.4, 4.8), layout="constrained")
+    chart = _sheet(history, 6.4, 4.8)
     _density(chart.subplots(), history)
     chart.suptitle(f"{title(history)}: {history.describe_time()}", fontsize=9)
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
 def network_figure(history: History, structure: Structure, limit: float) -> Figure:
     """The DAG by levels, alone."""
-    chart = Figure(figsize=(10, 6), layout="constrained")
+    chart = _sheet(history, 10, 6)
     axis = chart.subplots()
     draw_network(axis, history, structure, limit)
     shown = min(structure.topology.n_edges, MOST_EDGES)
@@ -225,29 +229,27 @@ def network_figure(history: History, structure: Structure, limit: float) -> Figu
     axis.set_title(
         f"{title(history)}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9
     )
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
 def strengths_figure(history: History, structure: Structure, limit: float) -> Figure:
     """The matrix of strengths, alone."""
-    chart = Figure(figsize=(9, 4.6), layout="constrained")
+    chart = _sheet(history, 9, 4.6)
     axis = chart.subplots()
     draw_strengths(axis, history, structure, limit)
     chart.colorbar(axis.images[0], ax=axis, label="strength D", extend="both")
     axis.set_title(f"{title(history)}: {headline(structure, history)}", fontsize=9)
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
-def fields_figure(history: History, hidden: Fields, outputs: Fields, step: int) -> Figure:
+def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) -> Figure:
     """Receptive fields of the outputs and of hidden neurons, of the checkpoint of ``step``."""
     shape = history.image
     assert shape is not None
     parts = [(name, *mosaic(fields, shape, tiles(name, len(fields.neurons)))) for name, fields in
              (("outputs", outputs), ("hidden neurons", hidden))]  # fmt: skip
     ratios = [picture.shape[0] / picture.shape[1] for _, picture, _ in parts]
-    chart = Figure(figsize=(9, 1.5 + 8 * sum(ratios)), layout="constrained")
+    chart = _sheet(history, 9, 1.5 + 8 * sum(ratios))
     axes = chart.subplots(2, 1, height_ratios=ratios)
     for axis, (name, picture, _) in zip(axes, parts, strict=True):
         axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad="#CCCCCC"), vmin=-1, vmax=1, interpolation="nearest")
@@ -259,13 +261,12 @@ def fields_figure(history: History, hidden: Fields, outputs: Fields, step: int) 
         f"{title(history)}, step {step:,}: receptive fields\nsums over all paths of strengths times weights{summed}, "
         "each over its largest", fontsize=9,
     )  # fmt: skip
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
 def overview(history: History, first: Structure, last: Structure, limit: float) -> Figure:
     """The DAG before and after training, and what happened between."""
-    chart = Figure(figsize=(11, 6.2), layout="constrained")
+    chart = _sheet(history, 11, 6.2)
     axes = chart.subplots(2, 2, height_ratios=(1.7, 1))
     for axis, structure in zip(axes[0], (first, last), strict=True):
         draw_network(axis, history, structure, limit, legend=False, most=FEW_EDGES)
@@ -281,10 +282,9 @@ def overview(history: History, first: Structure, last: Structure, limit: float) 
         frameon=False,
     )  # fmt: skip
     name = history.figure_names[1]
-    figures = history.column(name)[1]
-    merit = f", {name.replace('_', ' ')} {figures[-1]:.4g}" if figures else ""
+    figure = history.promised(name)
+    merit = "" if figure is None else f", {name.replace('_', ' ')} {figure:.4g}"
     chart.suptitle(f"{title(history)}{merit}", fontsize=11, x=0.02, ha="left")
-    chart.supxlabel(caption(history), fontsize=7)
     return chart
 
 
@@ -299,9 +299,9 @@ def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda
         "network": lambda: network_figure(history, last, limit),
         "overview": lambda: overview(history, first, last, limit),
     }
-    if history.image is not None:
-        model, now = history.trained()
-        charts["fields"] = lambda: fields_figure(history, *receptive_fields(model), now.step)
+    found = history.fields
+    if found is not None:
+        charts["fields"] = lambda: fields_figure(history, *found)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, make in charts.items():

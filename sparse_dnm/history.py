@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.snapshots import Structure
-from sparse_dnm.views import Image, image_shape
+from sparse_dnm.views import Fields, Image, image_shape, receptive_fields
 
 LOSS = ("loss", "objective", "flow", "speed", "memory")  # columns
 Column = list[float | None]
@@ -29,6 +30,15 @@ class Panel:
     unit: str
     names: tuple[str, ...]
     logarithmic: bool
+
+    @property
+    def scale(self) -> float:
+        """From a column to the unit: columns have seconds."""
+        return 1e6 if self.unit == "µs" else 1.0
+
+    def label(self, name: str) -> str:
+        """A column's name in words."""
+        return "time" if self.unit == "µs" else name.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,6 @@ class History:
         elif len(shown) < len(known):
             notes.append(f"{len(shown)} of {len(known)} snapshots shown, evenly spread")
         return History(path, manifold, train, data, metrics, summary, _about(path, summary), shown, notes)
-
-    def showing(self, steps: list[int]) -> History:
-        """The same run with the snapshots of these steps."""
-        return replace(self, steps=steps)
 
     @property
     def task(self) -> str:
@@ -134,6 +140,14 @@ class History:
         known = [(s, v) for s, v in pairs if s is not None and v is not None]
         return [s for s, _ in known], [v for _, v in known]
 
+    @cached_property
+    def fields(self) -> tuple[int, Fields, Fields] | None:
+        """Step of the checkpoint, and the receptive fields of its hidden neurons and outputs, of images."""
+        if self.image is None:
+            return None
+        model, structure = self.trained()
+        return structure.step, *receptive_fields(model)
+
     def promised(self, name: str) -> float | None:
         """A figure of the summary, where there is one; else the last of the column."""
         found, values = _figure(self.summary.get(name)), self.column(name)[1]
@@ -168,11 +182,11 @@ class History:
         """Steps and values of a panel's columns, by label, in its unit; zeros left out where it is logarithmic."""
         found = {}
         for name in panel.names:
-            scale = 1e6 if panel.unit == "µs" else 1.0
-            pairs = [(s, scale * v) for s, v in zip(*self.column(name), strict=True) if v > 0 or not panel.logarithmic]
+            pairs = [
+                (s, panel.scale * v) for s, v in zip(*self.column(name), strict=True) if v > 0 or not panel.logarithmic
+            ]
             if pairs:
-                label = "time" if panel.unit == "µs" else name.replace("_", " ")
-                found[label] = ([s for s, _ in pairs], [v for _, v in pairs])
+                found[panel.label(name)] = ([s for s, _ in pairs], [v for _, v in pairs])
         return found
 
     def describe_time(self) -> str:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,22 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
-from sparse_dnm import snapshots
 from sparse_dnm.checkpoint import write_atomic
 from sparse_dnm.history import History, Panel, settings
-from sparse_dnm.snapshots import Structure
+from sparse_dnm.snapshots import Structure, spread
 from sparse_dnm.views import (
+    MOST_EDGES,
     MOST_OUTPUTS,
     Fields,
     Grid,
     Image,
     heights,
     mosaic,
-    receptive_fields,
     saturation,
     strongest,
     tiles,
 )
 
-MOST_EDGES = 20_000  # of a picture of the network, the strongest
 MOST_BYTES = 64 << 20  # of the structures, unpacked, in the browser
 MOST_POINTS = 2_000  # of a curve
 MOST_ROWS = 100  # of the table of metrics
@@ -48,7 +47,7 @@ TYPES = {
 
 
 def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: None) -> None:
-    """Write the page of a run; ``on_frame`` is called for each of `shown_steps` (or the checkpoint's structure)."""
+    """Write the page of a run; ``on_frame`` is called for every snapshot in it."""
     write_atomic(path, page(history, on_frame).encode())
 
 
@@ -74,34 +73,40 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
         "n_inputs": history.manifold.n_inputs,
         "n_sources": history.manifold.n_sources,
         "limit": limit,
+        "full": FULL,
+        "exact": EXACT,
         "panels": [_panel(history, panel) for panel in history.panels],
         "density": _density(history),
         "fields": fields,
     }
     n_lines = len(history.metrics["step"])
     columns, rows = _table(history)
-    return _template("report.html").render(
-        title=history.title,
-        facts=_facts(history, frames[-1]),
-        notes=[*history.notes, *notes],
-        n_frames=len(frames),
-        now=_words(frames[-1]),
-        limit=limit,
-        cell=grid.step,
-        capped=f"{MOST_EDGES:,}" if any(f["edges"] > f["shown"] for f in frames) else "",
-        panels=[{"title": panel.title, "summary": _summary(history, panel)} for panel in history.panels],
-        time_words=history.describe_time(),
-        thinned=f"{MOST_POINTS:,} of {n_lines:,} logged steps" if n_lines > MOST_POINTS else "",
-        n_lines=n_lines,
-        columns=columns,
-        rows=rows,
-        fields=fields,
-        tables={**settings(history), "Machine and versions": history.about},
-        run=history.path.resolve().name,
-        css=_text("report.css"),
-        js=_text("report.js"),
-        plotly=_plotly(),
-        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+    return (
+        Environment(autoescape=True)
+        .from_string(_text("report.html"))
+        .render(
+            title=history.title,
+            facts=_facts(history, frames[-1]),
+            notes=[*history.notes, *notes],
+            n_frames=len(frames),
+            now=frames[-1]["words"],
+            limit=limit,
+            cell=grid.step,
+            capped=f"{MOST_EDGES:,}" if any(f["edges"] > f["shown"] for f in frames) else "",
+            panels=[{"title": panel.title, "summary": _summary(history, panel)} for panel in history.panels],
+            time_words=history.describe_time(),
+            thinned=f"{MOST_POINTS:,} of {n_lines:,} logged steps" if n_lines > MOST_POINTS else "",
+            n_lines=n_lines,
+            columns=columns,
+            rows=rows,
+            fields=fields,
+            tables={**settings(history), "Machine and versions": history.about},
+            run=history.path.resolve().name,
+            css=_text("report.css"),
+            js=_text("report.js"),
+            plotly=_plotly(),
+            data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        )
     )
 
 
@@ -110,22 +115,27 @@ def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
     edges = min(MOST_EDGES, history.last().topology.n_edges)
     size = 2 * grid.rows * grid.columns + 5 * history.manifold.n_neurons + 9 * edges
     most = max(2, MOST_BYTES // size)
-    shown = snapshots.spread(history.steps, most)
+    shown = spread(history.steps, most)
     if len(shown) == len(history.steps):
         return history, []
-    return history.showing(shown), [f"so large a network leaves room for {len(shown)} snapshots only"]
+    return replace(history, steps=shown), [f"so large a network leaves room for {len(shown)} snapshots only"]
 
 
 def _frame(structure: Structure, history: History) -> dict[str, Any]:
-    topology = structure.topology
+    topology, density = structure.topology, structure.topology.n_edges / history.manifold.possible_edges
+    live = int(topology.live.sum())
     return {
         "step": structure.step,
         "edges": topology.n_edges,
         "shown": min(topology.n_edges, MOST_EDGES),
-        "density": topology.n_edges / history.manifold.possible_edges,
+        "density": density,
         "depth": topology.depth,
-        "live": int(topology.live.sum()),
+        "live": live,
         "largest": _largest(structure),
+        "words": (
+            f"step {structure.step:,}: {topology.n_edges:,} edges ({100 * density:.2f} %), depth {topology.depth:,}, "
+            f"{live:,} live neurons"
+        ),
     }
 
 
@@ -134,13 +144,12 @@ def _arrays(structure: Structure, history: History, grid: Grid, limit: float) ->
     topology, config = structure.topology, history.manifold
     index = np.uint16 if config.n_neurons <= 1 << 16 else np.uint32
     chosen = strongest(structure, MOST_EDGES)
-    readers = np.repeat(np.arange(config.n_neurons), np.diff(topology.indptr))
     return {
         "cells": _small(grid.cells(structure, config), _largest(structure), EXACT).astype(np.int16),
         "levels": topology.levels.astype(index),
         "live": topology.live.astype(np.uint8),
         "sources": topology.indices[chosen].astype(index),
-        "readers": readers[chosen].astype(index),
+        "readers": topology.readers[chosen].astype(index),
         "strengths": _small(structure.strengths[chosen], limit, FULL).astype(np.int8),
     }
 
@@ -164,28 +173,20 @@ def _packed(values: np.ndarray) -> dict[str, str]:
 
 def _panel(history: History, panel: Panel) -> dict[str, Any]:
     series = [
-        {"name": label, "x": _thinned(steps), "y": _thinned(values)}
+        {"name": label, "x": spread(steps, MOST_POINTS), "y": spread(values, MOST_POINTS)}
         for label, (steps, values) in history.curves(panel).items()
     ]
     return {"title": panel.title, "unit": panel.unit, "logarithmic": panel.logarithmic, "series": series}
 
 
-def _thinned(values: list[float]) -> list[float]:
-    """At most MOST_POINTS of ``values``, evenly, the first and the last among them."""
-    if len(values) <= MOST_POINTS:
-        return values
-    return [values[round(k)] for k in np.linspace(0, len(values) - 1, MOST_POINTS)]
-
-
 def _summary(history: History, panel: Panel) -> str:
     """What the columns of a panel say at their ends, in words."""
-    unit, scale, parts, zeros = ("", 1.0, [], False) if panel.unit != "µs" else (" µs", 1e6, [], False)
+    unit, parts, zeros = " µs" if panel.scale != 1 else "", [], False
     for name in panel.names:
         steps, values = history.column(name)
         if any(values):
-            label = "time" if unit else name.replace("_", " ")
-            ends = [f"{_number(scale * values[k])}{unit} at step {steps[k]:,.0f}" for k in (0, -1)]
-            parts.append(f"{label} from {' to '.join(ends)}")
+            ends = [f"{_number(panel.scale * values[k])}{unit} at step {steps[k]:,.0f}" for k in (0, -1)]
+            parts.append(f"{panel.label(name)} from {' to '.join(ends)}")
             zeros = zeros or (panel.logarithmic and min(values) <= 0)
     text = "; ".join(parts)
     left_out = " Zeros, which have no place on a logarithmic axis, are left out." if zeros else ""
@@ -197,16 +198,16 @@ def _number(value: float) -> str:
 
 
 def _density(history: History) -> dict[str, list[float]]:
-    steps, density, seconds = map(_thinned, history.time_against_density)
+    steps, density, seconds = (spread(column, MOST_POINTS) for column in history.time_against_density)
     return {"steps": steps, "x": density, "y": [1e6 * s for s in seconds]}
 
 
 def _fields(history: History) -> list[dict[str, Any]]:
     """Receptive fields as pictures, where the data are images."""
-    if history.image is None:
+    shape, found = history.image, history.fields
+    if shape is None or found is None:
         return []
-    model, now = history.trained()
-    hidden, outputs = receptive_fields(model)
+    step, hidden, outputs = found
     classes, first = list(history.data.get("classes") or []), history.manifold.n_sources
 
     def name(neuron: int) -> str:
@@ -215,7 +216,7 @@ def _fields(history: History) -> list[dict[str, Any]]:
     n_outputs = history.manifold.n_outputs
     some = f"the first {MOST_OUTPUTS} of {n_outputs:,}; " if n_outputs > MOST_OUTPUTS else ""
     parts = (("outputs", outputs, some), ("hidden neurons", hidden, ""))
-    return [_field(title, fields, history.image, name, f"step {now.step:,}; {text}") for title, fields, text in parts]
+    return [_field(title, fields, shape, name, f"step {step:,}; {text}") for title, fields, text in parts]
 
 
 def _field(title: str, fields: Fields, shape: Image, name: Callable[[int], str], text: str) -> dict[str, Any]:
@@ -260,25 +261,12 @@ def _facts(history: History, frame: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _words(frame: dict[str, Any]) -> str:
-    return (
-        f"step {frame['step']:,}: {frame['edges']:,} edges ({100 * frame['density']:.2f} %), depth {frame['depth']}, "
-        f"{frame['live']:,} live neurons"
-    )
-
-
 def _table(history: History) -> tuple[list[str], list[list[str]]]:
     """Names and rows of the metrics, at most MOST_ROWS of them."""
     names = list(history.metrics)
-    lines = list(zip(*history.metrics.values(), strict=True))
-    if len(lines) > MOST_ROWS:
-        lines = [lines[round(k)] for k in np.linspace(0, len(lines) - 1, MOST_ROWS)]
+    lines = spread(list(zip(*history.metrics.values(), strict=True)), MOST_ROWS)
     rows = [["" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.5g}" for v in line] for line in lines]
     return [name.replace("_", " ") for name in names], rows
-
-
-def _template(name: str) -> Any:
-    return Environment(autoescape=True, trim_blocks=False).from_string(_text(name))
 
 
 def _text(name: str) -> str:

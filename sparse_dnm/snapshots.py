@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.topology import Topology
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 FOLDER = "snapshots"
 _NAME = re.compile(r"step-(\d{9,})\.npz")
@@ -135,8 +136,8 @@ def _structure(
     return Structure(step, topology, strengths.astype(np.float32) * np.float32(scale))
 
 
-def spread(found: Sequence[int], most: int) -> list[int]:
-    """At most ``most`` of the steps ``found``, evenly, the first and the last among them."""
+def spread(found: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of ``found``, evenly, the first and the last among them."""
     if len(found) <= most:
         return list(found)
     return [found[round(k)] for k in np.linspace(0, len(found) - 1, most)]

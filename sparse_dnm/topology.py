@@ -98,9 +98,11 @@ class Topology:
 
     def edges(self) -> Int32:
         """Edges as int32 (n_edges, 2) pairs source, reader, in CSR order."""
-        return np.stack([self.indices, self._readers()], axis=1)
+        return np.stack([self.indices, self.readers], axis=1)
 
-    def _readers(self) -> Int32:
+    @property
+    def readers(self) -> Int32:
+        """The reader of each edge, in CSR order."""
         return np.repeat(np.arange(self.n_neurons, dtype=np.int32), np.diff(self.indptr))
 
     def to_scipy(self, values: ArrayLike | torch.Tensor | None = None) -> sparse.csr_array:

@@ -18,6 +18,7 @@ from sparse_dnm.network import DynamicManifold
 from sparse_dnm.snapshots import Structure
 
 MOST_OUTPUTS = 100  # whose receptive fields are shown
+MOST_EDGES = 20_000  # drawn of a DAG, the strongest
 GOLDEN = (5**0.5 - 1) / 2
 Floats = NDArray[np.float32]
 
@@ -39,7 +40,7 @@ class Grid:
     def cells(self, structure: Structure, config: ManifoldConfig) -> Floats:
         """The strongest edge of every cell, float32 (rows, columns); 0 where there is none."""
         topology, strengths = structure.topology, structure.strengths
-        readers = np.repeat(np.arange(config.n_neurons), np.diff(topology.indptr)) - config.n_inputs
+        readers = topology.readers - config.n_inputs
         order = np.argsort(np.abs(strengths), kind="stable")  # of several that are written, the last stays
         image = np.zeros((self.rows, self.columns), np.float32)
         image[readers[order] // self.step, topology.indices[order] // self.step] = strengths[order]
@@ -103,9 +104,7 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
     config, topology = model.config, model.topology
     weight = model.weight.detach().double().numpy()
     strengths = model.found[0].strengths.astype(np.float64)
-    across = sparse.csr_array(
-        (strengths * weight[topology.indices], topology.indices, topology.indptr), shape=(config.n_neurons,) * 2
-    )
+    across = topology.to_scipy(strengths * weight[topology.indices])
     importance = np.asarray(abs(across).sum(axis=0)).ravel()
     hidden = np.arange(config.n_inputs, config.n_sources)
     hidden = hidden[topology.live[hidden] & (topology.levels[hidden] > 0)]

@@ -155,8 +155,10 @@ def test_a_run_without_a_line_of_metrics(toy, tmp_path):
     copy = shutil.copytree(toy.path, tmp_path / "run")
     (copy / "metrics.jsonl").write_text("")
     history = History.read(copy, 2)
-    figures.write(history, tmp_path / "out")
+    assert all(path.stat().st_size > 1_000 for path in figures.write(history, tmp_path / "out"))
     animation.write(history, tmp_path / "a.gif", 5)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames >= 2
 
 
 def test_ticks_enclose_the_data(digits):

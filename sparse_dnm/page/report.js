@@ -41,8 +41,8 @@
 
   // -- the structure at a snapshot ----------------------------------------------------------------------------
 
-  const { frames, grid, n_neurons: n, n_inputs, n_sources, limit } = data;
-  const full = 127, exact = 32767; // an edge's strength at the limit of colours; a cell's at the snapshot's largest
+  // full: an edge's strength at the limit of colours; exact: a cell's at the snapshot's largest
+  const { frames, grid, n_neurons: n, n_inputs, n_sources, limit, full, exact } = data;
   const first = [0];
   for (const frame of frames) first.push(first[first.length - 1] + frame.shown);
 
@@ -147,19 +147,14 @@
     yaxis: axis({ visible: false, range: [1.03, -0.03] }),
   });
 
-  const words = (k) => {
-    const f = frames[k];
-    return `step ${f.step.toLocaleString("en")}: ${f.edges.toLocaleString("en")} edges (${(100 * f.density).toFixed(2)} %), ` +
-      `depth ${f.depth}, ${f.live.toLocaleString("en")} live neurons`;
-  };
-
   let shown = -1;
   const show = async (k) => {
     shown = k;
-    byId("now").textContent = words(k);
-    byId("moment").setAttribute("aria-valuetext", words(k));
-    byId("strengths").setAttribute("aria-label", `Matrix of strengths, ${words(k)}`);
-    byId("network").setAttribute("aria-label", `Network by levels, ${words(k)}`);
+    const { words } = frames[k];
+    byId("now").textContent = words;
+    byId("moment").setAttribute("aria-valuetext", words);
+    byId("strengths").setAttribute("aria-label", `Matrix of strengths, ${words}`);
+    byId("network").setAttribute("aria-label", `Network by levels, ${words}`);
     await Promise.all([
       Plotly.react("strengths", strengthTraces(k), kept("strengths", strengthLayout()), CONFIG),
       Plotly.react("network", networkTraces(k), kept("network", networkLayout(k)), CONFIG),
