@@ -143,14 +143,25 @@ def test_play_runs_to_the_end_and_pause_stops(chromium, report):
         stopped = view.input_value("#moment")
         view.wait_for_timeout(500)
         assert view.input_value("#moment") == stopped
-        for _ in range(5):  # of several runs at once each would move the slider
-            view.click("#play")
-        view.evaluate("window.seen = []")
-        view.evaluate("new MutationObserver(() => seen.push(document.documentElement.dataset.shown)).observe("
-                      "document.documentElement, {attributeFilter: ['data-shown']})")  # fmt: skip
+        view.focus("#moment")
+        view.keyboard.press("Home")
+        at(view, 0)
+        view.evaluate(
+            """() => {
+              const start = window.setTimeout;
+              let waiting = 0;
+              window.most = 0;  // runs that wait for their next picture at a time, once under way
+              window.setTimeout = (done, ms, ...given) => {
+                if (ms !== 100) return start(done, ms, ...given);
+                waiting++;
+                if (Number(document.getElementById("moment").value) > 2) most = Math.max(most, waiting);
+                return start(() => { waiting--; done(); }, ms);
+              };
+              for (let k = 0; k < 5; k++) document.getElementById("play").click();
+            }"""
+        )  # of several runs at once each would move the slider
         view.wait_for_function("document.documentElement.dataset.shown === '6'", timeout=60_000)
-        seen = view.evaluate("seen.map(Number)")
-        assert seen == sorted(set(seen))
+        assert view.evaluate("most") == 1
         view.wait_for_function("document.getElementById('play').textContent === 'Play'")
 
 

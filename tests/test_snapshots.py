@@ -159,6 +159,15 @@ def test_a_run_taken_up_again_has_the_snapshots_of_a_whole_one(tmp_path):
         assert first == second, step
 
 
+def test_snapshots_of_lost_steps_are_removed(tmp_path):
+    run = trainer(tmp_path / "run", dataclasses.replace(CONFIG, steps=40, snapshot_every=20))
+    run.run()
+    late = Structure(55, run.model.topology, run.model.found[0].strengths)
+    snapshots.save(tmp_path / "run", late)  # of steps that no checkpoint knows
+    Trainer.resume(tmp_path / "run", dataset("classification"), steps=60).run()
+    assert snapshots.steps(tmp_path / "run") == [0, 20, 40, 60]
+
+
 def test_kill_leaves_no_torn_snapshot(tmp_path):
     command = [sys.executable, "-m", "sparse_dnm.cli", "train", "toy", "--steps", "100000", "--speed", "proxy"]
     options = ["--snapshot-every", "1", "--threads", "1", "--out", str(tmp_path / "run")]
