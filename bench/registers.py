@@ -21,25 +21,41 @@ from numba import config, cuda, types
 from numba.cuda import dispatcher
 
 CAPABILITIES = ((8, 0), (9, 0))
-KERNELS = ("forward", "backward", "edge_gradients", "neuron_gradients", "input_gradients")
-INT32 = ("inputs", "column", "order", "indices", "outputs", "column_of", "readers")
-INT64 = ("waves", "indptr", "t_indptr", "t_edges")
-SCALARS = ("first_linear", "n")
-TABLES = ("table", "out", "out_gradient")
+KERNELS = (
+    *("forward", "backward", "edge_gradients", "neuron_gradients", "input_gradients"),
+    *("transform", "closeness", "compact", "strength_back", "scan", "mark_live", "find_levels"),
+)
+INT32 = (
+    *("inputs", "column", "order", "indices", "outputs", "column_of", "readers", "row_of", "active", "places"),
+    *("before", "sources", "differs", "crossed", "old_indices", "origin", "live", "queue", "waiting", "levels"),
+)
+INT64 = ("waves", "indptr", "t_indptr", "t_edges", "old_indptr", "starts")
+FLOAT64 = ("c", "threshold", "offsets", "parts", "by_imbalance", "by_cutoff")
+TABLES64 = ("reference", "rows")
+SCALARS = ("first_linear", "n", "n_inputs", "n_sources", "seed")
+FLOATS = ("period", "omega_bound", "ulp", "mean", "std")
+FLAGS = ("rhythm", "inside", "outside", "write")
+TABLES = ("table", "out", "out_gradient", "row_gradient")
 
 
 def signature(function: Any, real: Any) -> Any:
     """The types that the executor calls a kernel with, by the names of its arguments."""
+    scalars = {types.int64: SCALARS, types.float64: FLOATS, types.boolean: FLAGS}
+    arrays = {
+        types.int32: INT32,
+        types.int64: INT64,
+        types.float64: FLOAT64,
+        types.int8: ("kind",),
+        types.boolean: ("stale",),
+    }
 
     def of(name: str) -> Any:
-        if name in SCALARS:
-            return types.int64
-        if name in TABLES:
-            return real[:, ::1]
-        dtype = (
-            types.int32 if name in INT32 else types.int64 if name in INT64 else types.int8 if name == "kind" else real
-        )
-        return dtype[::1]
+        for dtype, names in scalars.items():
+            if name in names:
+                return dtype
+        if name in TABLES or name in TABLES64:
+            return (real if name in TABLES else types.float64)[:, ::1]
+        return next((dtype for dtype, names in arrays.items() if name in names), real)[::1]
 
     return types.void(*map(of, inspect.signature(function).parameters))
 

@@ -1,5 +1,17 @@
-"""The CUDA kernels, by name: twins of those in cpu.py, as far as they exist."""
+"""The CUDA kernels, by name: twins of those in cpu.py, as far as torch's operations do not serve."""
 
+from sparse_dnm.kernels.gpu_edges import (
+    ADDING,
+    OMEGA_LIMIT,
+    PARTS,
+    ROWS,
+    closeness,
+    compact,
+    scan,
+    strength_back,
+    transform,
+)
+from sparse_dnm.kernels.gpu_graph import find_levels, mark_live
 from sparse_dnm.kernels.gpu_propagate import (
     SUMMING,
     WIDTH,
@@ -10,4 +22,23 @@ from sparse_dnm.kernels.gpu_propagate import (
     neuron_gradients,
 )
 
-__all__ = ["SUMMING", "WIDTH", "backward", "edge_gradients", "forward", "input_gradients", "neuron_gradients"]
+__all__ = [
+    "ADDING",
+    "OMEGA_LIMIT",
+    "PARTS",
+    "ROWS",
+    "SUMMING",
+    "WIDTH",
+    "backward",
+    "closeness",
+    "compact",
+    "edge_gradients",
+    "find_levels",
+    "forward",
+    "input_gradients",
+    "mark_live",
+    "neuron_gradients",
+    "scan",
+    "strength_back",
+    "transform",
+]

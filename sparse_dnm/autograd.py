@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_dnm.candidates import SCALARS, Evaluation, Windows
+from sparse_dnm.candidates import CHANGED, SCALARS, Evaluation, Windows
 from sparse_dnm.growth import Ring
 from sparse_dnm.plan import Floats, Plan, Scales
 
@@ -42,10 +42,7 @@ class EdgeStrength(torch.autograd.Function):
         """Gradients of the raw scalars."""
         e, windows = ctx.evaluation, ctx.windows
         if windows.free and windows.latest is not e.candidates:
-            raise RuntimeError(
-                "the candidate edges have changed since this forward, and edge_weight with them: "
-                "call backward before parameters change and the model is called again"
-            )
+            raise RuntimeError(CHANGED)
         ctx.saved_tensors  # noqa: B018 - raises where omega has changed
         by_scalar = np.empty((len(SCALARS), windows.config.n_rows), e.d.dtype)
         by_cutoff, by_omega = windows.pull_back(
@@ -66,18 +63,16 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, value: float, by_cutoff: float, by_closeness: Floats, closeness: Tensor, cutoff: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, value: Any, by_cutoff: Any, by_closeness: Any, closeness: Tensor, cutoff: Tensor) -> Tensor:
         """The value."""
-        ctx.by_cutoff, ctx.by_closeness = by_cutoff, torch.from_numpy(by_closeness)
-        return cutoff.new_full((), value)
+        ctx.by_cutoff, ctx.by_closeness = by_cutoff, torch.as_tensor(by_closeness, device=cutoff.device)
+        return torch.as_tensor(value, dtype=cutoff.dtype, device=cutoff.device).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of closeness and of the raw cutoff."""
-        return None, None, None, gradient * ctx.by_closeness, gradient * ctx.by_cutoff
+        return None, None, None, gradient * ctx.by_closeness, (gradient * ctx.by_cutoff).to(gradient.dtype)
 
 
 def arrays_of(x: Tensor, values: Tensor) -> tuple[Floats, Floats]:

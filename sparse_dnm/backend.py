@@ -53,7 +53,7 @@ def on_cuda(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
-def launch(kernel: Any, blocks: int, threads: tuple[int, int], *arguments: Any) -> None:
+def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments: Any) -> None:
     """Start a CUDA kernel on tensors, without copies, on torch's current stream of their device."""
     if SIMULATED:
         kernel[blocks, threads](*(a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments))

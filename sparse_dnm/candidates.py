@@ -30,6 +30,10 @@ KERNELS = backend.kernels(torch.device("cpu"))
 SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # in the order of the kernels' rows
 FEW = 6_000  # candidates up to which waking other threads costs more than they save
 CROWDED = 64  # candidates from which on a list that is mostly below the threshold is rebuilt
+CHANGED = (  # the error of a backward that comes too late
+    "the candidate edges have changed since this forward, and edge_weight with them: call backward before parameters "
+    "change and the model is called again"
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A DAG whose structure is given, on CUDA: structure uploaded once, kernels on torch's tensors and current stream.
+"""A DAG of neurons on CUDA: kernels on torch's tensors and current stream; a given structure is uploaded once.
 
 Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensors of the CPU: tests need no GPU.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def _kernels() -> Any:
 
 @dataclass(frozen=True)
 class Structure:
-    """The arrays of a `Plan` on one device, as the kernels want them."""
+    """What a `Plan` and its schedule hold, on one device, as the kernels want it."""
 
     inputs: Tensor
     column: Tensor
@@ -42,19 +42,20 @@ class Structure:
     column_of: Tensor
     kind: Tensor
     slope: Tensor
-    weighted: Tensor  # int64: where the given weights and biases belong
+    weighted: slice | Tensor  # int64: where the given weights and biases belong
+    first_linear: int  # neuron
 
     @staticmethod
     def of(plan: Plan, device: torch.device) -> Structure:
         """Upload a plan's arrays."""
         s, t = plan.schedule, plan.schedule.topology
-        n = t.n_neurons
-        weighted = np.arange(n)[plan.weighted]
+        weighted = np.arange(t.n_neurons)[plan.weighted]
         arrays = (
             *(s.inputs, s.column, s.order, s.waves, t.indptr, t.indices, t.readers, t.t_indptr, t.t_edges, t.outputs),
             *(s.column_of, plan.kind, plan.slope, weighted),
         )
-        return Structure(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
+        tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
+        return Structure(*(*tensors, plan.first_linear))  # type: ignore[arg-type]
 
 
 class _Uploads:
@@ -75,16 +76,36 @@ class _Uploads:
 _uploads = _Uploads()
 
 
+def structure_of(plan: Plan, device: torch.device) -> Structure:
+    """A plan's structure on ``device``, uploaded once for each schedule."""
+    return _uploads.of(plan, device)
+
+
+class Ring(NamedTuple):
+    """Candidates below the cutoff that get a gradient; the twin of `growth.Ring`.
+
+    readers, sources int32 (n_candidates,); scale (n_candidates,): of the gradient that the strength of an edge would
+    have, 0 where there is none.
+    """
+
+    readers: Tensor
+    sources: Tensor
+    scale: Tensor
+
+
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
 
-    apply(plan, x, values, weight, bias) -> (batch, n_outputs)
+    apply(structure, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
     """
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, s: Structure, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
+        ring: Ring | None = None, closeness: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Walk the DAG."""
-        kernels, s, x = _kernels(), _uploads.of(plan, x.device), x.contiguous()
+        kernels, x, values = _kernels(), x.contiguous(), values.contiguous()
         n, batch = len(s.kind), len(x)
         tiles = -(-batch // kernels.WIDTH)
         scales = x.new_ones(n), x.new_zeros(n)
@@ -95,9 +116,10 @@ class Propagate(torch.autograd.Function):
         out = x.new_empty(batch, len(s.outputs))
         backend.launch(
             *(kernels.forward, tiles, (kernels.WIDTH, WARPS), s.inputs, s.column, x, s.order, s.waves),
-            *(s.indptr, s.indices, values, plan.first_linear, *scales, s.kind, s.slope, s.outputs, x_all, m_all, out),
+            *(s.indptr, s.indices, values, s.first_linear, *scales, s.kind, s.slope, s.outputs, x_all, m_all, out),
         )
-        ctx.plan, ctx.structure, ctx.scales, ctx.has_weight = plan, s, scales, weight is not None
+        ctx.structure, ctx.scales, ctx.has_weight, ctx.ring = s, scales, weight is not None, ring
+        ctx.n_columns = x.shape[1]
         ctx.save_for_backward(values, x_all, m_all)
         return out
 
@@ -105,21 +127,27 @@ class Propagate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Pull gradients back over the transpose, then add up those of edges and neurons."""
-        kernels, plan, s, scales = _kernels(), ctx.plan, ctx.structure, ctx.scales
+        kernels, s, scales = _kernels(), ctx.structure, ctx.scales
         values, x_all, m_all = ctx.saved_tensors
-        n, n_edges, first_linear = len(s.kind), len(s.indices), plan.first_linear
-        width, tiles = kernels.WIDTH, len(x_all) // (len(s.kind) * kernels.WIDTH)
+        n = len(s.kind)
+        width, tiles = kernels.WIDTH, len(x_all) // (n * kernels.WIDTH)
         g, z_gradient = torch.zeros_like(x_all), torch.zeros_like(x_all)
         backend.launch(
             *(kernels.backward, tiles, (width, WARPS), s.inputs, s.order, s.waves, s.t_indptr, s.t_edges, values),
-            *(first_linear, *scales, s.kind, s.slope, s.column_of, x_all, gradient.contiguous(), g, z_gradient),
+            *(s.first_linear, *scales, s.kind, s.slope, s.column_of, x_all, gradient.contiguous(), g, z_gradient),
         )
-        by_value, by_weight, by_bias = values.new_zeros(n_edges), values.new_zeros(n), values.new_zeros(n)
-        if n_edges:
-            backend.launch(
-                *(kernels.edge_gradients, -(-n_edges // (kernels.SUMMING * width)), (width, kernels.SUMMING)),
-                *(s.readers, s.indices, first_linear, *scales, x_all, m_all, g, n, by_value),
-            )
+
+        def by_edge(readers: Tensor, sources: Tensor) -> Tensor:
+            """Gradients of the values that edges between these neurons have, or would have."""
+            by = values.new_zeros(len(sources))
+            if len(sources):
+                backend.launch(
+                    *(kernels.edge_gradients, -(-len(sources) // (kernels.SUMMING * width)), (width, kernels.SUMMING)),
+                    *(readers, sources, s.first_linear, *scales, x_all, m_all, g, n, by),
+                )
+            return by
+
+        by_value, by_weight, by_bias = by_edge(s.readers, s.indices), values.new_zeros(n), values.new_zeros(n)
         half = kernels.SUMMING // 2
         backend.launch(
             *(kernels.neuron_gradients, -(-n // (half * width)), (width, half)),
@@ -127,24 +155,30 @@ class Propagate(torch.autograd.Function):
         )
         by_input = None
         if ctx.needs_input_grad[1]:
-            by_input = gradient.new_zeros(len(gradient), len(plan.schedule.topology.inputs))
+            by_input = gradient.new_zeros(len(gradient), ctx.n_columns)
             backend.launch(
                 *(kernels.input_gradients, tiles, (width, WARPS), s.inputs, s.column, n, g, by_input),
             )
         weight = by_weight[s.weighted] if ctx.has_weight else None
-        return None, by_input, by_value, weight, by_bias[s.weighted]
+        ring = ctx.ring
+        by_closeness = None if ring is None else by_edge(ring.readers, ring.sources) * ring.scale
+        return None, by_input, by_value, weight, by_bias[s.weighted], None, by_closeness
 
 
-def propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+def propagate(
+    structure: Structure, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
+    closeness: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Outputs (batch, n_outputs) of x (batch, n_inputs), all on one CUDA device; as `autograd.Propagate`.
 
     Raises MemoryError where the device has not enough of it.
     """
     try:
-        return Propagate.apply(plan, x, values, weight, bias)
+        return Propagate.apply(structure, x, values, weight, bias, ring, closeness)
     except torch.OutOfMemoryError as error:
-        need = 4 * len(plan.kind) * -(-len(x) // _kernels().WIDTH) * _kernels().WIDTH * x.element_size()
+        n, width = len(structure.kind), _kernels().WIDTH
+        need = 4 * n * -(-len(x) // width) * width * x.element_size()
         raise MemoryError(
-            f"{need / 2**20:,.0f} MiB for {len(plan.kind):,} neurons and a batch of {len(x):,} do not fit "
+            f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {len(x):,} do not fit "
             f"{str(x.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
         ) from None

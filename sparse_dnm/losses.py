@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sparse_dnm.candidates import gate_sum
 from sparse_dnm.config import PROXY_GRADIENTS, check_choice
 from sparse_dnm.network import DynamicManifold
-from sparse_dnm.plan import Floats
 
 
 def flow_loss(model: DynamicManifold) -> Tensor:
@@ -22,10 +20,10 @@ def flow_loss(model: DynamicManifold) -> Tensor:
 
 
 class Gradient(NamedTuple):
-    """Of a term: by the raw cutoff, and by the closeness of the candidates (n_candidates,)."""
+    """Of a term: by the raw cutoff, and by the closeness of the candidates (n_candidates,); tensors on CUDA."""
 
-    by_cutoff: float
-    by_closeness: Floats
+    by_cutoff: Any
+    by_closeness: Any
 
 
 class SparsityProxy:
@@ -55,8 +53,8 @@ class SparsityProxy:
         if self._flat:
             return None
         slope = self.power * model.density ** (self.power - 1) / model.config.possible_edges
-        _, by_cutoff, by_closeness = gate_sum(model.found[0], self.tau)
-        return Gradient(slope * by_cutoff, by_closeness * by_closeness.dtype.type(slope))
+        _, by_cutoff, by_closeness = model.gates(self.tau)
+        return Gradient(slope * by_cutoff, by_closeness * slope)
 
     def __call__(self, model: DynamicManifold) -> Tensor:
         """The term, a scalar."""

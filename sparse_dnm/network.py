@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sparse_dnm import backend, cuda_executor, torch_sparse_executor
+from sparse_dnm import backend, cuda_executor, cuda_manifold, torch_sparse_executor
 from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays_of, scales_of
-from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
+from sparse_dnm.candidates import FEW, NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import ACTIVATIONS, INSIDE, ManifoldConfig, check_choice
 from sparse_dnm.growth import Ring
@@ -25,6 +25,7 @@ from sparse_dnm.plan import Floats, Plan, Scales
 from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.topology import Topology
 
+CANDIDATES = ("candidate_indptr", "candidate_indices", "_reference")  # the buffers that hold them
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
@@ -49,10 +50,26 @@ def _propagate(
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if backend.on_cuda(x):
-        return cuda_executor.propagate(plan, x, values, weight, bias)
+        return cuda_executor.propagate(cuda_executor.structure_of(plan, x.device), x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
     return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
+
+
+def _check_parameters(parameters: dict[str, Any], config: ManifoldConfig) -> None:
+    """Raise ValueError where dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
+    device = parameters["alpha"].device
+    for name, p in parameters.items():
+        _check_dtype(p.dtype)
+        if p.device != device:
+            raise ValueError(
+                f"parameter {name} is on {str(p.device)!r} and alpha on {str(device)!r}; move all to one device, as "
+                "model.to(device) does"
+            )
+        if name != "edge_weight":
+            size = config.n_sources if name in ("weight", "bias") else config.n_rows
+            _check_shape(name, p, () if name == "cutoff" else (size,))
+    backend.kernels(device)
 
 
 class _Arrays:
@@ -63,25 +80,17 @@ class _Arrays:
         self._arrays: dict[str, Floats] = {}
 
     def of(self, parameters: dict[str, Any], config: ManifoldConfig) -> dict[str, Floats]:
-        """Their numbers, by name; what is written to the parameters shows in the arrays.
+        """Their numbers, by name; what is written to parameters of the CPU shows in the arrays.
 
-        Raises ValueError where a dtype or device has no kernels, or a shape is not that of ``config``.
+        Raises ValueError where the parameters are not as the kernels need them (see `_check_parameters`).
         """
         places = [(p.data_ptr(), p.numel(), p.is_contiguous()) for p in parameters.values()]
         if places != self._places:
-            for name, p in parameters.items():
-                _check_dtype(p.dtype)
-                if p.device.type != "cpu":
-                    raise ValueError(
-                        f"parameter {name} is on {str(p.device)!r}; a manifold finds its structure on the CPU: "
-                        "move the model and its input to 'cpu'"
-                    )
-                if name != "edge_weight":
-                    size = config.n_sources if name in ("weight", "bias") else config.n_rows
-                    _check_shape(name, p, () if name == "cutoff" else (size,))
-            self._arrays = {name: p.detach().contiguous().numpy() for name, p in parameters.items()}
-            # A copy of what is not contiguous is made each time
-            self._places = places if all(contiguous for _, _, contiguous in places) else []
+            _check_parameters(parameters, config)
+            self._arrays = {name: p.detach().contiguous().cpu().numpy() for name, p in parameters.items()}
+            # A copy of what is not contiguous, or not on the CPU, is made each time
+            there = all(contiguous for _, _, contiguous in places) and parameters["alpha"].device.type == "cpu"
+            self._places = places if there else []
         return self._arrays
 
 
@@ -90,12 +99,16 @@ class _Found:
     """What the last forward found: the structure, how it is run, and its values with their graph.
 
     ``bits``: those of the parameters that it was found from, where no graph was wanted: while they stay, so does it,
-    and so do ``scales``.
+    and so do ``scales``.  ``there`` and ``structure``: the same on CUDA, where ``evaluation``, ``schedule`` and ``plan``
+    are made only when somebody asks for arrays.
     """
 
+    there: cuda_manifold.Found | None = None
+    structure: cuda_executor.Structure | None = None
     bits: list[bytes] | None = None
     schedule: Schedule | None = None
     plan: Plan | None = None
+    everything: bool = False
     scales: Scales | None = None
     evaluation: Evaluation | None = None
     closeness: Tensor | None = None
@@ -148,6 +161,7 @@ class DynamicManifold(nn.Module):
         if self._windows.free:
             self.edge_weight = nn.Parameter(torch.empty(0, dtype=dtype))
             _FREE_MODELS.add(self)
+        self._device: cuda_manifold.DeviceWindows | None = None
         self._set_candidates(Candidates.none(config.n_rows))
         self._inputs = np.arange(config.n_inputs, dtype=np.int32)
         self._outputs = np.arange(config.n_sources, config.n_neurons, dtype=np.int32)
@@ -157,7 +171,7 @@ class DynamicManifold(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without what is found anew, and without the optimisers that follow this model."""
-        return {**self.__dict__, "_found": _Found(), "_arrays": _Arrays(), "_optimizers": None}
+        return {**self.__dict__, "_found": _Found(), "_arrays": _Arrays(), "_optimizers": None, "_device": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
@@ -180,13 +194,38 @@ class DynamicManifold(nn.Module):
     def _set_candidates(self, candidates: Candidates) -> None:
         """Hold the candidates, as buffers too, so that a state_dict has them."""
         self._windows.latest = candidates
-        found = {"candidate_indptr": candidates.indptr, "candidate_indices": candidates.indices}
-        found["_reference"] = candidates.reference
-        for name, array in found.items():
+        arrays = candidates.indptr, candidates.indices, candidates.reference
+        self._set_buffers(*(torch.from_numpy(array) for array in arrays))
+
+    def _set_buffers(self, indptr: Tensor, indices: Tensor, reference: Tensor) -> None:
+        """Hold the candidates where the parameters are."""
+        for name, tensor in zip(CANDIDATES, (indptr, indices, reference), strict=True):
             if name in self._buffers:
-                self._buffers[name] = torch.from_numpy(array)  # as register_buffer does, without its checks
+                self._buffers[name] = tensor.to(self.alpha.device)  # as register_buffer does, without its checks
             else:
-                self.register_buffer(name, torch.from_numpy(array))
+                self.register_buffer(name, tensor)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
+        """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
+        before = self._buffers["_reference"]
+        super()._apply(fn, recurse)
+        assert before is not None
+        self._buffers["_reference"] = before.to(self.alpha.device)
+        if not backend.on_cuda(self.alpha):
+            self._windows.latest = Candidates(*(self._buffers[name].cpu().numpy() for name in CANDIDATES))  # type: ignore[union-attr]
+        return self
+
+    def _there(self) -> cuda_manifold.DeviceWindows:
+        """The search for structure on the CUDA device of the parameters, with the candidates of the moment."""
+        windows, device = self._device, self.alpha.device
+        if windows is None or windows.device != device:
+            self._device = windows = cuda_manifold.DeviceWindows(self._windows, device)
+        windows.take(*(self._buffers[name] for name in CANDIDATES))  # type: ignore[arg-type]
+        return windows
+
+    def _candidates(self) -> Candidates:
+        """The candidates as arrays."""
+        return self._there().latest.host() if backend.on_cuda(self.alpha) else self._windows.latest
 
     def _scalars(self) -> list[Tensor]:
         """The row scalars that the edge mode has."""
@@ -213,8 +252,8 @@ class DynamicManifold(nn.Module):
         gradient, old.grad = old.grad, None
         # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it only
         # where the type of the data changes.
-        old.data = torch.empty(0, dtype=torch.float16)
-        old.data = omega
+        old.data = torch.empty(0, dtype=torch.float16, device=old.device)
+        old.data = omega.to(old.device)
         if gradient is not None:
             old.grad = _follow(gradient, places)
         for optimizer in self._optimizers:
@@ -232,7 +271,7 @@ class DynamicManifold(nn.Module):
         """
         if not self._windows.inside:
             raise ValueError(f"candidates can be added in edges {INSIDE} only, not {self.config.edges!r}")
-        old, n_rows, limit = self._windows.latest, self.config.n_rows, self.config.n_sources
+        old, n_rows, limit = self._candidates(), self.config.n_rows, self.config.n_sources
         new, told, values_of = np.asarray(rows), np.asarray(sources), np.asarray(omega)
         if not new.shape == told.shape == values_of.shape == (len(new),):
             raise ValueError(f"rows {new.shape}, sources {told.shape} and omega {values_of.shape} must be (n,) each")
@@ -258,11 +297,11 @@ class DynamicManifold(nn.Module):
         indptr = np.zeros(n_rows + 1, np.int64)
         np.cumsum(np.bincount(all_rows, minlength=n_rows), out=indptr[1:])
         self._set_candidates(Candidates(indptr, np.ascontiguousarray(indices[order]), old.reference))
-        self._replace_omega(torch.from_numpy(values[order]), torch.from_numpy(places[order]))
+        self._replace_omega(*(torch.from_numpy(a[order]).to(self.edge_weight.device) for a in (values, places)))
 
     def forget_rows(self, rows: NDArray[np.integer]) -> None:
         """Let pairs enter ``rows`` as at the start, when they are looked for next."""
-        latest = self._windows.latest
+        latest = self._candidates()
         reference = latest.reference.copy()
         reference[rows] = Candidates.none(self.config.n_rows).reference[rows]
         self._set_candidates(replace(latest, reference=reference))
@@ -284,9 +323,47 @@ class DynamicManifold(nn.Module):
         if found.crowded:
             found = rebuilt(np.ones(self.config.n_rows, np.bool_), found.rows)
         if not found.same:
-            empty = self._windows.buffers.empty
-            topology = Topology(found.row_starts, found.sources, self._inputs, self._outputs, empty)
-            self._found.schedule = Schedule(topology)
+            self._found.schedule = self._schedule_of(found.row_starts, found.sources)
+        return found
+
+    def _schedule_of(self, row_starts: NDArray[np.int64], sources: NDArray[np.int32]) -> Schedule:
+        """That of active edges."""
+        return Schedule(Topology(row_starts, sources, self._inputs, self._outputs, self._windows.buffers.empty))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _find_there(self) -> cuda_manifold.Found:
+        """`_find_structure` on CUDA, and how it is run."""
+        _check_parameters(self._parameters, self.config)
+        windows, held = self._there(), self._found
+        if self._windows.free:
+            _check_shape("edge_weight", self.edge_weight, windows.latest.indices.shape)
+        structure, everything = held.structure, self.kappa > 0  # then the ring reads all messages
+        before = None if structure is None else (structure.indptr, structure.indices)
+
+        def rebuilt(stale: Tensor, found: cuda_manifold.Found) -> cuda_manifold.Found:
+            candidates, omega, origin = windows.search(windows.latest, stale, found)
+            self._set_buffers(*candidates)
+            if self._windows.free:
+                self._replace_omega(omega, origin)
+            self._there()
+            return windows.evaluate(self._parameters, before, check=False)  # type: ignore[arg-type]
+
+        found = windows.evaluate(self._parameters, before)  # type: ignore[arg-type]
+        if found.stale is not None:
+            found = rebuilt(found.stale, found)
+        if found.crowded:
+            found = rebuilt(torch.ones_like(found.rows[0], dtype=torch.bool), found)
+        held.there, held.evaluation = found, None
+        if (
+            not found.same
+            or held.everything != everything
+            or structure is None
+            or structure.slope.dtype != found.d.dtype
+        ):
+            kind, slope = (torch.from_numpy(array).to(found.d.device) for array in self._codes())
+            held.structure, held.everything = windows.structure(found, kind, slope, everything), everything
+            held.schedule = held.plan = None
         return found
 
     def find(self, arrays: dict[str, Floats] | None = None) -> tuple[Evaluation, Plan]:
@@ -295,52 +372,70 @@ class DynamicManifold(nn.Module):
         ``arrays``: what `arrays` returns, where the caller has it.
         """
         held = self._found
-        held.bits, held.evaluation = None, self._find_structure(self.arrays() if arrays is None else arrays)
+        held.bits, held.strengths, held.closeness, held.flow = None, None, None, None
+        if backend.on_cuda(self.alpha):
+            self._find_there()
+            return self._as_arrays()
+        held.there = held.structure = None
+        held.evaluation = self._find_structure(self.arrays() if arrays is None else arrays)
         if held.plan is not None and held.plan.slope.dtype != held.evaluation.d.dtype:
             held.plan = None
-        held.strengths = held.closeness = held.flow = None
         return held.evaluation, self._make_plan()
 
-    def _evaluate(self) -> Evaluation:
+    def _as_arrays(self) -> tuple[Evaluation, Plan]:
+        """What was found last, on whatever device, for those who want arrays of the CPU."""
+        held = self._found
+        if held.evaluation is None and held.there is None:
+            self._evaluate()
+        if held.evaluation is None:
+            assert held.there is not None
+            many = len(held.there.d) > FEW
+            held.evaluation = e = held.there.host(self.executor.threads if many else 1)
+            held.schedule = held.schedule or self._schedule_of(e.row_starts, e.sources)
+        return held.evaluation, self._make_plan()
+
+    def _evaluate(self) -> None:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        found, plan = self.find()
-        self._make_values(found)
+        if backend.on_cuda(self.alpha):
+            self._find_there()
+            self._make_values()
+            return
+        _, plan = self.find()
+        self._make_values()
         if not torch.is_grad_enabled():
             arrays = self.arrays()
             self._found.scales = plan.scales(arrays["weight"], arrays["bias"])
             self._found.bits = self._bits()
-        return found
 
-    def _make_values(self, found: Evaluation) -> None:
-        """Strengths, closeness and flow of an evaluation at the present parameters, as tensors."""
+    def _make_values(self) -> None:
+        """Strengths, closeness and flow of what was found at the present parameters, as tensors."""
         held, omega = self._found, self.edge_weight if self._windows.free else None
-        held.strengths, held.closeness, held.flow = EdgeStrength.apply(
-            found, self._windows, self.cutoff, omega, *self._scalars()
-        )
+        parameters = self.cutoff, omega, *self._scalars()
+        if held.there is not None:
+            made = cuda_manifold.EdgeStrength.apply(held.there, self._there(), *parameters)
+        else:
+            made = EdgeStrength.apply(held.evaluation, self._windows, *parameters)
+        held.strengths, held.closeness, held.flow = made
 
     def _bits(self) -> list[bytes]:
         """The bits of all parameters."""
         return [array.tobytes() for array in self.arrays().values()]
 
-    def _current(self) -> Evaluation:
-        """The last forward's; evaluated again where it was made without a graph and one is wanted now."""
+    def _current(self) -> None:
+        """Hold the last forward's; evaluated again where it was made without a graph and one is wanted now."""
         held = self._found
-        if held.evaluation is None:
-            return self._evaluate()
-        if not torch.is_grad_enabled():
+        if held.evaluation is None and held.there is None:
+            self._evaluate()
+        elif not torch.is_grad_enabled():
             if held.strengths is None:
-                self._make_values(held.evaluation)
+                self._make_values()
         elif held.strengths is None or not held.strengths.requires_grad:
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
             if held.strengths is None or not {"weight", "bias"}.issuperset(trained):
-                return self._evaluate()
-        return held.evaluation
+                self._evaluate()
 
     def _last_schedule(self) -> Schedule:
-        if self._found.evaluation is None:
-            self._evaluate()
-        assert self._found.schedule is not None
-        return self._found.schedule
+        return self._as_arrays()[1].schedule
 
     @property
     def topology(self) -> Topology:
@@ -369,21 +464,30 @@ class DynamicManifold(nn.Module):
     @property
     def density(self) -> float:
         """Active over possible edges; as `topology`."""
-        return self.topology.n_edges / self.config.possible_edges
+        return self.n_edges / self.config.possible_edges
+
+    @property
+    def n_edges(self) -> int:
+        """Number of active edges; as `topology`."""
+        there = self._found.there
+        return len(there.sources) if there is not None else self.topology.n_edges
 
     @property
     def found(self) -> tuple[Evaluation, Plan]:
         """What the last forward found: closeness of the candidates, and the plan of the active ones; as `topology`."""
-        if self._found.evaluation is None:
-            self._evaluate()
-        assert self._found.evaluation is not None
-        return self._found.evaluation, self._make_plan()
+        return self._as_arrays()
 
     def ring(self, evaluation: Evaluation) -> Ring:
         """The candidates below the cutoff, with this model's kappa."""
         return Ring(self.kappa, evaluation, self.config.edges == "weighted")
 
-    def straight_through(self, value: float, by_cutoff: float, by_closeness: Floats) -> Tensor:
+    def gates(self, tau: float) -> tuple[Any, Any, Any]:
+        """Soft number of edges of the last forward, its derivative by the raw cutoff, and those by the closeness of the
+        candidates (n_candidates,); tensors on CUDA."""
+        there = self._found.there
+        return gate_sum(self._as_arrays()[0], tau) if there is None else cuda_manifold.gate_sum(there, tau)
+
+    def straight_through(self, value: Any, by_cutoff: Any, by_closeness: Any) -> Tensor:
         """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
         ``by_closeness`` (n_candidates,) that by the closeness of the last forward's candidates."""
         self._current()
@@ -391,7 +495,8 @@ class DynamicManifold(nn.Module):
 
     def soft_edges(self, tau: float) -> Tensor:
         """Soft number of edges of the last forward: the sum of the candidates' gates, differentiable."""
-        return self.straight_through(*gate_sum(self._current(), tau))
+        self._current()
+        return self.straight_through(*self.gates(tau))
 
     def flow(self) -> Tensor:
         """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""
@@ -404,8 +509,10 @@ class DynamicManifold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        check_input(x, self.config.n_inputs, self._parameters["alpha"].dtype)  # type: ignore[union-attr]
-        if torch.is_grad_enabled() or self.executor.name == "torch-sparse":
+        check_input(x, self.config.n_inputs, self.alpha.dtype, self.alpha.device)
+        if backend.on_cuda(self.alpha):
+            out = self._forward_there(x)
+        elif torch.is_grad_enabled() or self.executor.name == "torch-sparse":
             self._evaluate()
             held = self._found
             assert held.plan is not None
@@ -415,6 +522,20 @@ class DynamicManifold(nn.Module):
         else:
             out = self._infer(x)
         return out * out if self.config.output == "square" else out
+
+    def _forward_there(self, x: Tensor) -> Tensor:
+        """Outputs before they are squared, on CUDA."""
+        if self.executor.name == "torch-sparse":
+            raise ValueError("executor torch-sparse runs manifolds on the CPU only; choose auto, or move to 'cpu'")
+        self._evaluate()
+        held = self._found
+        assert held.there is not None
+        assert held.structure is not None
+        assert held.strengths is not None
+        ring = closeness = None
+        if self.kappa and torch.is_grad_enabled():
+            ring, closeness = self._there().ring(held.there, self.kappa), held.closeness
+        return cuda_executor.propagate(held.structure, x, held.strengths, self.weight, self.bias, ring, closeness)
 
     def _infer(self, x: Tensor) -> Tensor:
         """Outputs before they are squared, without a graph; structure is found again only where a bit has changed."""
@@ -433,15 +554,16 @@ class DynamicManifold(nn.Module):
         assert schedule is not None
         if plan is not None and plan.schedule is schedule and plan.executor is self.executor:
             return plan
-        if plan is None:
-            dtype = DTYPES[self.alpha.dtype]
-            code, slope = backend.ACTIVATION_CODES[self.config.activation]
-            kinds, slopes = np.full(self.config.n_neurons, code, np.int8), np.full(self.config.n_neurons, slope, dtype)
-        else:
-            kinds, slopes = plan.kind, plan.slope
+        kinds, slopes = self._codes() if plan is None else (plan.kind, plan.slope)
         first_linear = self.config.n_sources
         self._found.plan = plan = Plan(schedule, self.executor, kinds, slopes, first_linear, slice(0, first_linear))
         return plan
+
+    def _codes(self) -> tuple[NDArray[np.int8], Floats]:
+        """Kind and slope (n,) of the activation of every neuron."""
+        code, slope = backend.ACTIVATION_CODES[self.config.activation]
+        n = self.config.n_neurons
+        return np.full(n, code, np.int8), np.full(n, slope, DTYPES[self.alpha.dtype])
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the optimiser's moments of edge_weight follow their edges; those of a new edge start at zero.
@@ -471,7 +593,7 @@ class DynamicManifold(nn.Module):
         if complete or self._windows.free:
             found = replace(found, indptr=indptr, indices=indices)
         if self._windows.free:
-            places = torch.full((len(indices),), -1)
+            places = torch.full((len(indices),), -1, device=self.edge_weight.device)
             self._replace_omega(self.edge_weight.new_zeros(len(indices)), places)
             self.edge_weight.grad = None
         self._set_candidates(found)

@@ -1,7 +1,4 @@
-"""The CUDA kernels: on a GPU where there is one (`pytest -m cuda`), else in numba's simulator; and their machine code.
-
-The simulator runs one block at a time, a Python thread per CUDA thread: DAGs are tiny, and blocks have two warps.
-"""
+"""The CUDA kernels of a given DAG, on a GPU or in numba's simulator (see cuda_device.py); machine code of all."""
 
 import os
 import shutil
@@ -12,6 +9,7 @@ import naive
 import numpy as np
 import pytest
 import torch
+from cuda_device import DEVICE, kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dags, manifolds
@@ -21,18 +19,12 @@ from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.config import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
-REAL = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if REAL else "cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def simulated():
-    """Without a GPU, tensors of the CPU go through the CUDA kernels."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not REAL:
-            assert backend.SIMULATED
-            patch.setattr(backend, "on_cuda", lambda tensor: True)
-            patch.setattr(cuda_executor, "WARPS", 2)
+def cuda_kernels():
+    """Every tensor goes through the CUDA kernels."""
+    with kernels_of("cuda"):
         yield
 
 
@@ -83,9 +75,13 @@ def test_every_gradient_is_that_of_the_cpu(model, batch):
     x = torch.randn(batch, model.config.n_inputs, dtype=torch.float64, generator=generator)
     leaves = [x, torch.tensor(evaluation.strengths), model.weight.detach(), model.bias.detach()]
     results = []
-    for propagate, device in ((autograd.Propagate.apply, "cpu"), (cuda_executor.propagate, DEVICE)):
+    structure = cuda_executor.structure_of(plan, DEVICE)
+    for propagate, structured, device in (
+        (autograd.Propagate.apply, plan, "cpu"),
+        (cuda_executor.propagate, structure, DEVICE),
+    ):
         given = [leaf.detach().to(device).clone().requires_grad_() for leaf in leaves]
-        out = propagate(plan, *given)
+        out = propagate(structured, *given)
         gradients = torch.autograd.grad(
             (out * torch.arange(1.0, out.numel() + 1).reshape(out.shape).to(out)).sum(), given
         )
@@ -114,9 +110,7 @@ def test_it_trains():
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     losses = {}
     for name in ("cuda", "cpu"):
-        with pytest.MonkeyPatch.context() as patch:
-            if name == "cpu":
-                patch.setattr(backend, "on_cuda", lambda tensor: False)
+        with kernels_of(name):
             model, _ = model_of(dag, "tanh")
             device = "cpu" if name == "cpu" else DEVICE
             model, inputs = model.to(device), x.to(device)
@@ -165,7 +159,7 @@ def test_every_kernel_becomes_machine_code_without_spills():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
-    assert len(rows) == 2 * 2 * 5
+    assert len(rows) == 2 * 2 * 12
     if shutil.which("ptxas"):
         assert all(row[-1] == "0 |" for row in rows)
     else:

@@ -22,6 +22,7 @@ ORDER = [
     "autograd",
     "torch_sparse_executor",
     "cuda_executor",
+    "cuda_manifold",
     "network",
     "regrow",
     "dense",

@@ -1,0 +1,31 @@
+"""Where the CUDA kernels run in tests: on a GPU where there is one (`pytest -m cuda`), else in numba's simulator.
+
+The simulator runs one block at a time, a Python thread per CUDA thread: networks are tiny, and blocks have few warps.
+"""
+
+import contextlib
+import sys
+
+import pytest
+import torch
+
+from sparse_dnm import backend, cuda_executor, cuda_manifold
+
+REAL = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if REAL else "cpu")
+
+
+@contextlib.contextmanager
+def kernels_of(name):
+    """Tensors go through the kernels of ``name``, cpu or cuda, wherever they are; on a GPU, through their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not REAL:
+            assert backend.SIMULATED
+            patch.setattr(backend, "on_cuda", lambda tensor: name == "cuda")
+            patch.setattr(cuda_executor, "WARPS", 2)
+            patch.setattr(cuda_manifold, "FRONT", 2)
+            patch.setattr(cuda_manifold, "ADDING", 1)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-3)  # the simulator polls its threads
+        yield
+        sys.setswitchinterval(interval)

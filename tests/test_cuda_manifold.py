@@ -1,0 +1,206 @@
+"""Manifolds on CUDA against the oracle and the CPU's kernels: structure, values, every gradient, steps of training.
+
+On a GPU or in numba's simulator (see cuda_device.py).
+"""
+
+import copy
+
+import naive
+import numpy as np
+import pytest
+import torch
+from cuda_device import DEVICE, REAL, kernels_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import MANY, dense_omega, manifolds, raw_scalars, rng_input
+
+from sparse_dnm import DynamicManifold, ManifoldConfig, backend, cuda_manifold
+from sparse_dnm.config import EDGE_MODES
+from sparse_dnm.losses import SparsityProxy, flow_loss
+
+pytestmark = pytest.mark.cuda
+
+
+def moved(model, name):
+    """A copy of ``model`` where the kernels of ``name`` are its own."""
+    with kernels_of(name):
+        return copy.deepcopy(model).to(DEVICE if name == "cuda" else "cpu")
+
+
+def small(edges="closeness", dtype=torch.float64, seed=0, **changes):
+    """A manifold of 16 neurons with a hundred candidates or so."""
+    values = {"n_neurons": 16, "n_inputs": 5, "n_outputs": 3, "period": 3.0, "cutoff": -2.5, "edges": edges, "seed": 3}
+    config = ManifoldConfig(**{**values, "alpha": (3.0, 1.0), "sigma": (6.0, 1.0), **MANY[edges], **changes})
+    return DynamicManifold(config, torch.Generator().manual_seed(seed), dtype)
+
+
+def results(model, x, kappa=0.0):
+    """Structure, and values and gradients of a loss with every term."""
+    model.kappa = kappa
+    x = x.detach().to(model.alpha.device).requires_grad_()
+    out = model(x)
+    factors = torch.arange(1.0, out.numel() + 1).reshape(out.shape).to(out)
+    loss = (out * factors).sum() + 0.3 * flow_loss(model) + 5.0 * SparsityProxy(0.3, 2)(model)
+    loss = loss + 0.7 * model.soft_edges(0.2) + model.strengths.square().sum() + model.closeness.sum()
+    gradients = torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)
+    t = model.topology
+    structure = [t.indptr, t.indices, t.levels, t.live, model.candidate_indptr.cpu(), model.candidate_indices.cpu()]
+    values = {"out": out, "strengths": model.strengths, "closeness": model.closeness, "flow": model.flow()}
+    names = ["loss", "x", *dict(model.named_parameters())]
+    values |= {name: g for name, g in zip(names, [loss, *gradients], strict=True) if g is not None}
+    return structure, {name: value.detach().cpu() for name, value in values.items()}
+
+
+def assert_as(found, expected):
+    """Two results agree: structure to the bit, numbers to rounding."""
+    for a, b in zip(expected[0], found[0], strict=True):
+        np.testing.assert_array_equal(np.asarray(b), np.asarray(a))
+    assert found[1].keys() == expected[1].keys()
+    for name, value in expected[1].items():
+        scale = 1e-9 * max([1.0, *value.abs().reshape(-1).tolist()])
+        close = torch.allclose(found[1][name], value, rtol=1e-8, atol=scale)
+        assert close, f"{name}: {found[1][name]} instead of {value}"
+
+
+@given(manifolds(), st.sampled_from([1, 34]), st.sampled_from([0.0, 0.5]))
+@settings(max_examples=10)
+def test_structure_values_and_gradients_are_those_of_the_cpu(model, batch, kappa):
+    x, there = rng_input(model, batch), moved(model, "cuda")
+    expected = results(model, x, kappa)
+    with kernels_of("cuda"):
+        assert_as(results(there, x, kappa), expected)
+
+
+@given(manifolds())
+@settings(max_examples=5)
+def test_strengths_and_outputs_match_the_oracle(model):
+    x, config = rng_input(model, 3), model.config
+    there = moved(model, "cuda")
+    with kernels_of("cuda"), torch.no_grad():
+        out = there(x.to(DEVICE))
+        strengths = there.topology.to_scipy(there.strengths).toarray()
+    there = moved(there, "cpu")
+    head = config.n_neurons, config.n_inputs, config.n_outputs
+    d = naive.closeness_of(config.edges, *head, config.period, raw_scalars(there), dense_omega(there))
+    D = naive.strength_of(config.edges, d, there.cutoff.item(), dense_omega(there))
+    np.testing.assert_allclose(strengths, D, rtol=1e-9, atol=1e-9)
+    numbers = (v.detach().numpy() for v in (x, there.weight, there.bias))
+    x, weight, bias = numbers
+    expected = naive.forward_manifold(x, D, weight, bias, *head[1:], config.activation, config.output)
+    np.testing.assert_allclose(out.cpu().numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("edges", EDGE_MODES)
+def test_training_is_that_of_the_cpu(edges):
+    """Edges come and go, candidates are looked for anew, moments follow; and no array of it leaves the device."""
+    start, x, ran = small(edges), torch.randn(7, 5, dtype=torch.float64), {}
+    for name in ("cpu", "cuda"):
+        model = moved(start, name)
+        optimizer, structures, scans = torch.optim.Adam(model.parameters(), lr=0.15), [], 0
+        with kernels_of(name):
+            for step in range(5):
+                model.kappa = 0.3 if step < 3 else 0.0
+                before = model.candidate_indices
+                optimizer.zero_grad()
+                with pytest.MonkeyPatch.context() as patch:
+                    for holder in (cuda_manifold.Found, cuda_manifold.DeviceCandidates):
+                        patch.setattr(holder, "host", None)
+                    loss = model(x.to(model.alpha.device)).square().mean() + 0.01 * SparsityProxy()(model)
+                    (loss + 0.1 * flow_loss(model)).backward()
+                    optimizer.step()
+                scans += step > 0 and model.candidate_indices is not before
+                structures.append(model.topology.edges())
+        ran[name] = structures, scans, {n: p.detach().cpu() for n, p in model.named_parameters()}
+    (expected, scans, parameters), (found, found_scans, found_parameters) = ran["cpu"], ran["cuda"]
+    assert scans == found_scans > 0
+    assert any(len(a) != len(expected[0]) for a in expected)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(b, a)
+    for name, value in parameters.items():
+        torch.testing.assert_close(found_parameters[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_float32_stays_float32():
+    model = small("weighted", torch.float32)
+    there = moved(model, "cuda")
+    x = torch.randn(3, 5)
+    expected = model(x)
+    expected.square().sum().backward()
+    with kernels_of("cuda"):
+        found = there(x.to(DEVICE))
+        found.square().sum().backward()
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    for name, p in model.named_parameters():
+        found = there.get_parameter(name).grad
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.cpu(), p.grad, rtol=1e-3, atol=1e-4 * max(1.0, float(p.grad.abs().max())))
+
+
+@pytest.mark.parametrize("edges", ["closeness", "free"])
+def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
+    """By to(), by a state_dict, and as arrays: same candidates, same omega."""
+    x, there = torch.randn(4, 5, dtype=torch.float64), moved(small(edges), "cuda")
+    with kernels_of("cuda"), torch.no_grad():
+        expected = there(x.to(DEVICE)).cpu()
+        there.alpha.add_(0.3)
+        changed = there(x.to(DEVICE)).cpu()
+        assert there.n_edges == there.topology.n_edges == len(there.found[0].strengths)
+        assert there.connected
+        state = there.state_dict()
+    fresh = small(edges, seed=9)
+    fresh.load_state_dict(state)
+    here = moved(there, "cpu")
+    with kernels_of("cpu"), torch.no_grad():
+        for model in (fresh, here):
+            torch.testing.assert_close(model(x), changed, rtol=1e-9, atol=1e-9)
+            np.testing.assert_array_equal(model.candidate_indices, there.candidate_indices.cpu())
+    back = moved(small(edges), "cuda")
+    with kernels_of("cuda"), torch.no_grad():
+        back.load_state_dict(fresh.state_dict())
+        torch.testing.assert_close(back(x.to(DEVICE)).cpu(), changed, rtol=1e-9, atol=1e-9)
+    assert not torch.equal(expected, changed)
+
+
+def test_edges_can_be_added_on_cuda():
+    model = small("free")
+    with kernels_of("cpu"):
+        model(torch.zeros(1, 5, dtype=torch.float64))
+        rows = np.repeat(np.arange(11), np.diff(model.candidate_indptr))
+        taken = set(zip(rows.tolist(), model.candidate_indices.tolist(), strict=True))
+        row, source = next((r, j) for r in range(11) for j in range(min(r + 5, 13)) if (r, j) not in taken)
+    there = moved(model, "cuda")
+    with kernels_of("cuda"):
+        optimizer = torch.optim.Adam(there.parameters())
+        there(torch.zeros(1, 5, dtype=torch.float64).to(DEVICE)).sum().backward()
+        optimizer.step()
+        there.add_candidates([row], [source], [5.0])
+        there(torch.zeros(1, 5, dtype=torch.float64).to(DEVICE))
+        e = there.found[0]
+        at = int(e.candidates.indptr[row]) + int(
+            np.searchsorted(e.candidates.indices[slice(*e.candidates.indptr[row : row + 2])], source)
+        )
+        assert e.candidates.indices[at] == source
+        assert there.edge_weight[at] == 5.0
+        assert optimizer.state[there.edge_weight]["exp_avg"].shape == there.edge_weight.shape
+
+
+def test_errors_name_the_way_out():
+    there = moved(small("free"), "cuda")
+    x = torch.zeros(1, 5, dtype=torch.float64).to(DEVICE)
+    with kernels_of("cuda"):
+        loss = there(x).square().sum() + there.closeness.sum()
+        with torch.no_grad():
+            there.alpha.add_(1.0)
+        there(x)
+        with pytest.raises(RuntimeError, match="candidate edges have changed since this forward"):
+            loss.backward()
+        there.alpha.data[2] = float("nan")
+        with pytest.raises(ValueError, match="NaN or infinite; go back to a checkpoint"):
+            there(x)
+        there.bias = torch.nn.Parameter(there.bias.detach().to("meta"))
+        with pytest.raises(ValueError, match=r"parameter bias is on 'meta' and alpha on .*move all to one device"):
+            there(x)
+    if REAL:
+        with pytest.raises(ValueError, match="x is on device 'cpu', not on 'cuda"):
+            moved(small(), "cuda")(torch.zeros(1, 5, dtype=torch.float64))
+    assert backend.kernels(torch.device("cuda"))
