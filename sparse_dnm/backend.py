@@ -53,6 +53,32 @@ def on_cuda(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
+def device_of(name: str) -> torch.device:
+    """The device of this name: cpu, cuda or cuda:N.
+
+    Raises ValueError where there is none such, and MissingPackageError where numba's CUDA target is missing.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    kernels(device)
+    if not torch.cuda.is_available():
+        why = "finds no GPU" if torch.backends.cuda.is_built() else "is built for the CPU only"
+        raise ValueError(
+            f"device={name!r} was asked for, but torch {torch.__version__} {why}; choose device cpu, or install a "
+            "build of torch for CUDA and NVIDIA's driver"
+        )
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise ValueError(f"device={name!r} was asked for, but there are only cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", device.index or 0)
+
+
 def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments: Any) -> None:
     """Start a CUDA kernel on tensors, without copies, on torch's current stream of their device."""
     if SIMULATED:

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 from torch.optim import Optimizer
 
+from sparse_dnm.checks import CPU
 from sparse_dnm.config import ManifoldConfig, TrainConfig, from_dict
 from sparse_dnm.data import NAMES, BatchOrder, Dataset
 from sparse_dnm.data import load as load_data
@@ -30,7 +31,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 # In the middle of a run these may change:
-CHANGEABLE = ("steps", "executor", "threads", "log_every", "checkpoint_every", "snapshot_every")
+CHANGEABLE = ("steps", "executor", "threads", "device", "log_every", "checkpoint_every", "snapshot_every")
 DATA_CHANGEABLE = ("name",)  # the path of a file that has moved
 RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
 
@@ -221,7 +222,7 @@ def unpack(
                 shapes = f"{tuple(value.shape)}, not {tuple(parameter.shape)}"
                 raise ValueError(f"the optimiser's {key} of {name} has shape {shapes}")
         if state:
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     order.load_state(saved.group("order"))
     generator.set_state(saved.tensors["generator"])
 
@@ -337,12 +338,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{k: version(name) for k, name in packages.items()}}
 
 
-def machine() -> dict[str, str | int | None]:
-    """Processor, cores and system; not the name of the host."""
+def machine(device: torch.device = CPU) -> dict[str, str | int | None]:
+    """Processor, cores and system, and the GPU where ``device`` is one; not the name of the host."""
     processor = platform.processor()
     with contextlib.suppress(OSError):  # Linux: platform.processor() gives the architecture only
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
-    return {"processor": processor, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    found = {"processor": processor, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})

@@ -115,6 +115,9 @@ def train(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the kernels; 0: all cores.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda|cuda:N", help="Where the network is trained; default: cpu.")
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -161,7 +164,7 @@ def train(
     }
     named = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "speed": speed}
     named.update({"executor": executor, "threads": threads, "clock": clock, "budget_us": budget_us})
-    named["snapshot_every"] = snapshot_every
+    named.update({"snapshot_every": snapshot_every, "device": device})
     named["profile"] = None if profile is None else str(profile.resolve())
     settings = [*(set_ or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     with _errors_reported():
@@ -194,10 +197,11 @@ def train(
         if given:
             raise ValueError(
                 f"--resume continues {resume} as it was begun: leave out {', '.join(given)}; "
-                "only --steps, --executor, --threads, --data-dir, --snapshot-every and --tensorboard may go with it"
+                "only --steps, --executor, --threads, --device, --data-dir, --snapshot-every and --tensorboard may go "
+                "with it"
             )
         _train(
-            lambda: _resumed_trainer(resume, data_dir, steps, executor, threads, snapshot_every),
+            lambda: _resumed_trainer(resume, data_dir, steps, executor, threads, snapshot_every, device),
             tensorboard=tensorboard,
         )
 
@@ -206,13 +210,14 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory of a training.")],
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, where it has moved.")] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where the network is run.")] = "cpu",
 ) -> None:
     """Evaluate a run's checkpoint on its test set and compare with its summary."""
     with _errors_reported():
         from sparse_dnm.checkpoint import SUMMARY, read_json
         from sparse_dnm.training import evaluate as test
 
-        trainer = _resumed_trainer(run, data_dir, None, None, 0)  # all threads of this machine
+        trainer = _resumed_trainer(run, data_dir, None, None, 0, None, device)  # all threads of this machine
         ((name, value),) = test(trainer.model, trainer.data).items()
         typer.echo(f"{name} {value:.6g} at step {trainer.step} of {run}")
         if not (run / SUMMARY).exists():
@@ -735,8 +740,10 @@ def _table(summary: Record) -> Table:
         table.add_row(
             "budget", f"{1e6 * summary['fresh_seconds']:.4g} of {summary['budget_us']:g} µs, in fresh processes"
         )
-    table.add_row("executor", f"{summary['executor']}; {summary['threads']} threads")
-    table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores")
+    where = f"{summary['threads']} threads" if summary["device"] == "cpu" else summary["device"]
+    table.add_row("executor", f"{summary['executor']}; {where}")
+    gpu = f", {summary['machine']['gpu']}" if "gpu" in summary["machine"] else ""
+    table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores{gpu}")
     return table
 
 

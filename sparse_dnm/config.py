@@ -215,6 +215,7 @@ class TrainConfig:
     snapshot_every: int = 0  # steps between snapshots of the structure; 0: a hundredth of all steps
     executor: str = "auto"  # one of EXECUTORS
     threads: int = 0  # threads of the engine; 0: all cores
+    device: str = "cpu"  # cpu, cuda or cuda:N
 
     def __post_init__(self) -> None:
         convert_fields(self)

@@ -209,18 +209,21 @@ class DeviceWindows:
         reference = torch.where(stale[:, None], now, old.reference)
         return (starts[:: kernels.PARTS].contiguous(), indices, reference), omega, origin.long()
 
-    def structure(self, e: Found, kind: Tensor, slope: Tensor, everything: bool) -> Structure:
-        """The active edges as they are run; with ``everything``, neurons that reach no output run, too."""
+    def structure(self, e: Found, kind: Tensor, slope: Tensor, everything: bool) -> tuple[Structure, bool]:
+        """The active edges as they are run, and whether some input reaches an output.
+
+        With ``everything``, neurons that reach no output run, too.
+        """
         config, kernels = self.config, _kernels()
         n, n_inputs = config.n_neurons, config.n_inputs
         numbers = torch.arange(n + 1, dtype=torch.int32, device=self.device)
         scratch, levels = numbers.new_empty(2, n), numbers.new_full((n,), n)
         live = numbers.new_zeros(n)
         block = 1, (kernels.WIDTH, FRONT)
+        backend.launch(kernels.mark_live, *block, e.row_starts, e.sources, self.outputs, live, scratch[0])
+        reached = live[:n_inputs].sum()
         if everything:
             live.fill_(1)
-        else:
-            backend.launch(kernels.mark_live, *block, e.row_starts, e.sources, self.outputs, live, scratch[0])
         by_source, edge = torch.sort(torch.where(live[e.readers] > 0, e.sources, n), stable=True)
         t_indptr, t_edges = torch.searchsorted(by_source, numbers), edge << 32 | e.readers[edge]
         backend.launch(
@@ -230,14 +233,15 @@ class DeviceWindows:
         levels[:n_inputs] = n
         by_level, order = torch.sort(levels, stable=True)
         column = torch.argsort(~runs[:n_inputs], stable=True).int()
-        counts = [runs[:n_inputs].sum(), runs[n_inputs:].sum(), torch.where(by_level < n, by_level, -1).max()]
-        live_inputs, executed, depth = torch.stack([count.long() for count in counts]).tolist()
+        counts = [reached, runs[:n_inputs].sum(), runs[n_inputs:].sum(), torch.where(by_level < n, by_level, -1).max()]
+        reaching, live_inputs, executed, depth = torch.stack([count.long() for count in counts]).tolist()
         waves = torch.searchsorted(by_level, numbers[: depth + 2])
         column = column[:live_inputs]
-        return Structure(
+        structure = Structure(
             *(column, column, order[:executed].int(), waves, e.row_starts, e.sources, e.readers, t_indptr, t_edges),
             *(self.outputs, self.column_of, kind, slope, slice(0, config.n_sources), config.n_sources),
         )
+        return structure, reaching > 0
 
     def ring(self, e: Found, kappa: float) -> Ring:
         """As `growth.Ring`: the candidates below the cutoff, with the coefficient kappa."""

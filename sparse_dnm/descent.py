@@ -99,6 +99,7 @@ def descent_of(
         type(model) is DynamicManifold
         and "forward" not in vars(model)
         and model.executor.name != "torch-sparse"
+        and not backend.on_cuda(model.alpha)
         and all(p.requires_grad for p in parameters)
         and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)

@@ -392,12 +392,9 @@ class MeasuredMemory:
 
     def gradient(self, model: DynamicManifold) -> Gradient:
         """Of the value, at the structure of the last forward."""
-        evaluation, plan = model.found
-        topology = plan.schedule.topology
-        price = Prices(edge_bytes(plan, self.batch, self._train) / self.reference, 0.0, 0.0, 0.0)
-        everybody = np.ones(topology.n_neurons, np.bool_)  # edges of dead neurons are kept too
-        cost = expected_cost(evaluation, model.config, everybody, self.tau, price)
-        return Gradient(cost.by_cutoff, cost.by_closeness)
+        price = edge_bytes(model.found[1], self.batch, self._train) / self.reference
+        _, by_cutoff, by_closeness = model.gates(self.tau)  # edges of dead neurons are kept too
+        return Gradient(price * by_cutoff, by_closeness * price)
 
     def __call__(self, model: DynamicManifold) -> Tensor:
         """The term, a scalar tensor with its gradient; call the model before."""

@@ -98,8 +98,8 @@ class _Arrays:
 class _Found:
     """What the last forward found: the structure, how it is run, and its values with their graph.
 
-    ``bits``: those of the parameters that it was found from, where no graph was wanted: while they stay, so does it,
-    and so do ``scales``.  ``there`` and ``structure``: the same on CUDA, where ``evaluation``, ``schedule`` and ``plan``
+    ``bits``: those of the parameters that it was found from, where no graph was wanted: while they stay, so does it
+    and so do ``scales``.  ``there``, ``structure``: the same on CUDA, where ``evaluation``, ``schedule`` and ``plan``
     are made only when somebody asks for arrays.
     """
 
@@ -108,7 +108,8 @@ class _Found:
     bits: list[bytes] | None = None
     schedule: Schedule | None = None
     plan: Plan | None = None
-    everything: bool = False
+    everything: bool = False  # neurons that reach no output run, too
+    connected: bool = False
     scales: Scales | None = None
     evaluation: Evaluation | None = None
     closeness: Tensor | None = None
@@ -362,7 +363,8 @@ class DynamicManifold(nn.Module):
             or structure.slope.dtype != found.d.dtype
         ):
             kind, slope = (torch.from_numpy(array).to(found.d.device) for array in self._codes())
-            held.structure, held.everything = windows.structure(found, kind, slope, everything), everything
+            held.structure, held.connected = windows.structure(found, kind, slope, everything)
+            held.everything = everything
             held.schedule = held.plan = None
         return found
 
@@ -445,7 +447,8 @@ class DynamicManifold(nn.Module):
     @property
     def connected(self) -> bool:
         """Some input reaches an output in the last forward; as `topology`."""
-        return len(self._last_schedule().inputs) > 0
+        held = self._found
+        return held.connected if held.there is not None else len(self._last_schedule().inputs) > 0
 
     @property
     def strengths(self) -> Tensor:

@@ -91,7 +91,7 @@ def reseed(model: DynamicManifold, generator: torch.Generator) -> int:
     fresh = initial_scalars(model.config, generator, model.alpha.dtype)
     with torch.no_grad():
         for name in model._windows.scalars:
-            model.get_parameter(name)[dead] = fresh[name][dead]
+            model.get_parameter(name)[dead] = fresh[name][dead].to(model.alpha.device)
     model.forget_rows(dead)
     return len(dead)
 

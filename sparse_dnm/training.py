@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from sparse_dnm import backend, snapshots
 from sparse_dnm import checkpoint as files
 from sparse_dnm.calibration import read_profile
-from sparse_dnm.candidates import Candidates
 from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
 from sparse_dnm.config import INSIDE, TrainConfig
 from sparse_dnm.data import BatchOrder, Dataset
@@ -128,7 +127,7 @@ def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str
     """
     with torch.no_grad(), one_torch_thread():
         parts = data.x_test.tensor_split(math.ceil(len(data.x_test) / chunk))
-        outputs = torch.cat([model(x) for x in parts])
+        outputs = torch.cat([model(x.to(model.alpha.device)).cpu() for x in parts])
         if not bool(torch.isfinite(outputs).all()):
             raise TrainingError("the outputs of the model on the test set hold NaN or infinity")
         name = "test_accuracy" if data.task == "classification" else "test_mse"
@@ -138,6 +137,7 @@ def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str
 class Trainer:
     """Trains ``model`` on ``data`` as ``config`` says, and keeps a run directory in ``out`` if one is given.
 
+    The model is moved to the device of ``config``; batches are made on the CPU, the same for every device.
     ``source`` lets the command line reload the data of that run.
     Raises ValueError where model and data do not fit.
     """
@@ -154,6 +154,8 @@ class Trainer:
             have, need = getattr(model.config, name), getattr(data, name)
             if have != need:
                 raise ValueError(f"the model has {name}={have} but data {data.name} need {name}={need}")
+        self._device = backend.device_of(config.device)
+        model.to(self._device)
         self.model, self.data, self.config, self.source = model, data, config, source
         self.out = None if out is None else Path(out)
         self.step = 0  # updates made
@@ -179,7 +181,7 @@ class Trainer:
         self._quiet_until = 0  # step up to which speed and memory do not count
         self._doubted = False  # the model of the time was said not to fit
         self.notes: list[str] = []  # what the calibration found, a line each
-        self._listed: tuple[Candidates, list[int], Any] | None = None  # what the lists of moments belong to, and they
+        self._listed: tuple[Tensor, list[int], Any] | None = None  # what the lists of moments belong to, and they
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -199,6 +201,7 @@ class Trainer:
         executor: str | None = None,
         threads: int | None = None,
         snapshot_every: int | None = None,
+        device: str | None = None,
     ) -> Trainer:
         """The trainer of run ``out`` as its checkpoint left it; ``steps`` is a new total, if given.
 
@@ -208,7 +211,7 @@ class Trainer:
         out = Path(out)
         manifold, config, source, saved = files.load_run(out, data)
         given: dict[str, Any] = {"steps": steps, "executor": executor, "threads": threads}
-        given["snapshot_every"] = snapshot_every
+        given.update({"snapshot_every": snapshot_every, "device": device})
         config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
         model = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
         try:
@@ -340,7 +343,7 @@ class Trainer:
             "data": self._description,
             "source": self.source and dataclasses.asdict(self.source),
             "versions": files.versions(),
-            "machine": files.machine(),
+            "machine": files.machine(self._device),
         }
         files.write_json(self.out / files.CONFIG, about)
         files.cut_metrics(self.out / files.METRICS, self.step or -1)
@@ -361,6 +364,7 @@ class Trainer:
         start = time.perf_counter()
         rows = self._order.next()
         x, y = self._vary(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
+        x, y = x.to(self._device), y.to(self._device)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
         omega = getattr(self.model, "edge_weight", None)
@@ -404,7 +408,7 @@ class Trainer:
         """Move the goal of time or edges, and with it the multiplier of the speed term."""
         edges = self._pace()
         if edges is not None and self.step % STEER == 0:
-            edges.update(self.model.topology.n_edges)
+            edges.update(self.model.n_edges)
 
     def _pace(self) -> Controller | None:
         """Tell the controllers how far the training is; returns that of the number of edges."""
@@ -423,7 +427,8 @@ class Trainer:
         """Let edges be born that are no candidates."""
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         drawn = self._generator if self.config.regrowth == "random" else None
-        scan(self.model, x, lambda outputs: objective(outputs, y), self.config.scan_edges, drawn)
+        target = y.cpu()
+        scan(self.model, x.cpu(), lambda outputs: objective(outputs, target), self.config.scan_edges, drawn)
 
     def _trim(self) -> None:
         """Make the network fit its budget or its number of edges, and keep its structure from here on."""
@@ -490,10 +495,11 @@ class Trainer:
         for k in range(min(SALIENT, -(-len(self.data.x_train) // size))):
             rows = slice(k * size, (k + 1) * size)
             with torch.enable_grad():
-                loss = objective(self.model(self.data.x_train[rows]), self.data.y_train[rows])
+                x, y = (t[rows].to(self._device) for t in (self.data.x_train, self.data.y_train))
+                loss = objective(self.model(x), y)
                 strengths = self.model.strengths
                 (gradient,) = torch.autograd.grad(loss, strengths)
-            total += (strengths.detach() * gradient).abs().numpy()
+            total += (strengths.detach() * gradient).abs().cpu().numpy()
         return total
 
     def _keep_budget(self) -> float:
@@ -525,7 +531,7 @@ class Trainer:
         if self.step and not self.model.connected and self._recover():
             outputs = self._descent.forward(x)
         self._check_connected()
-        self._edges = self.model.topology.n_edges
+        self._edges = self.model.n_edges
         terms = self._descent.loss(y, report)
         if not math.isfinite(terms.total):
             raise self._diverged(f"the loss became {terms.total} in step {self.step + 1}")
@@ -542,7 +548,7 @@ class Trainer:
                 if p in state and id(state[p]["step"]) in resting:
                     state[p]["step"] = state[p]["step"].clone()
         if missing:
-            step = torch.zeros((), dtype=torch.float32)
+            step = torch.zeros((), dtype=torch.float32, device=self._device)
             for p in missing:
                 state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [state[p] for p in parameters]
@@ -555,12 +561,15 @@ class Trainer:
         than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
         (group,) = self._optimizer.param_groups
         parameters = [p for p in self._parameters if p.grad is not None]
-        candidates, names = self.model._windows.latest, [id(p) for p in parameters]
+        candidates, names = self.model.candidate_indices, [id(p) for p in parameters]
         if self._listed is None or self._listed[0] is not candidates or self._listed[1] != names:
             self._listed = candidates, names, self._moments(parameters)  # those of omega change with the candidates
         first, second, steps = self._listed[2]
         for step in {id(step): step for step in steps}.values():
-            step.numpy()[()] += 1  # a tenth of the time of add_
+            if step.is_cuda:
+                step.add_(1)
+            else:
+                step.numpy()[()] += 1  # a tenth of the time of add_
         gradients: list[Any] = [p.grad for p in parameters]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
@@ -578,7 +587,7 @@ class Trainer:
         """The untrained model, on the first rows of the training set."""
         self._pace()
         with torch.no_grad():
-            x, y = (t[: self.config.batch_size] for t in (self.data.x_train, self.data.y_train))
+            x, y = (t[: self.config.batch_size].to(self._device) for t in (self.data.x_train, self.data.y_train))
             outputs, terms = self._loss(x, y, True)
         return self._line(outputs, y, terms, self._test())
 
@@ -593,7 +602,7 @@ class Trainer:
             "flow": terms.flow or 0.0,
             "speed": terms.speed or 0.0,
             **self._measured_now(terms),
-            self._figure_name("train"): figure(self.data, outputs.detach(), y),
+            self._figure_name("train"): figure(self.data, outputs.detach().cpu(), y.cpu()),
             **self._structure(),
             "lr": learning_rate(self.config, max(self.step - 1, 0)),
             "step_seconds": statistics.median(fresh) if fresh else None,
@@ -787,9 +796,10 @@ class Trainer:
             "clock": CLOCK,
             "threads": 1 if executor.name == "torch-sparse" else executor.threads,  # torch's, see one_torch_thread
             "executor": executor.chosen(),
+            "device": str(self._device),
             **measured,
             "versions": files.versions(),
-            "machine": files.machine(),
+            "machine": files.machine(self._device),
         }
         if self.out:
             files.write_json(self.out / files.SUMMARY, summary)

@@ -124,11 +124,12 @@ class Frozen:
         self._inside = model.config.edges in INSIDE
         if self._inside:
             self._kept = model.edge_weight.detach().clone()
-            self._active = torch.from_numpy(np.abs(evaluation.d) > evaluation.c)
+            device = self._kept.device
+            self._active = torch.from_numpy(np.abs(evaluation.d) > evaluation.c).to(device)
             # of omega; of rows and cutoff alone, so that a run that goes on holds it at the same bits
             rows = np.repeat(np.arange(model.config.n_rows), np.diff(evaluation.candidates.indptr))
             reach = np.maximum(np.abs(model._windows.reach(evaluation, rows, evaluation.candidates.indices)), 1e-30)
-            self._least = torch.from_numpy(evaluation.c * (1 + self.MARGIN) / reach).to(self._kept.dtype)
+            self._least = torch.from_numpy(evaluation.c * (1 + self.MARGIN) / reach).to(device, self._kept.dtype)
 
     def still(self) -> None:
         """After a backward: no gradient for what would change the structure."""

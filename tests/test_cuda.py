@@ -9,13 +9,15 @@ import naive
 import numpy as np
 import pytest
 import torch
-from cuda_device import DEVICE, kernels_of
+from cuda_device import DEVICE, REAL, kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dags, manifolds
+from typer.testing import CliRunner
 
 from sparse_dnm import SparseDAG, Topology, autograd, backend, cuda_executor
 from sparse_dnm.checks import MissingPackageError
+from sparse_dnm.cli import app
 from sparse_dnm.config import ACTIVATIONS
 
 pytestmark = pytest.mark.cuda
@@ -131,6 +133,21 @@ def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "sparse_dnm.kernels.gpu", None)
     with pytest.raises(MissingPackageError, match="install numba-cuda"):
         backend.kernels(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:-1", ""])
+def test_a_device_without_kernels_is_refused(name):
+    with pytest.raises(ValueError, match="is none that there are kernels for; choose cpu, cuda or cuda:N"):
+        backend.device_of(name)
+
+
+@pytest.mark.skipif(REAL, reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"'cuda:1' was asked for, but torch .*; choose device cpu, or install"):
+        backend.device_of("cuda:1")
+    done = CliRunner().invoke(app, ["train", "toy", "--device", "cuda", "--steps", "1"])
+    assert done.exit_code == 2
+    assert "device='cuda' was asked for" in done.output
 
 
 def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):

@@ -4,6 +4,7 @@ On a GPU or in numba's simulator (see cuda_device.py).
 """
 
 import copy
+import dataclasses
 
 import naive
 import numpy as np
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 from strategies import MANY, dense_omega, manifolds, raw_scalars, rng_input
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, backend, cuda_manifold
-from sparse_dnm.config import EDGE_MODES
+from sparse_dnm.config import EDGE_MODES, TrainConfig
+from sparse_dnm.data import Dataset
+from sparse_dnm.history import History
 from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.training import Trainer
 
 pytestmark = pytest.mark.cuda
 
@@ -200,7 +204,35 @@ def test_errors_name_the_way_out():
         there.bias = torch.nn.Parameter(there.bias.detach().to("meta"))
         with pytest.raises(ValueError, match=r"parameter bias is on 'meta' and alpha on .*move all to one device"):
             there(x)
-    if REAL:
+    if REAL:  # in the simulator there is one device only
         with pytest.raises(ValueError, match="x is on device 'cpu', not on 'cuda"):
             moved(small(), "cuda")(torch.zeros(1, 5, dtype=torch.float64))
     assert backend.kernels(torch.device("cuda"))
+
+
+def test_a_training_is_that_of_the_cpu(tmp_path):
+    """The Trainer, from start to summary: growth, an edge scan, the cut to a number of edges, snapshots; resumed."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(24, 5, generator=generator)
+    y = torch.randint(0, 3, (24,), generator=generator)
+    data = Dataset("made", "classification", x, y, x[:6], y[:6], 5.0, ("a", "b", "c"))
+    config = TrainConfig(
+        steps=4, batch_size=8, lr=0.05, speed="proxy", kappa=0.5, target_edges=20, proxy_gradient="straight-through",
+        log_every=1, checkpoint_every=2, device=DEVICE.type, memory_coefficient=0.1, scan_every=1, scan_edges=2,
+    )  # fmt: skip
+    lines = {}
+    for name in ("cpu", "cuda"):
+        with kernels_of(name):
+            given = dataclasses.replace(config, device=DEVICE.type if name == "cuda" else "cpu")
+            lines[name] = []
+            Trainer(small("free", torch.float32), data, given, tmp_path / name).run(lines[name].append)
+    for expected, found in zip(lines["cpu"], lines["cuda"], strict=True):
+        for name in ("edges", "depth", "live"):
+            assert found[name] == expected[name]
+        for name in ("loss", "objective", "flow", "speed", "memory"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
+    with kernels_of("cuda"):
+        summary = Trainer.resume(tmp_path / "cuda", data, steps=5).run()
+    assert summary["steps"] == 5
+    assert summary["device"] == str(torch.device("cuda", 0) if REAL else "cpu")
+    assert History.read(tmp_path / "cuda", 10).steps[0] == 0
