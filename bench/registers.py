@@ -22,12 +22,20 @@ from numba.cuda import dispatcher
 
 CAPABILITIES = ((8, 0), (9, 0))
 KERNELS = (
-    *("forward", "backward", "edge_gradients", "neuron_gradients", "input_gradients"),
+    *(
+        "forward",
+        "backward",
+        "forward_apart",
+        "backward_apart",
+        "edge_gradients",
+        "neuron_gradients",
+        "input_gradients",
+    ),
     *("transform", "closeness", "compact", "strength_back", "scan", "mark_live", "find_levels"),
 )
 INT32 = (
     *("inputs", "column", "order", "indices", "outputs", "column_of", "readers", "row_of", "active", "places"),
-    *("before", "sources", "differs", "crossed", "old_indices", "origin", "live", "queue", "waiting", "levels"),
+    *("before", "sources", "differs", "crossed", "old_indices", "origin", "live", "queue", "waiting", "levels", "done"),
 )
 INT64 = ("waves", "indptr", "t_indptr", "t_edges", "old_indptr", "starts")
 FLOAT64 = ("c", "threshold", "offsets", "parts", "by_imbalance", "by_cutoff")

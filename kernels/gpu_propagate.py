@@ -54,6 +54,54 @@ def _activate_back(z, gradient, kind, slope, g, at):
         g[at] = _silu_back(z, gradient)
 
 
+@inner
+def _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
+    """x and m of neuron i, no input, in the column of ``lane``; ``base`` is where the neurons of the tile begin."""
+    at = (base + i) * WIDTH + lane
+    total = x[at]  # 0, of the buffers' dtype
+    if i < first_linear:
+        for e in range(indptr[i], indptr[i + 1]):
+            total += values[e] * m[(base + indices[e]) * WIDTH + lane]
+    else:
+        for e in range(indptr[i], indptr[i + 1]):
+            j = indices[e]
+            total += values[e] * (weight[j] * x[(base + j) * WIDTH + lane] + bias[j])
+    x[at] = total
+    _activate(weight[i] * total + bias[i], kind[i], slope[i], m, at)
+
+
+@inner
+def _feed(i, value, base, lane, weight, bias, kind, slope, x, m):
+    """x and m of input neuron i."""
+    at = (base + i) * WIDTH + lane
+    x[at] = value
+    _activate(weight[i] * x[at] + bias[i], kind[i], slope[i], m, at)
+
+
+@inner
+def _pull(
+    j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient,
+    g, z_gradient,
+):  # fmt: skip
+    """g and z_gradient of neuron j, in the column of ``lane``, whose sample is ``row``."""
+    at = (base + j) * WIDTH + lane
+    by_message, by_value = g[at], g[at]  # 0, of the buffers' dtype
+    for k in range(t_indptr[j], t_indptr[j + 1]):
+        edge = t_edges[k]
+        i = edge & READER
+        part = values[edge >> 32] * g[(base + i) * WIDTH + lane]
+        if i < first_linear:
+            by_message += part
+        else:
+            by_value += part
+    _activate_back(weight[j] * x[at] + bias[j], by_message, kind[j], slope[j], z_gradient, at)
+    total = z_gradient[at] + by_value
+    if column_of[j] >= 0 and row < out_gradient.shape[0]:
+        total += out_gradient[row, column_of[j]]
+    z_gradient[at] = total
+    g[at] = weight[j] * total
+
+
 @kernel
 def forward(
     inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs, x,
@@ -66,25 +114,12 @@ def forward(
     lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, indptr.size - 1
     base, row, rows = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane, table.shape[0]
     for q in range(warp, inputs.size, warps):
-        i = inputs[q]
-        at = (base + i) * WIDTH + lane
-        x[at] = table[row if row < rows else rows - 1, column[q]]
-        _activate(weight[i] * x[at] + bias[i], kind[i], slope[i], m, at)
+        value = table[row if row < rows else rows - 1, column[q]]
+        _feed(inputs[q], value, base, lane, weight, bias, kind, slope, x, m)
     cuda.syncthreads()
     for level in range(waves.size - 1):
         for q in range(waves[level] + warp, waves[level + 1], warps):
-            i = order[q]
-            at = (base + i) * WIDTH + lane
-            total = x[at]  # 0, of the buffers' dtype
-            if i < first_linear:
-                for e in range(indptr[i], indptr[i + 1]):
-                    total += values[e] * m[(base + indices[e]) * WIDTH + lane]
-            else:
-                for e in range(indptr[i], indptr[i + 1]):
-                    j = indices[e]
-                    total += values[e] * (weight[j] * x[(base + j) * WIDTH + lane] + bias[j])
-            x[at] = total
-            _activate(weight[i] * total + bias[i], kind[i], slope[i], m, at)
+            _read(order[q], base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m)
         cuda.syncthreads()
     if row < rows:
         for q in range(warp, outputs.size, warps):
@@ -102,7 +137,7 @@ def backward(
     Launch as `forward`.
     """
     lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, t_indptr.size - 1
-    base, row, rows = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane, out_gradient.shape[0]
+    base, row = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane
     levels = waves.size - 1
     for step in range(levels + 1):
         level = levels - 1 - step  # -1: the inputs
@@ -110,24 +145,80 @@ def backward(
         if level >= 0:
             first, last = waves[level], waves[level + 1]
         for q in range(first + warp, last, warps):
-            j = order[q] if level >= 0 else inputs[q]
-            at = (base + j) * WIDTH + lane
-            by_message, by_value = g[at], g[at]  # 0, of the buffers' dtype
-            for k in range(t_indptr[j], t_indptr[j + 1]):
-                edge = t_edges[k]
-                i = edge & READER
-                part = values[edge >> 32] * g[(base + i) * WIDTH + lane]
-                if i < first_linear:
-                    by_message += part
-                else:
-                    by_value += part
-            _activate_back(weight[j] * x[at] + bias[j], by_message, kind[j], slope[j], z_gradient, at)
-            total = z_gradient[at] + by_value
-            if column_of[j] >= 0 and row < rows:
-                total += out_gradient[row, column_of[j]]
-            z_gradient[at] = total
-            g[at] = weight[j] * total
+            _pull(
+                order[q] if level >= 0 else inputs[q], base, lane, row, t_indptr, t_edges, values, first_linear,
+                weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient,
+            )  # fmt: skip
         cuda.syncthreads()
+
+
+@inner
+def _tell(done, at):
+    """What this warp has written for the neuron at ``at`` of ``done`` may be read by all."""
+    cuda.threadfence()
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        cuda.atomic.add(done, at, 1)
+
+
+@inner
+def _wait(done, at):
+    """Until `_tell` was called for ``at``."""
+    while cuda.atomic.add(done, at, 0) == 0:
+        pass
+
+
+@kernel
+def forward_apart(
+    inputs, column, table, order, indptr, indices, values, first_linear, weight, bias, kind, slope, column_of, x, m,
+    done, out,
+):  # fmt: skip
+    """As `forward`, for wide levels and small batches: each neuron of each tile has a warp to itself, which waits for
+    its sources only, on ``done`` int32 (tiles * n,), zeros before (Liu et al. 2016, of triangular systems).
+
+    Launch: blocks of WIDTH threads, no more than run at once: a warp never waits for one that has not begun.
+    """
+    lane, n, rows = cuda.threadIdx.x, indptr.size - 1, table.shape[0]
+    tiles = done.size // n
+    for item in range(cuda.blockIdx.x, (inputs.size + order.size) * tiles, cuda.gridDim.x):
+        q, tile = item // tiles, item % tiles
+        base, row = tile * n, tile * WIDTH + lane
+        i = inputs[q] if q < inputs.size else order[q - inputs.size]
+        if q < inputs.size:
+            value = table[row if row < rows else rows - 1, column[q]]
+            _feed(i, value, base, lane, weight, bias, kind, slope, x, m)
+        else:
+            for e in range(indptr[i] + lane, indptr[i + 1], WIDTH):
+                _wait(done, base + indices[e])
+            cuda.threadfence()
+            cuda.syncthreads()
+            _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m)
+        if column_of[i] >= 0 and row < rows:
+            out[row, column_of[i]] = weight[i] * x[(base + i) * WIDTH + lane] + bias[i]
+        _tell(done, base + i)
+
+
+@kernel
+def backward_apart(
+    inputs, order, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient, done,
+    g, z_gradient,
+):  # fmt: skip
+    """As `backward`, each neuron of each tile by a warp of its own; see `forward_apart`."""
+    lane, n = cuda.threadIdx.x, t_indptr.size - 1
+    tiles = done.size // n
+    for item in range(cuda.blockIdx.x, (inputs.size + order.size) * tiles, cuda.gridDim.x):
+        q, tile = item // tiles, item % tiles
+        base, row = tile * n, tile * WIDTH + lane
+        j = order[order.size - 1 - q] if q < order.size else inputs[q - order.size]
+        for k in range(t_indptr[j] + lane, t_indptr[j + 1], WIDTH):
+            _wait(done, base + (t_edges[k] & READER))
+        cuda.threadfence()
+        cuda.syncthreads()
+        _pull(
+            j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
+            out_gradient, g, z_gradient,
+        )  # fmt: skip
+        _tell(done, base + j)
 
 
 @kernel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 import numba
@@ -91,6 +92,28 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
         stream = cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
         arrays = (cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor) else a for a in arguments)
         kernel[blocks, threads, stream](*arrays)
+
+
+def mark(device: torch.device) -> Any:
+    """This moment of torch's current stream on a CUDA device, for `between`."""
+    if SIMULATED:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Seconds of the device between two marks, once it has come there."""
+    if SIMULATED:
+        return float(end - start)
+    end.synchronize()
+    return float(1e-3 * start.elapsed_time(end))
+
+
+def resident(device: torch.device) -> int:
+    """Blocks of a warp that a CUDA device surely runs at once: 8 a multiprocessor, a quarter of what it could."""
+    return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def check_threads(threads: int) -> int:

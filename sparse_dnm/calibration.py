@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dnm.checkpoint import read_json
-from sparse_dnm.config import CLOCKS, TIME_MODES, check_choice
+from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
 from sparse_dnm.cost_model import COUNTS, FEATURES, CostModel, Quality, features
+from sparse_dnm.cuda_executor import Structure, structure_of, walk_down, walk_up
 from sparse_dnm.plan import Floats, Plan
 from sparse_dnm.schedule import Executor, Schedule
-from sparse_dnm.timing import Clock, Sentinel, preemptions, rounds, stolen
+from sparse_dnm.timing import Clock, Sentinel, rounds, stolen
 from sparse_dnm.topology import Topology
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
@@ -117,14 +120,20 @@ class Settings:
     repeats: int = 25  # rounds over all of them
     seed: int = 0
     only: tuple[str, ...] = COUNTS  # features that may cost anything
+    device: str = "cpu"  # or cuda, or cuda:N
 
     def __post_init__(self) -> None:
-        check_choice("executor", self.executor, tuple(FEATURES))
+        check_choice("executor", self.executor, ("columns", "wavefront"))
         check_choice("mode", self.mode, TIME_MODES)
-        check_choice("clock", self.clock, CLOCKS)
+        check_choice("clock", self.clock, (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS)
         for name, least in (("batch", 1), ("probes", 10), ("repeats", 3), ("seed", 0), ("threads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= {least}")
+
+    @property
+    def priced(self) -> str:
+        """The executor by its name in FEATURES."""
+        return self.executor if self.device == "cpu" else f"cuda-{self.executor}"
 
 
 class Step:
@@ -138,6 +147,11 @@ class Step:
         if self._back:
             shape = (len(x), len(plan.schedule.topology.outputs))
             self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    @property
+    def executor(self) -> Executor:
+        """Of the plan."""
+        return self.plan.executor
 
     def warm(self, clock: Clock) -> float:
         """Seconds of a call that follows WARM others: caches and branch predictors know it."""
@@ -156,6 +170,46 @@ class Step:
         return max(seconds, 0.0)
 
 
+class DeviceStep:
+    """The same on CUDA, where ``values`` and ``x`` are, by the marks in its stream.
+
+    A call that follows others is enqueued while they run: then the kernels are timed, and not who launches them.
+    """
+
+    def __init__(self, structure: Structure, executor: Executor, values: Tensor, x: Tensor, settings: Settings):
+        self.structure, self.executor, self._values, self._x = structure, executor, values, x
+        self._scales = x.new_ones(len(structure.kind)), x.new_zeros(len(structure.kind))
+        self._gradient = None
+        if settings.mode == "train":
+            drawn = np.random.default_rng(0).standard_normal((len(x), len(structure.outputs)))
+            self._gradient = torch.from_numpy(drawn).to(x)
+
+    def _run(self) -> None:
+        _, walk = walk_up(self.structure, self.executor, self._x, self._values, self._scales)
+        if self._gradient is not None:
+            walk_down(self.structure, self.executor, walk, self._values, self._gradient)
+
+    def warm(self, clock: Clock) -> float:
+        """Seconds of a call that follows WARM others."""
+        for _ in range(WARM):
+            self._run()
+        return self(clock)
+
+    def __call__(self, clock: Clock) -> float:
+        """Seconds of a call."""
+        self.executor.spans.clear()
+        self._run()
+        seconds, spans = self.executor.took()
+        return max(seconds - spans * clock.overhead, 0.0)
+
+
+def step_of(plan: Plan, values: Floats, x: Floats | Tensor, settings: Settings) -> Step | DeviceStep:
+    """A step where ``x`` is."""
+    if isinstance(x, Tensor):
+        return DeviceStep(structure_of(plan, x.device), plan.executor, torch.from_numpy(values).to(x), x, settings)
+    return Step(plan, values, x, settings)
+
+
 @dataclass
 class Times:
     """What `time_steps` measured, and under which conditions."""
@@ -166,7 +220,9 @@ class Times:
     cpu_share: float  # CPU seconds of the process over wall seconds
 
 
-def time_steps(steps: Sequence[Step], settings: Settings, on_round: Callable[[], None] = lambda: None) -> Times:
+def time_steps(
+    steps: Sequence[Step | DeviceStep], settings: Settings, on_round: Callable[[], None] = lambda: None
+) -> Times:
     """Time every step ``settings.repeats`` times, in turns: each is run WARM times, then measured.
 
     A measurement during which the system took the processor away is made again, and so is a round in which a fixed
@@ -174,7 +230,7 @@ def time_steps(steps: Sequence[Step], settings: Settings, on_round: Callable[[],
     again as asked for, at most.
     """
     clock = Clock.of(settings.clock)
-    for executor in {id(step.plan.executor): step.plan.executor for step in steps}.values():
+    for executor in {id(step.executor): step.executor for step in steps}.values():
         executor.timer = clock.read
     for step in steps:
         step(clock)
@@ -190,9 +246,9 @@ def time_steps(steps: Sequence[Step], settings: Settings, on_round: Callable[[],
         for name in orders[turn]:
             step = steps[int(name)]
             for _ in range(5):
-                before = preemptions()
+                before = clock.disturbances()
                 found[int(name), turn] = step.warm(clock)
-                if preemptions() == before:
+                if clock.disturbances() == before:
                     break
                 rejected += 1
         if spare and (max(pace, sentinel.pace()) > DRIFTED or stolen() > taken):
@@ -227,7 +283,7 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         """What a profile holds, as JSON values: seconds per feature, what they were fitted to, and the quality."""
-        names = FEATURES[self.model.executor]
+        names = FEATURES[self.settings.priced]
         settings = {**asdict(self.settings), "threads": self.threads}
         return {
             "format": FORMAT,
@@ -266,11 +322,10 @@ def read_profile(path: Path) -> Calibration:
         )
     try:
         settings = Settings(**values["settings"])
-        if list(values["seconds_per"]) != list(FEATURES[settings.executor]):
-            raise ValueError(
-                f"it prices {', '.join(values['seconds_per'])}, not {', '.join(FEATURES[settings.executor])}"
-            )
-        model = CostModel(settings.executor, tuple(map(float, values["seconds_per"].values())))
+        names = FEATURES[settings.priced]
+        if list(values["seconds_per"]) != list(names):
+            raise ValueError(f"it prices {', '.join(values['seconds_per'])}, not {', '.join(names)}")
+        model = CostModel(settings.priced, tuple(map(float, values["seconds_per"].values())))
         counts, seconds = np.array(values["counts"], float), np.array(values["seconds"], float)
         if counts.shape != (len(seconds), len(model.coefficients)) or not (seconds > 0).all():
             raise ValueError(f"counts of shape {counts.shape} do not fit {len(seconds)} times > 0")
@@ -284,23 +339,25 @@ def read_profile(path: Path) -> Calibration:
 
 
 def calibrate(
-    topology: Topology, plan_of: Callable[[Topology, Executor], Plan], x: Floats, settings: Settings,
+    topology: Topology, plan_of: Callable[[Topology, Executor], Plan], x: Floats | Tensor, settings: Settings,
     on_round: Callable[[], None] = lambda: None,
 ) -> Calibration:  # fmt: skip
     """Fit a cost model on probes cut out of ``topology``, and judge it on half as many others.
 
-    ``plan_of`` makes the plan of a structure.  Raises ValueError where the clock is too coarse for the shortest step.
+    ``plan_of`` makes the plan of a structure, ``x`` is where it is timed.  Raises ValueError where the
+    clock is too coarse for the shortest step.
     """
     executor = Executor(settings.executor, settings.threads)
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
     cuts = probes(topology, settings.probes + n_held, rng)
-    steps = [Step(plan_of(part, executor), edge_values(part, x.dtype), x, settings) for part in cuts]
+    plans = [plan_of(part, executor) for part in cuts]
+    steps = [step_of(plan, edge_values(plan.schedule.topology, plan.slope.dtype), x, settings) for plan in plans]
     times = time_steps(steps, settings, on_round)
     seconds = np.median(times.seconds, axis=1)
     Clock.of(settings.clock).check(float(seconds.min()))
-    counts = np.stack([features(step.plan.schedule, settings.executor) for step in steps])
-    model = CostModel.fit(settings.executor, counts[:-n_held], seconds[:-n_held], settings.only)
+    counts = np.stack([features(plan.schedule, settings.priced) for plan in plans])
+    model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
     held_out = Quality.of(model.seconds(counts[-n_held:]), seconds[-n_held:])
     low, high = np.quantile(times.seconds, [0.25, 0.75], axis=1)
     noise = statistics.median(((high - low) / 2 / seconds).tolist())
@@ -323,9 +380,10 @@ def describe(calibration: Calibration) -> list[str]:
     """The calibration in words, a line each; what to doubt last."""
     c, s, q = calibration, calibration.settings, calibration.held_out
     what = "forward + backward" if s.mode == "train" else "forward"
-    costs = zip(FEATURES[s.executor], c.model.coefficients, strict=True)
+    where = f"{c.threads} threads" if s.device == "cpu" else f"device {s.device}"
+    costs = zip(FEATURES[s.priced], c.model.coefficients, strict=True)
     return [
-        f"{what}, batch {s.batch}, executor {s.executor}, {c.threads} threads, clock {s.clock}, median of {s.repeats}",
+        f"{what}, batch {s.batch}, executor {s.executor}, {where}, clock {s.clock}, median of {s.repeats}",
         *(f"  {1e9 * value:10.3f} ns per {name}" for name, value in costs),
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
         f"mean error {q.mape:.1%}, {q.within_10:.0%} within 10 %, rank correlation {q.spearman:.3f}",
@@ -344,7 +402,9 @@ def doubts(calibration: Calibration) -> list[str]:
             f"warning: repeats spread by {c.noise:.1%}, more than {NOISY:.0%}: keep the machine quiet, or take more "
             "--repeats or another --clock"
         )
-    if c.cpu_share < APART:
+    if s.device != "cpu":
+        pass  # nobody reads clocks of the CPU
+    elif c.cpu_share < APART:
         lines.append(
             f"warning: the process had the processor for {c.cpu_share:.0%} of the wall time: process_time and "
             "perf_counter differ; keep the machine quiet"

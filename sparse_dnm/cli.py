@@ -93,7 +93,7 @@ def train(
     ] = None,
     clock: Annotated[
         str | None,
-        typer.Option(metavar="process_time|perf_counter|thread_time", help="What --speed time reads."),
+        typer.Option(metavar="process_time|perf_counter|thread_time", help="What --speed time reads on the CPU."),
     ] = None,
     edges: Annotated[
         int | None, typer.Option(help="Edges to end with; the recipe is then one that grows edges, too, and is longer.")
@@ -174,6 +174,8 @@ def train(
             raise ValueError(
                 f"--snapshot-every {snapshot_every} must be >= 1; more than --steps keeps the first and the last only"
             )
+        if clock is not None and device is not None and device != "cpu":
+            raise ValueError(f"--clock {clock} is for the CPU: on {device} CUDA's events are the clock; leave it out")
         if edges is not None and edges < 1:
             raise ValueError(f"--edges {edges} must be >= 1")
         goals = {"--edges": edges, "--density": density, "--budget-us": budget_us}
@@ -431,6 +433,10 @@ def calibrate(
     probes: Annotated[int, typer.Option(help="Structures to fit; half as many more to judge the fit.")] = 60,
     repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the structures.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda|cuda:N", help="Where the network is run; on CUDA, its events are the clock."),
+    ] = "cpu",
     out: Annotated[Path, typer.Option(help="The profile, JSON; replaced where it is there.")] = Path(
         "runs/profile.json"
     ),
@@ -440,13 +446,19 @@ def calibrate(
         from dataclasses import asdict
 
         import numpy as np
+        import torch
         from rich.console import Console
         from rich.progress import Progress
 
         from sparse_dnm import backend, calibration
         from sparse_dnm.checkpoint import machine, versions, write_json
+        from sparse_dnm.config import CUDA_CLOCK
 
-        settings = calibration.Settings(executor, mode, batch_size, threads, clock, probes, repeats, seed)
+        there = backend.device_of(device)
+        settings = calibration.Settings(
+            *(executor, mode, batch_size, threads, clock if there.type == "cpu" else CUDA_CLOCK, probes, repeats, seed),
+            device=there.type,
+        )
         if out.exists() and not out.is_file():
             raise ValueError(f"--out {out} is no file: name one for the profile")
         backend.check_threads(threads)
@@ -454,17 +466,23 @@ def calibrate(
         out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
         _, plan = model.find()
         x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
+        batch = x if there.type == "cpu" else torch.from_numpy(x).to(there)
         typer.echo(
             f"{network}: {model.topology}; keep the machine quiet (kernels compile first where the cache is cold)"
         )
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("measuring", total=repeats)
             found = calibration.calibrate(
-                model.topology, calibration.plans_like(plan), x, settings, lambda: bar.update(task, advance=1)
+                model.topology, calibration.plans_like(plan), batch, settings, lambda: bar.update(task, advance=1)
             )
         for line in calibration.describe(found):
             typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
-        about = {"network": network, "manifold": asdict(model.config), "machine": machine(), "versions": versions()}
+        about = {
+            "network": network,
+            "manifold": asdict(model.config),
+            "machine": machine(there),
+            "versions": versions(),
+        }
         write_json(out, {**found.as_dict(), **about})
         typer.echo(f"written to {out}")
 

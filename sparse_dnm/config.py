@@ -18,6 +18,7 @@ OUTPUTS = ("linear", "square")
 SPEEDS = ("none", "proxy", "time")
 TIME_MODES = ("train", "infer")  # forward + backward, or forward alone
 CLOCKS = ("process_time", "perf_counter", "thread_time")
+CUDA_CLOCK = "cuda_event"  # on CUDA there is no other
 ESTIMATORS = ("cost-model", "spsa")
 REGROWTHS = ("gradient", "random")
 ABLATIONS = ("none", "no-refit", "edges-only", "shuffled")
@@ -198,7 +199,7 @@ class TrainConfig:
     time_mode: str = "train"  # one of TIME_MODES
     time_batch: int = 1  # samples of a forward in time_mode "infer"
     time_every: int = 10  # steps between timed ones
-    clock: str = "process_time"  # one of CLOCKS
+    clock: str = "process_time"  # one of CLOCKS; on CUDA, CUDA_CLOCK is used
     budget_us: float = 0.0  # µs that a step may take; 0: no budget
     trim_steps: int = 500  # steps of the fine-tune after the network was trimmed to its budget
     time_estimator: str = "cost-model"  # one of ESTIMATORS: where the gradient of the measured time comes from

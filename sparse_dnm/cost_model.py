@@ -25,7 +25,13 @@ from sparse_dnm.schedule import Schedule
 
 KERNELS = backend.kernels(torch.device("cpu"))
 COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")
-FEATURES = {"columns": COUNTS[:-1], "wavefront": COUNTS}  # of an executor's time
+ON_CUDA = ("call", "input", "neuron", "edge", "level")
+FEATURES = {  # of an executor's time
+    "columns": COUNTS[:-1],
+    "wavefront": COUNTS,
+    "cuda-columns": ON_CUDA,
+    "cuda-wavefront": ON_CUDA,
+}
 GROUP = 8  # neighbouring inputs that are read together
 FAR = 256  # edges that the walk back may meet in between while an edge's neighbour in memory stays at hand
 
@@ -34,9 +40,12 @@ def features(schedule: Schedule, executor: str) -> Floats:
     """How often the FEATURES of ``executor`` occur in one step.
 
     1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed edges,
-    and those whose neighbour in memory the walk back has left far behind; levels.
+    and those whose neighbour in memory the walk back has left far behind; levels.  On CUDA, where neither inputs nor
+    edges of a tile follow each other in memory, those without the parts.
     """
     s, t = schedule, schedule.topology
+    if executor.startswith("cuda"):
+        return np.array([1, len(s.inputs), len(s.order), len(t.t_edges), len(s.waves) - 1], float)
     visit = np.empty(t.n_edges, np.int32)
     walk = s.walk(executor)
     counts = (

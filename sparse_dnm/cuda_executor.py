@@ -16,9 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from sparse_dnm import backend
 from sparse_dnm.plan import Plan
-from sparse_dnm.schedule import Schedule
+from sparse_dnm.schedule import Executor, Schedule
 
 WARPS = 8  # of a block that walks a tile
+FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases of an executor
 
 
 def _kernels() -> Any:
@@ -44,6 +45,17 @@ class Structure:
     slope: Tensor
     weighted: slice | Tensor  # int64: where the given weights and biases belong
     first_linear: int  # neuron
+    n_live_edges: int  # edges to executed neurons
+
+    @property
+    def n_edges(self) -> int:
+        """Edges, those of dead neurons included."""
+        return len(self.indices)
+
+    @property
+    def depth(self) -> int:
+        """The largest level that is executed."""
+        return len(self.waves) - 2
 
     @staticmethod
     def of(plan: Plan, device: torch.device) -> Structure:
@@ -55,7 +67,7 @@ class Structure:
             *(s.column_of, plan.kind, plan.slope, weighted),
         )
         tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-        return Structure(*(*tensors, plan.first_linear))  # type: ignore[arg-type]
+        return Structure(*(*tensors, plan.first_linear, len(t.t_edges)))  # type: ignore[arg-type]
 
 
 class _Uploads:
@@ -93,88 +105,148 @@ class Ring(NamedTuple):
     scale: Tensor
 
 
+class Walk(NamedTuple):
+    """What a walk forward leaves for the walk back; the twin of `plan.Walk`."""
+
+    batch: int
+    scales: tuple[Tensor, Tensor]  # weight and bias of every neuron
+    x: Tensor
+    m: Tensor
+
+
+class Gradients(NamedTuple):
+    """Of the edges' values (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values."""
+
+    value: Tensor
+    weight: Tensor
+    bias: Tensor
+    g: Tensor
+
+
+def scales_of(s: Structure, weight: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of every neuron, of those of the ``weighted`` (weight None: 1)."""
+    n = len(s.kind)
+    scales = bias.new_ones(n), bias.new_zeros(n)
+    if weight is not None:
+        scales[0][s.weighted] = weight.detach()
+    scales[1][s.weighted] = bias.detach()
+    return scales
+
+
+def walk_up(
+    s: Structure, executor: Executor, x: Tensor, values: Tensor, scales: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Walk]:
+    """Outputs (batch, n_outputs) of x (batch, n_inputs); the twin of `Plan.forward`."""
+    kernels, n, batch = _kernels(), len(s.kind), len(x)
+    tiles = -(-batch // kernels.WIDTH)
+    x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
+    out = x.new_empty(batch, len(s.outputs))
+    name = executor.choose_there(FORWARD, batch, s)
+    edges = s.indptr, s.indices, values, s.first_linear, *scales, s.kind, s.slope
+    start = backend.mark(x.device)
+    if name == "columns":
+        block = tiles, (kernels.WIDTH, WARPS)
+        backend.launch(
+            *(kernels.forward, *block, s.inputs, s.column, x, s.order, s.waves, *edges, s.outputs, x_all, m_all, out)
+        )
+    else:
+        done = s.order.new_zeros(tiles * n)
+        block = backend.resident(x.device), (kernels.WIDTH, 1)
+        backend.launch(
+            *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
+            *(done, out),
+        )
+    executor.record_there(FORWARD, batch, name, start, backend.mark(x.device))
+    return out, Walk(batch, scales, x_all, m_all)
+
+
+def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, gradient: Tensor) -> Gradients:
+    """From the ``gradient`` of the outputs to the others; the twin of `Plan.backward`."""
+    kernels, n, batch = _kernels(), len(s.kind), walk.batch
+    tiles = -(-batch // kernels.WIDTH)
+    g, z_gradient = torch.zeros_like(walk.x), torch.zeros_like(walk.x)
+    name = executor.choose_there(BACKWARD, batch, s)
+    edges = s.t_indptr, s.t_edges, values, s.first_linear, *walk.scales, s.kind, s.slope, s.column_of
+    start = backend.mark(gradient.device)
+    if name == "columns":
+        block = tiles, (kernels.WIDTH, WARPS)
+        backend.launch(*(kernels.backward, *block, s.inputs, s.order, s.waves, *edges, walk.x, gradient, g, z_gradient))
+    else:
+        done = s.order.new_zeros(tiles * n)
+        block = backend.resident(gradient.device), (kernels.WIDTH, 1)
+        backend.launch(
+            *(kernels.backward_apart, *block, s.inputs, s.order, *edges, walk.x, gradient, done, g, z_gradient)
+        )
+    by_value = by_edge(s, walk, g, s.readers, s.indices)
+    by_weight, by_bias = values.new_zeros(n), values.new_zeros(n)
+    half = kernels.SUMMING // 2
+    backend.launch(
+        *(kernels.neuron_gradients, -(-n // (half * kernels.WIDTH)), (kernels.WIDTH, half)),
+        *(walk.x, z_gradient, n, by_weight, by_bias),
+    )
+    executor.record_there(BACKWARD, batch, name, start, backend.mark(gradient.device))
+    return Gradients(by_value, by_weight, by_bias, g)
+
+
+def by_edge(s: Structure, walk: Walk, g: Tensor, readers: Tensor, sources: Tensor) -> Tensor:
+    """Gradients of the values that edges between these neurons have, or would have."""
+    kernels, by = _kernels(), walk.x.new_zeros(len(sources))
+    if len(sources):
+        blocks = -(-len(sources) // (kernels.SUMMING * kernels.WIDTH))
+        backend.launch(
+            *(kernels.edge_gradients, blocks, (kernels.WIDTH, kernels.SUMMING), readers, sources, s.first_linear),
+            *(*walk.scales, walk.x, walk.m, g, len(s.kind), by),
+        )
+    return by
+
+
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
 
-    apply(structure, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
+    apply(structure, executor, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
     """
 
     @staticmethod
     def forward(
-        ctx: Any, s: Structure, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
+        ctx: Any, s: Structure, executor: Executor, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
         ring: Ring | None = None, closeness: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Walk the DAG."""
-        kernels, x, values = _kernels(), x.contiguous(), values.contiguous()
-        n, batch = len(s.kind), len(x)
-        tiles = -(-batch // kernels.WIDTH)
-        scales = x.new_ones(n), x.new_zeros(n)
-        if weight is not None:
-            scales[0][s.weighted] = weight.detach()
-        scales[1][s.weighted] = bias.detach()
-        x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
-        out = x.new_empty(batch, len(s.outputs))
-        backend.launch(
-            *(kernels.forward, tiles, (kernels.WIDTH, WARPS), s.inputs, s.column, x, s.order, s.waves),
-            *(s.indptr, s.indices, values, s.first_linear, *scales, s.kind, s.slope, s.outputs, x_all, m_all, out),
-        )
-        ctx.structure, ctx.scales, ctx.has_weight, ctx.ring = s, scales, weight is not None, ring
+        values = values.contiguous()
+        out, ctx.walk = walk_up(s, executor, x.contiguous(), values, scales_of(s, weight, bias))
+        ctx.structure, ctx.executor, ctx.has_weight, ctx.ring = s, executor, weight is not None, ring
         ctx.n_columns = x.shape[1]
-        ctx.save_for_backward(values, x_all, m_all)
+        ctx.save_for_backward(values)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Pull gradients back over the transpose, then add up those of edges and neurons."""
-        kernels, s, scales = _kernels(), ctx.structure, ctx.scales
-        values, x_all, m_all = ctx.saved_tensors
-        n = len(s.kind)
-        width, tiles = kernels.WIDTH, len(x_all) // (n * kernels.WIDTH)
-        g, z_gradient = torch.zeros_like(x_all), torch.zeros_like(x_all)
-        backend.launch(
-            *(kernels.backward, tiles, (width, WARPS), s.inputs, s.order, s.waves, s.t_indptr, s.t_edges, values),
-            *(s.first_linear, *scales, s.kind, s.slope, s.column_of, x_all, gradient.contiguous(), g, z_gradient),
-        )
-
-        def by_edge(readers: Tensor, sources: Tensor) -> Tensor:
-            """Gradients of the values that edges between these neurons have, or would have."""
-            by = values.new_zeros(len(sources))
-            if len(sources):
-                backend.launch(
-                    *(kernels.edge_gradients, -(-len(sources) // (kernels.SUMMING * width)), (width, kernels.SUMMING)),
-                    *(readers, sources, s.first_linear, *scales, x_all, m_all, g, n, by),
-                )
-            return by
-
-        by_value, by_weight, by_bias = by_edge(s.readers, s.indices), values.new_zeros(n), values.new_zeros(n)
-        half = kernels.SUMMING // 2
-        backend.launch(
-            *(kernels.neuron_gradients, -(-n // (half * width)), (width, half)),
-            *(x_all, z_gradient, n, by_weight, by_bias),
-        )
-        by_input = None
-        if ctx.needs_input_grad[1]:
-            by_input = gradient.new_zeros(len(gradient), ctx.n_columns)
-            backend.launch(
-                *(kernels.input_gradients, tiles, (width, WARPS), s.inputs, s.column, n, g, by_input),
-            )
-        weight = by_weight[s.weighted] if ctx.has_weight else None
-        ring = ctx.ring
-        by_closeness = None if ring is None else by_edge(ring.readers, ring.sources) * ring.scale
-        return None, by_input, by_value, weight, by_bias[s.weighted], None, by_closeness
+        s, walk, ring = ctx.structure, ctx.walk, ctx.ring
+        (values,) = ctx.saved_tensors
+        found = walk_down(s, ctx.executor, walk, values, gradient.contiguous())
+        by_input, by_closeness = None, None
+        if ctx.needs_input_grad[2]:
+            kernels, by_input = _kernels(), gradient.new_zeros(len(gradient), ctx.n_columns)
+            block = -(-len(gradient) // kernels.WIDTH), (kernels.WIDTH, WARPS)
+            backend.launch(*(kernels.input_gradients, *block, s.inputs, s.column, len(s.kind), found.g, by_input))
+        if ring is not None:
+            by_closeness = by_edge(s, walk, found.g, ring.readers, ring.sources) * ring.scale
+        weight = found.weight[s.weighted] if ctx.has_weight else None
+        return None, None, by_input, found.value, weight, found.bias[s.weighted], None, by_closeness
 
 
 def propagate(
-    structure: Structure, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
-    closeness: Tensor | None = None,
+    structure: Structure, executor: Executor, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
+    ring: Ring | None = None, closeness: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Outputs (batch, n_outputs) of x (batch, n_inputs), all on one CUDA device; as `autograd.Propagate`.
 
     Raises MemoryError where the device has not enough of it.
     """
     try:
-        return Propagate.apply(structure, x, values, weight, bias, ring, closeness)
+        return Propagate.apply(structure, executor, x, values, weight, bias, ring, closeness)
     except torch.OutOfMemoryError as error:
         n, width = len(structure.kind), _kernels().WIDTH
         need = 4 * n * -(-len(x) // width) * width * x.element_size()

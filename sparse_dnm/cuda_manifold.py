@@ -234,12 +234,14 @@ class DeviceWindows:
         by_level, order = torch.sort(levels, stable=True)
         column = torch.argsort(~runs[:n_inputs], stable=True).int()
         counts = [reached, runs[:n_inputs].sum(), runs[n_inputs:].sum(), torch.where(by_level < n, by_level, -1).max()]
-        reaching, live_inputs, executed, depth = torch.stack([count.long() for count in counts]).tolist()
+        counts.append(t_indptr[-1])
+        reaching, live_inputs, executed, depth, live_edges = torch.stack([count.long() for count in counts]).tolist()
         waves = torch.searchsorted(by_level, numbers[: depth + 2])
         column = column[:live_inputs]
         structure = Structure(
             *(column, column, order[:executed].int(), waves, e.row_starts, e.sources, e.readers, t_indptr, t_edges),
             *(self.outputs, self.column_of, kind, slope, slice(0, config.n_sources), config.n_sources),
+            live_edges,
         )
         return structure, reaching > 0
 

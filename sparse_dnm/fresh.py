@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from sparse_dnm.calibration import Settings, Step, time_steps
+from sparse_dnm import backend
+from sparse_dnm.calibration import DeviceStep, Settings, Step, step_of, time_steps
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Plan
 from sparse_dnm.schedule import Executor, Schedule
@@ -48,14 +50,15 @@ class Network:
             plan.first_linear,
         )
 
-    def step(self, executor: Executor, settings: Settings) -> Step:
+    def step(self, executor: Executor, settings: Settings) -> Step | DeviceStep:
         """A step of it, to be timed."""
         schedule = Schedule(Topology(self.indptr, self.indices, self.inputs, self.outputs))
         n = len(self.kind)
         plan = Plan(schedule, executor, self.kind, self.slope, int(self.first_linear), np.arange(n, dtype=np.int32))
         shape = (settings.batch, len(self.inputs))
         x = np.random.default_rng(settings.seed).standard_normal(shape).astype(self.slope.dtype)
-        return Step(plan, self.values, x, settings)
+        there = backend.device_of(settings.device)
+        return step_of(plan, self.values, x if there.type == "cpu" else torch.from_numpy(x).to(there), settings)
 
 
 def time_fresh(networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES) -> dict[str, Any]:

@@ -15,18 +15,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from sparse_dnm import backend
 from sparse_dnm.buffers import footprint
-from sparse_dnm.calibration import Calibration, Settings, Step, calibrate, describe, plans_like, time_steps
+from sparse_dnm.calibration import (
+    Calibration,
+    DeviceStep,
+    Settings,
+    Step,
+    calibrate,
+    describe,
+    plans_like,
+    step_of,
+    time_steps,
+)
 from sparse_dnm.candidates import Evaluation, Prices, expected_cost
-from sparse_dnm.config import ABLATIONS, ESTIMATORS, check_choice
+from sparse_dnm.config import ABLATIONS, CUDA_CLOCK, ESTIMATORS, check_choice
 from sparse_dnm.cost_model import COUNTS, FEATURES, CostModel, Refit, features
 from sparse_dnm.losses import Gradient
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats, Plan
 from sparse_dnm.schedule import Executor, Schedule, tile_width, tiles_of
-from sparse_dnm.timing import Clock, preemptions
+from sparse_dnm.timing import Clock
 from sparse_dnm.topology import Topology
 
 UNFIT = 0.15  # median relative error of late predictions from which on the cost model does not fit
@@ -117,17 +129,16 @@ class MeasuredTime:
         profile: Calibration | None = None,
         on_round: Callable[[], None] = lambda: None,
     ):
-        self.settings, self._clock = settings, Clock.of(settings.clock)
+        self.settings, self._device = settings, model.alpha.device
+        self._clock = clock_of(model, settings)
         if model.executor.name == "torch-sparse":
             raise ValueError("executor torch-sparse cannot be timed by --speed time; choose auto, columns or wavefront")
         _, plan = model.find()
         n_inputs, dtype = model.config.n_inputs, plan.slope.dtype
-        self._x = np.random.default_rng(settings.seed).standard_normal((settings.batch, n_inputs)).astype(dtype)
+        self._x = _sample(model, settings, n_inputs, dtype)
         self.executor = self._settle(model.executor, plan)
         only = ("call", "edge") if settings.ablation == "edges-only" else COUNTS
-        names = ("mode", "batch", "clock", "probes", "repeats", "seed")
-        chosen = {name: getattr(settings, name) for name in names}
-        wanted = Settings(executor=self.executor.name, threads=self.executor.threads, only=only, **chosen)
+        wanted = self._settings(self.executor, only=only)
         self._measuring = wanted
         if profile is None:
             profile = calibrate(model.topology, plans_like(plan), self._x, wanted, on_round)
@@ -138,9 +149,9 @@ class MeasuredTime:
         if settings.ablation == "shuffled":
             self._rng = np.random.default_rng(settings.seed)
             seconds = self._rng.permutation(seconds)
-            self.refit = Refit(CostModel.fit(wanted.executor, counts, seconds), counts, seconds)
+            self.refit = Refit(CostModel.fit(wanted.priced, counts, seconds), counts, seconds)
         else:
-            self.refit = Refit(CostModel.fit(wanted.executor, counts, seconds, only), counts, seconds)
+            self.refit = Refit(CostModel.fit(wanted.priced, counts, seconds, only), counts, seconds)
         self._foretold = float(self.refit.model.seconds(self.counts(model)))  # s, of the first step
         for _ in range(STARTS):
             start = self.measure(model)
@@ -166,10 +177,12 @@ class MeasuredTime:
         settings, name = self.settings, executor.name
         if name == "auto":
             name = "columns"
-            if executor.threads > tiles_of(settings.batch):
+            if isinstance(self._x, Tensor) or executor.threads > tiles_of(settings.batch):
                 own = {name: Executor(name, executor.threads) for name in ("columns", "wavefront")}
-                timing = Settings(mode=settings.mode, batch=settings.batch, clock="perf_counter", repeats=9)
-                steps = [Step(replace(plan, executor=own[name]), _ones(plan), self._x, timing) for name in own]
+                timing = replace(self._settings(executor, "columns"), repeats=9)
+                if timing.device == "cpu":
+                    timing = replace(timing, clock="perf_counter")
+                steps = [step_of(replace(plan, executor=own[name]), _ones(plan), self._x, timing) for name in own]
                 seconds = np.median(time_steps(steps, timing).seconds, axis=1)
                 name = list(own)[int(np.argmin(seconds))]
         if settings.mode == "train":
@@ -177,15 +190,25 @@ class MeasuredTime:
             return executor
         return Executor(name, executor.threads)
 
+    def _settings(self, executor: Executor, name: str = "", only: tuple[str, ...] = COUNTS) -> Settings:
+        """How a step is timed here by ``executor``, or by that of this name."""
+        s, device = self.settings, "cuda" if isinstance(self._x, Tensor) else "cpu"
+        head = name or executor.name, s.mode, s.batch, executor.threads, self._clock.name
+        return Settings(*head, s.probes, s.repeats, s.seed, only, device)
+
     # -- value -----------------------------------------------------------------------------------------------
 
     def _explicit(self, model: DynamicManifold) -> float:
         """Seconds of a step that is run for the purpose, warm."""
+        if model.running is not None:
+            assert isinstance(self._x, Tensor)
+            structure, strengths = model.running
+            return DeviceStep(structure, self.executor, strengths, self._x, self._measuring).warm(self._clock)
         evaluation, plan = model.found
         if self.executor is not model.executor:
             plan = replace(plan, executor=self.executor)
         self.executor.timer = self._clock.read
-        return Step(plan, evaluation.strengths, self._x, self._measuring).warm(self._clock)
+        return step_of(plan, evaluation.strengths, self._x, self._measuring).warm(self._clock)
 
     def measure(self, model: DynamicManifold, repeats: int = 15) -> float:
         """Median seconds of a step, run for the purpose, with the structure of the last forward."""
@@ -197,14 +220,20 @@ class MeasuredTime:
 
     def seconds_per(self) -> dict[str, float]:
         """What each feature costs by the model of the moment."""
-        return dict(zip(FEATURES[self.executor.name], self.refit.model.coefficients, strict=True))
+        return dict(zip(FEATURES[self._measuring.priced], self.refit.model.coefficients, strict=True))
 
     def counts(self, model: DynamicManifold) -> Floats:
         """Features of the structure of the last forward."""
-        return features(model.found[1].schedule, self.executor.name)
+        if model.running is not None:
+            s = model.running[0]
+            return np.array([1, len(s.inputs), len(s.order), s.n_live_edges, len(s.waves) - 1], float)
+        return features(model.found[1].schedule, self._measuring.priced)
 
     def _as_it_ran(self, model: DynamicManifold) -> float:
         """Seconds of the last forward and backward of the model."""
+        if model.running is not None:
+            seconds, spans = model.executor.took()
+            return seconds - spans * self._clock.overhead
         ran = model.executor.seconds
         return ran["forward"] + ran["backward"] - 2 * self._clock.overhead
 
@@ -217,11 +246,14 @@ class MeasuredTime:
 
     def _time(self, model: DynamicManifold) -> None:
         """A timed step: its seconds, and what follows from them for prices and multiplier."""
-        before = preemptions()
-        ran = model.executor.seconds if self.settings.mode == "train" and self.settings.budget is None else {}
-        seconds = self._as_it_ran(model) if "backward" in ran and self._began else self._explicit(model)
+        before = self._clock.disturbances()
+        ran: dict[str, Any] = {}
+        if self.settings.mode == "train" and self.settings.budget is None:
+            ran = model.executor.spans if model.running is not None else model.executor.seconds
+        both = len(ran) == len(("forward", "backward"))
+        seconds = self._as_it_ran(model) if both and self._began else self._explicit(model)
         self._began = True
-        if seconds <= 0.0 or (preemptions() != before and not math.isnan(self.seconds)):
+        if seconds <= 0.0 or (self._clock.disturbances() != before and not math.isnan(self.seconds)):
             return
         self.timed += 1
         self.seconds = seconds
@@ -276,7 +308,7 @@ class MeasuredTime:
                 edges = np.stack([e.candidates.indices[kept], readers[kept]], axis=1)
                 part = Topology.from_edges(edges, topology.n_neurons, topology.inputs, topology.outputs)
                 there = replace(plan, schedule=Schedule(part), executor=self.executor)
-                steps.append(Step(there, _ones(there), self._x, self._measuring))
+                steps.append(step_of(there, _ones(there), self._x, self._measuring))
             more, less = self._pair(steps[0], steps[1])
             by_size += (more - less) / (2 * tau * self.reference) * signs / DRAWS
         near = size > e.threshold  # the others are candidates by accident of the last scan
@@ -284,7 +316,7 @@ class MeasuredTime:
         by_cutoff = -float(by_size.sum()) * e.c * (1.0 - e.c)
         return Gradient(by_cutoff, (by_size * np.sign(e.d)).astype(e.d.dtype))
 
-    def _pair(self, a: Step, b: Step) -> tuple[float, float]:
+    def _pair(self, a: Step | DeviceStep, b: Step | DeviceStep) -> tuple[float, float]:
         """Median seconds of two steps, in the order a b b a."""
         found: tuple[list[float], list[float]] = ([], [])
         for _ in range(PAIR):
@@ -304,6 +336,7 @@ class MeasuredTime:
         return {
             "executor": self.executor.name,
             "threads": self.executor.threads,
+            "device": self._measuring.device,
             "start": self.start,
             "seconds": None if math.isnan(self.seconds) else self.seconds,
             "calls": self._calls,
@@ -316,18 +349,16 @@ class MeasuredTime:
     def resumed(cls, model: DynamicManifold, settings: TimeSettings, state: dict[str, Any]) -> MeasuredTime:
         """As it was when `state` was called; nothing is calibrated."""
         made = cls.__new__(cls)
-        made.settings, made._clock, made.calibration = settings, Clock.of(settings.clock), None
+        made.settings, made._clock, made.calibration = settings, clock_of(model, settings), None
         _, plan = model.find()
-        shape = (settings.batch, model.config.n_inputs)
-        made._x = np.random.default_rng(settings.seed).standard_normal(shape).astype(plan.slope.dtype)
+        made._x = _sample(model, settings, model.config.n_inputs, plan.slope.dtype)
         made._rng = np.random.default_rng((settings.seed, state["calls"]))
         name = state["executor"] if model.executor.name == "auto" else model.executor.name
         if settings.mode == "train":
             model.executor.name, made.executor = name, model.executor
         else:
             made.executor = Executor(name, model.executor.threads)
-        chosen = {n: getattr(settings, n) for n in ("mode", "batch", "clock", "probes", "repeats", "seed")}
-        made._measuring = Settings(executor=name, threads=made.executor.threads, **chosen)
+        made._measuring = made._settings(made.executor)
         made._begin(model, state["start"])
         made.refit = Refit.from_state(state["refit"])
         made._calls, made.timed = state["calls"], state["timed"]
@@ -351,6 +382,17 @@ class MeasuredTime:
         return lines
 
 
+def clock_of(model: DynamicManifold, settings: TimeSettings) -> Clock:
+    """What reads the time of ``model``."""
+    return Clock.of(CUDA_CLOCK if backend.on_cuda(model.alpha) else settings.clock)
+
+
+def _sample(model: DynamicManifold, settings: TimeSettings, n_inputs: int, dtype: Any) -> Floats | Tensor:
+    """A batch to be timed with, where the model is."""
+    x = np.random.default_rng(settings.seed).standard_normal((settings.batch, n_inputs)).astype(dtype)
+    return torch.from_numpy(x).to(model.alpha.device) if backend.on_cuda(model.alpha) else x
+
+
 def _ones(plan: Plan) -> Floats:
     """Edge values that keep sums small."""
     topology = plan.schedule.topology
@@ -360,13 +402,13 @@ def _ones(plan: Plan) -> Floats:
 def check_profile(profile: Calibration, wanted: Settings) -> None:
     """Raise ValueError unless ``profile`` was made of what is to be timed."""
     had = replace(profile.settings, threads=profile.threads)
-    names = ("executor", "mode", "batch", "threads", "clock")
+    names = ("executor", "mode", "batch", "threads", "clock", "device")
     differ = [f"{name} is {getattr(had, name)} there, {getattr(wanted, name)} here" for name in names
               if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
     if differ:
         raise ValueError(
             f"the profile is of something else ({'; '.join(differ)}); write one with sparse-dnm calibrate and the "
-            "same executor, mode, batch size, threads and clock"
+            "same executor, mode, batch size, threads, clock and device"
         )
 
 

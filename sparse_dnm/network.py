@@ -50,7 +50,8 @@ def _propagate(
     if plan.executor.name == "torch-sparse":
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if backend.on_cuda(x):
-        return cuda_executor.propagate(cuda_executor.structure_of(plan, x.device), x, values, weight, bias)
+        structure = cuda_executor.structure_of(plan, x.device)
+        return cuda_executor.propagate(structure, plan.executor, x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
     return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
@@ -480,6 +481,14 @@ class DynamicManifold(nn.Module):
         """What the last forward found: closeness of the candidates, and the plan of the active ones; as `topology`."""
         return self._as_arrays()
 
+    @property
+    def running(self) -> tuple[cuda_executor.Structure, Tensor] | None:
+        """What the last forward ran on CUDA, and the strengths of its edges; None where it was on the CPU."""
+        held = self._found
+        if held.there is None or held.structure is None:
+            return None
+        return held.structure, held.there.strengths
+
     def ring(self, evaluation: Evaluation) -> Ring:
         """The candidates below the cutoff, with this model's kappa."""
         return Ring(self.kappa, evaluation, self.config.edges == "weighted")
@@ -538,7 +547,9 @@ class DynamicManifold(nn.Module):
         ring = closeness = None
         if self.kappa and torch.is_grad_enabled():
             ring, closeness = self._there().ring(held.there, self.kappa), held.closeness
-        return cuda_executor.propagate(held.structure, x, held.strengths, self.weight, self.bias, ring, closeness)
+        return cuda_executor.propagate(
+            held.structure, self.executor, x, held.strengths, self.weight, self.bias, ring, closeness
+        )
 
     def _infer(self, x: Tensor) -> Tensor:
         """Outputs before they are squared, without a graph; structure is found again only where a bit has changed."""

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,6 +78,15 @@ class Schedule:
         return self.order if executor == "wavefront" else self.sequence
 
 
+class Sized(Protocol):
+    """What a choice depends on."""
+
+    @property
+    def n_edges(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+
+
 @dataclass
 class _Trial:
     """Timings of one phase at one batch size, until a choice is made."""
@@ -86,7 +96,7 @@ class _Trial:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"columns": [], "wavefront": []})
     choice: str | None = None
 
-    def stale(self, topology: Topology) -> bool:
+    def stale(self, topology: Sized) -> bool:
         """The structure has changed by more than a fifth since the choice."""
         return (
             abs(topology.n_edges - self.edges) > 0.2 * self.edges or abs(topology.depth - self.depth) > 0.2 * self.depth
@@ -113,14 +123,19 @@ class Executor:
         self.buffers = BufferPool()
         self.timer: Callable[[], float] = time.perf_counter
         self.seconds: dict[str, float] = {}  # of the kernel in the last call of each phase, by the timer
+        self.spans: dict[str, tuple[Any, Any]] = {}  # of the last call of each phase on CUDA: marks of begin and end
         self._trials: dict[tuple[str, int], _Trial] = {}
 
     def choose(self, phase: str, batch: int, topology: Topology) -> str:
         """The executor of the next call of ``phase``."""
+        if self.name == "auto" and self.threads <= tiles_of(batch):
+            return "columns"
+        return self.choose_there(phase, batch, topology)
+
+    def choose_there(self, phase: str, batch: int, topology: Sized) -> str:
+        """The same on CUDA, where threads of the CPU do not count."""
         if self.name != "auto":
             return self.name
-        if self.threads <= tiles_of(batch):
-            return "columns"
         trial = self._trials.get((phase, batch))
         if trial is None or trial.stale(topology):
             trial = self._trials[phase, batch] = _Trial(topology.n_edges, topology.depth)
@@ -139,6 +154,19 @@ class Executor:
         """Parts that a level of neurons is cut into: `columns` knows no levels."""
         return self.threads if name == "wavefront" else 1
 
+    def record_there(self, phase: str, batch: int, name: str, start: Any, end: Any) -> None:
+        """Take note of a call on CUDA; nobody waits for its end unless a choice depends on it."""
+        self.spans[phase] = start, end
+        trial = self._trials.get((phase, batch))
+        if trial is not None and trial.choice is None:
+            self.record(phase, batch, name, backend.between(start, end))
+
+    def took(self) -> tuple[float, int]:
+        """Seconds of the last forward and backward on CUDA, and how many spans that were; they are forgotten."""
+        seconds = [backend.between(*span) for span in self.spans.values()]
+        self.spans.clear()
+        return sum(seconds), len(seconds)
+
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
         """Take note of the time that the kernel of a call of ``phase`` took."""
         self.seconds[phase] = seconds
@@ -152,7 +180,9 @@ class Executor:
 
     def chosen(self) -> str:
         """What ran, for reports: the fixed name, or the choices of ``auto`` per phase and batch."""
-        if self.name != "auto" or self.threads == 1:
-            return "columns" if self.name == "auto" else self.name
+        if self.name != "auto":
+            return self.name
+        if self.threads == 1 and not self._trials:
+            return "columns"
         made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in self._trials.items() if t.choice]
         return "auto: " + (", ".join(made) or ("no choice yet" if self._trials else "columns"))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparse_dnm import backend
-from sparse_dnm.config import CLOCKS, check_choice
+from sparse_dnm.config import CLOCKS, CUDA_CLOCK, check_choice
 
 KERNELS = backend.kernels(torch.device("cpu"))
 
@@ -32,7 +32,7 @@ WARM = 2  # unmeasured calls before a measured one
 
 @dataclass(frozen=True)
 class Clock:
-    """One of CLOCKS, as it is on this machine."""
+    """One of CLOCKS, or CUDA_CLOCK, as it is on this machine."""
 
     name: str
     read: Callable[[], float]
@@ -43,7 +43,9 @@ class Clock:
     @functools.cache
     def of(name: str) -> Clock:
         """Measure the clock, once.  Raises ValueError naming an unknown one."""
-        check_choice("clock", name, CLOCKS)
+        check_choice("clock", name, (*CLOCKS, CUDA_CLOCK))
+        if name == CUDA_CLOCK:
+            return Clock._of_events()
         read = READ[name]
         intervals = []
         for _ in range(2000):
@@ -59,6 +61,20 @@ class Clock:
         ticks = np.diff(sorted(steps))
         resolution = 1e-9 * float(ticks.min()) if len(ticks) else math.inf
         return Clock(name, read, statistics.median(intervals), resolution)
+
+    @staticmethod
+    def _of_events() -> Clock:
+        """That of a CUDA device, between marks in its stream; nobody reads it in between."""
+        cuda, intervals = torch.device("cuda"), []
+        for _ in range(500):
+            start = backend.mark(cuda)
+            intervals.append(backend.between(start, backend.mark(cuda)))
+        ticks = np.diff(sorted({0, *(round(1e9 * seconds) for seconds in intervals)}))
+        return Clock(CUDA_CLOCK, time.perf_counter, statistics.median(intervals), 1e-9 * float(ticks.min()))
+
+    def disturbances(self) -> int:
+        """Times that the system has taken the processor away so far, where that is in what this clock reads."""
+        return 0 if self.name == CUDA_CLOCK else preemptions()
 
     def check(self, seconds: float) -> None:
         """Raise ValueError where this clock is too coarse for an interval of ``seconds``."""

@@ -294,7 +294,11 @@ class Trainer:
                 seed=config.seed,
             )
             before, now = saved.get("time"), model.executor
-            if before and now.name in ("auto", before["executor"]) and now.threads == before["threads"]:
+            if before and (
+                now.name in ("auto", before["executor"])
+                and now.threads == before["threads"]
+                and before.get("device", "cpu") == self._device.type
+            ):
                 speed = MeasuredTime.resumed(model, settings, before)
             else:
                 speed = MeasuredTime(model, settings, read_profile(Path(config.profile)) if config.profile else None)

@@ -30,7 +30,7 @@ LONG = [
     *("--set", f"checkpoint_every={EVERY}", "--set", "log_every=10"),
 ]
 SUMMARY = {
-    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads"),
+    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads", "device"),
     *("executor", "versions", "machine"),
 }
 

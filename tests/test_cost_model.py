@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dags
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, Topology, calibration, cost_model
+from sparse_dnm import DynamicManifold, ManifoldConfig, Topology, calibration, cost_model, timing
 from sparse_dnm.calibration import CUTS, Settings, calibrate, cut, probes
 from sparse_dnm.cost_model import FEATURES, CostModel, Quality, Refit, features
 from sparse_dnm.schedule import Executor, Schedule
@@ -164,7 +164,7 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     monkeypatch.setattr(Executor, "choose", choose)
     settings = Settings(executor, mode, batch=3, threads=1, probes=20, repeats=3)
     monkeypatch.setattr(calibration, "stolen", lambda: 0)
-    monkeypatch.setattr(calibration, "preemptions", lambda: 0)
+    monkeypatch.setattr(timing, "preemptions", lambda: 0)
     monkeypatch.setattr(calibration.Sentinel, "pace", lambda self: 1.0)
     monkeypatch.setattr(calibration.Sentinel, "drift", 1.0)
     rounds = []

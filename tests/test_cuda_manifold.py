@@ -15,8 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import MANY, dense_omega, manifolds, raw_scalars, rng_input
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, backend, cuda_manifold
-from sparse_dnm.config import EDGE_MODES, TrainConfig
+from sparse_dnm import (
+    DynamicManifold,
+    ManifoldConfig,
+    backend,
+    calibration,
+    cost_model,
+    cuda_executor,
+    cuda_manifold,
+    measured,
+)
+from sparse_dnm.candidates import Prices, expected_cost
+from sparse_dnm.config import CUDA_CLOCK, EDGE_MODES, TrainConfig
 from sparse_dnm.data import Dataset
 from sparse_dnm.history import History
 from sparse_dnm.losses import SparsityProxy, flow_loss
@@ -236,3 +246,42 @@ def test_a_training_is_that_of_the_cpu(tmp_path):
     assert summary["steps"] == 5
     assert summary["device"] == str(torch.device("cuda", 0) if REAL else "cpu")
     assert History.read(tmp_path / "cuda", 10).steps[0] == 0
+
+
+def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
+    """Calibration, value and gradient of the term; in the simulator its time is that of the simulator."""
+    monkeypatch.setattr(calibration, "WARM", 0)
+    monkeypatch.setattr(measured, "STARTS", 1)
+    monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, model: self._explicit(model))
+    config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
+    there = moved(DynamicManifold(config, torch.Generator().manual_seed(1), executor="columns"), "cuda")
+    x = torch.randn(4, 3).to(DEVICE)
+    with kernels_of("cuda"):
+        monkeypatch.setattr(cuda_executor, "WARPS", 1)
+        plan = there.find()[1]
+        how = calibration.Settings("columns", "infer", 4, 0, CUDA_CLOCK, 10, 3, device="cuda")
+        profile = calibration.calibrate(there.topology, calibration.plans_like(plan), x, how)
+        assert profile.model.executor == "cuda-columns"
+        assert "device cuda, clock cuda_event" in calibration.describe(profile)[0]
+        settings_ = measured.TimeSettings("infer", 4, every=2)
+        term = measured.MeasuredTime(there, settings_, profile)
+        seconds = []
+        for _ in range(3):
+            there.zero_grad()
+            there(x)
+            value = term(there)
+            value.backward()
+            seconds.append(term.seconds)
+            assert value.item() == pytest.approx(term.seconds / term.start)
+        assert seconds[0] == seconds[1] != seconds[2]
+        evaluation, plan = there.found
+        prices = Prices(*(price / term.start for price in term._prices))
+        expected = expected_cost(evaluation, config, plan.schedule.topology.live, settings_.tau, prices)
+        windows = there._windows
+        by_scalar = np.empty((7, config.n_rows), np.float32)
+        by_cutoff, _ = windows.pull_back(evaluation, None, expected.by_closeness, 0.0, by_scalar)
+        assert there.cutoff.grad.item() == pytest.approx(by_cutoff + expected.by_cutoff, rel=1e-4)
+        np.testing.assert_allclose(there.mu.grad.cpu(), by_scalar[6], rtol=1e-3, atol=1e-6 * np.abs(by_scalar).max())
+        resumed = measured.MeasuredTime.resumed(there, settings_, term.state())
+        assert resumed.seconds == term.seconds
+        assert list(resumed.seconds_per()) == list(cost_model.FEATURES["cuda-columns"])

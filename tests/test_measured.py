@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import dense_omega, manifolds, rng_input
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredMemory, MeasuredTime, TimeSettings, measured
+from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredMemory, MeasuredTime, TimeSettings, measured, timing
 from sparse_dnm.calibration import Settings, Step, calibrate, plans_like
 from sparse_dnm.candidates import KERNELS, Prices, expected_cost
 from sparse_dnm.measured import Controller, check_profile, edge_bytes, step_bytes
@@ -121,7 +121,7 @@ def test_a_training_of_ones_own_gets_faster():
 def test_the_value_is_what_the_clock_said_of_the_kernels(monkeypatch, mode):
     model = model_of()
     term = MeasuredTime(model, TimeSettings(mode=mode, batch=8, every=1, **QUICK))
-    monkeypatch.setattr(measured, "preemptions", lambda: 0)
+    monkeypatch.setattr(timing, "preemptions", lambda: 0)
     term.value(model)  # the first one is a step of its own
     for seconds in (3.0, 5.0):
         readings = iter(np.arange(1000) * seconds)
@@ -138,7 +138,7 @@ def test_a_step_that_was_interrupted_does_not_count(monkeypatch):
     term.value(model)
     before, count = term.seconds, term.timed
     counter = iter(range(100))
-    monkeypatch.setattr(measured, "preemptions", lambda: next(counter))
+    monkeypatch.setattr(timing, "preemptions", lambda: next(counter))
     term.value(model)
     assert (term.seconds, term.timed) == (before, count)
 

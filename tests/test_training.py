@@ -22,7 +22,7 @@ from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, l
 
 LINE = {"step", "loss", "objective", "flow", "speed", "edges", "density", "depth", "live", "lr", "step_seconds"}
 SUMMARY = {
-    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads"),
+    *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads", "device"),
     *("executor", "versions", "machine"),
 }
 CONFIG = TrainConfig(
