@@ -37,7 +37,7 @@ class LevelWise:
         bounds = [*cuts.tolist(), len(order)]
         matrix = topology.to_scipy(np.arange(topology.n_edges, dtype=np.int64) + 1)[order][:, order].tocsr()
         matrix.sort_indices()
-        self.outputs = torch.from_numpy(place[topology.outputs])
+        self.outputs = torch.from_numpy(place[topology.outputs]).to(values.device)
         self.n, self.bounds = len(order), list(itertools.pairwise(bounds))
         self.first = bounds[0]
         self._build, self._multiply = build, multiply
@@ -45,7 +45,8 @@ class LevelWise:
         for start, stop in self.bounds:
             rows = matrix[start:stop, :start]
             indptr, indices, edges = (
-                torch.from_numpy(np.asarray(a, np.int64)) for a in (rows.indptr, rows.indices, rows.data - 1)
+                torch.from_numpy(np.asarray(a, np.int64)).to(values.device)
+                for a in (rows.indptr, rows.indices, rows.data - 1)
             )
             self._csr.append((indptr, indices, edges, (stop - start, start)))
         self.values = values.detach().clone()

@@ -1,5 +1,7 @@
 """Measure everything and write bench/RESULTS.md: python -m bench.tables [--quick] [--data-dir DATA_DIR].
 
+With --device cuda the CUDA kernels are measured instead, see bench.cuda, and bench/RESULTS-cuda.md is written.
+
 Limits of the machine, peers, the training step, threads, scaling, latency, and the targets with what was reached.
 With --data-dir (MNIST's IDX files) the original's whole run is made too: 50,000 steps.
 """
@@ -14,10 +16,12 @@ import tempfile
 from pathlib import Path
 
 from bench import limits, peers, scaling, steps, targets
+from sparse_dnm.backend import device_of
 from sparse_dnm.checkpoint import machine, read_json, versions
 from sparse_dnm.timing import load
 
 OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed, see there
+CUDA_RESULTS = "RESULTS-cuda.md"
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -58,13 +62,38 @@ def kept(path: Path) -> list[str]:
     return ["", OTHERS, rest.rstrip()] if mark else []
 
 
+def on_cuda(name: str, quick: bool, out: Path) -> None:
+    """Measure on a GPU, write and print.  Ends with an error where there is none."""
+    try:
+        device = device_of(name)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    from bench import cuda  # numba's CUDA target
+
+    about = machine(device)
+    packages = ", ".join(f"{package} {version}" for package, version in versions().items())
+    text = ["# On a GPU", "", f"Written by `python -m bench.tables --device {name}{' --quick' * quick}`.", ""]
+    text += [
+        f"{about['gpu']}, {about['processor']}, {about['cores']} cores, {about['system']}; {packages}; float32.",
+        "",
+    ]
+    text += cuda.lines(quick, device)
+    out.write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats, smaller sizes")
     parser.add_argument("--data-dir", type=Path, help="folder of MNIST's IDX files")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu", help="cuda: the CUDA kernels instead, see bench.cuda")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.device != "cpu":
+        on_cuda(options.device, options.quick, options.out or RESULTS.with_name(CUDA_RESULTS))
+        return
+    options.out = options.out or RESULTS
     about = machine()
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = ["# Results", "", "Written by `python -m bench.tables" + (" --quick" if options.quick else "") + "`.", ""]
@@ -89,6 +118,7 @@ def main() -> None:
     if options.data_dir:
         found.original_s = [original_run(options.data_dir) for _ in range(1 if options.quick else 3)]
     text += ["", "## Targets", "", *targets.lines(found)]
+    text += ["", "## CUDA", "", f"Nothing has been measured on a GPU, unless {CUDA_RESULTS} is there."]
     options.out.write_text("\n".join([*text, *kept(options.out)]) + "\n")
     print("\n".join(text))
 

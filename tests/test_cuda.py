@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from strategies import dags, manifolds
 from typer.testing import CliRunner
 
-from sparse_dnm import SparseDAG, Topology, autograd, backend, cuda_executor
+import bench.cuda
+from sparse_dnm import ManifoldConfig, SparseDAG, Topology, autograd, backend, cuda_executor
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.cli import app
 from sparse_dnm.config import ACTIVATIONS
@@ -170,6 +171,18 @@ def test_tensors_on_two_devices_are_refused():
         model(torch.zeros(1, 1))
     with pytest.raises(ValueError, match="edge_weight is on 'cpu' and bias on 'meta'"):
         model(torch.zeros(1, 1, device="meta"))
+
+
+def test_the_tables_are_made(monkeypatch):
+    """Every case of `bench.tables --device cuda` runs and computes the same; in the simulator on nine neurons."""
+    monkeypatch.setattr(bench.cuda, "CALLS", 1)
+    monkeypatch.setattr(cuda_executor, "WARPS", 1)
+    config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
+    text = bench.cuda.lines(True, DEVICE, config, batches=(2,), widths=[3, 4, 2], repeats=1)
+    rows = {line.split(" | ")[0].strip("| ") for line in text if line.startswith("| ")}
+    assert {"columns, forward, batch 2", "wavefront, forward + backward, batch 2"} <= rows
+    assert {"torch.sparse CSR level by level, forward", "DenseManifold levels, forward + backward"} <= rows
+    assert len(rows) == 4 + 11 + 6 + 1
 
 
 def test_every_kernel_becomes_machine_code_without_spills():

@@ -1,0 +1,212 @@
+"""CUDA kernels against their floors and peers, on a GPU: python -m bench.tables --device cuda [--quick].
+
+The graph is the seed graph of original-mnist, float32.  Kernels are timed by CUDA events, each after others of its
+kind; everything else by the wall clock, CALLS calls and then a wait for the device, launches from Python included:
+that is what a user waits for.  Peers are checked against our outputs first.
+
+    forward    bytes = 128 · edges · tiles          each edge reads one row of 32 float32 messages of each tile
+    backward   bytes = 384 · edges · tiles          the same of gradients, and two rows for the gradient of its value
+    floor      bytes / bandwidth(footprint)         footprint = 128 · neurons · tiles, read again and again: L2 or HBM
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cuda
+from torch import Tensor, nn
+
+from bench.levelwise import LevelWise
+from bench.peers import WIDTHS, Masked, check, torch_csr
+from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, backend
+from sparse_dnm.benchmark import DenseStack, layered
+from sparse_dnm.calibration import DeviceStep, Settings
+from sparse_dnm.config import CUDA_CLOCK
+from sparse_dnm.cuda_executor import structure_of
+from sparse_dnm.schedule import Executor
+from sparse_dnm.timing import Clock, Timing, interleave
+
+CALLS = 10  # of a case, then a wait
+ROW = 128  # bytes of a neuron in a tile
+EXECUTORS = ("columns", "wavefront")
+Cases = dict[str, Callable[[], object]]
+
+
+@cuda.jit
+def read(buffer, passes, out):
+    """Sum ``buffer`` as often as ``passes``, every thread elsewhere in each pass: out of L2 or HBM, not of L1."""
+    at, step = cuda.grid(1), cuda.gridsize(1)
+    total = out[at]
+    for k in range(passes):
+        shift = k * 32 * 1021  # whole warps, and no multiple of a block's share
+        for e in range(at, buffer.size, step):
+            total += buffer[(e + shift) % buffer.size]
+    out[at] = total
+
+
+def bandwidth(footprint: int, device: torch.device, clock: Clock) -> float:
+    """Bytes per second read from a buffer of ``footprint`` bytes."""
+    threads = 8 if backend.SIMULATED else 256
+    blocks = 4 * backend.resident(device)
+    buffer, out = torch.ones(footprint // 4, device=device), torch.zeros(blocks * threads, device=device)
+    passes = 1 if backend.SIMULATED else max(1, round(2e9 / footprint))
+    times = []
+    for _ in range(5):
+        start = backend.mark(device)
+        backend.launch(read, blocks, threads, buffer, passes, out)
+        times.append(backend.between(start, backend.mark(device)) - clock.overhead)
+    return passes * footprint / min(times[1:])
+
+
+def kernel_section(model: DynamicManifold, batches: tuple[int, ...], repeats: int, device: torch.device) -> list[str]:
+    """Forward and backward kernels by executor and batch, against their floors."""
+    clock, plan = Clock.of(CUDA_CLOCK), model.found[1]
+    structure = structure_of(plan, device)
+    values = model.strengths.detach().to(device)
+    rows = ["| | median, µs | quartiles, µs | floor, µs | floor / time |", "|---|---|---|---|---|"]
+    for batch in batches:
+        x = torch.randn(batch, model.config.n_inputs, generator=torch.Generator().manual_seed(1)).to(device)
+        tiles = -(-batch // 32)
+        seconds = ROW * structure.n_live_edges * tiles / bandwidth(ROW * len(structure.kind) * tiles, device, clock)
+        steps = {}
+        for name, mode in itertools.product(EXECUTORS, ("infer", "train")):
+            how = Settings(name, mode, batch, 0, CUDA_CLOCK, device="cuda")
+            what = "forward" if mode == "infer" else "forward + backward"
+            step = DeviceStep(structure, Executor(name), values, x, how)
+            step(clock)  # compiles
+            steps[f"{name}, {what}, batch {batch}"] = step, seconds * (1 if mode == "infer" else 4)
+        found: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(repeats):
+            for name, (step, _) in steps.items():
+                found[name].append(step.warm(clock))
+        rows += [row(name, Timing.of(times, CUDA_CLOCK), steps[name][1]) for name, times in found.items()]
+    return rows
+
+
+def row(name: str, timing: Timing, floor: float) -> str:
+    """A line of a table in microseconds."""
+    quartiles = f"{1e6 * timing.low:,.1f}–{1e6 * timing.high:,.1f}"
+    return f"| {name} | {1e6 * timing.median:,.1f} | {quartiles} | {1e6 * floor:.1f} | {floor / timing.median:.0%} |"
+
+
+def waited(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """CALLS calls, and a wait for the device."""
+
+    def block() -> None:
+        for _ in range(CALLS):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return block
+
+
+def passes(name: str, model: nn.Module, x: Tensor) -> Cases:
+    """Forward without a graph, and forward + backward, of a module."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model(x)
+
+    def both() -> None:
+        model.zero_grad(set_to_none=True)
+        model(x).sum().backward()
+
+    return {f"{name}, forward": forward, f"{name}, forward + backward": both}
+
+
+def graphed(run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` as a CUDA graph: its launches cost Python nothing."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple[Cases, dict[str, str]]:
+    """Ours, torch.sparse and dense on the same graph; and who is absent, with the reason."""
+    topology, values = model.topology, model.strengths.detach()
+    columns, cases, absent = x.t().contiguous(), Cases(), dict[str, str]()
+    expected = None
+    for name in EXECUTORS:
+        dag = SparseDAG(topology, values, executor=name).to(device)
+        expected = dag(x).detach() if expected is None else expected
+        check(f"SparseDAG {name}", dag(x), expected)
+        cases |= passes(f"SparseDAG, {name}", dag, x)
+    assert expected is not None
+    whole = DynamicManifold(model.config, torch.Generator().manual_seed(0), executor="columns").to(device)
+    cases |= passes("DynamicManifold, structure and all", whole, x)
+    try:
+        levels = LevelWise(topology, values.to(device), torch_csr, torch.mm)
+        check("torch.sparse CSR level by level", levels.forward(columns), expected.t())
+        cases["torch.sparse CSR level by level, forward"] = lambda: levels.forward(columns)
+        cases["torch.sparse CSR level by level, forward + backward"] = lambda: levels.both(columns)
+        if device.type == "cuda":
+            cases["torch.sparse CSR level by level, CUDA graph, forward"] = graphed(lambda: levels.forward(columns))
+    except RuntimeError as error:
+        absent["torch.sparse CSR level by level"] = str(error).splitlines()[0]
+    matrix = topology.to_scipy(values)
+    csr = torch_csr(*(torch.from_numpy(a).to(device) for a in (topology.indptr, topology.indices.astype(np.int64))),
+                    values.to(device), matrix.shape)  # fmt: skip
+    m = torch.randn(topology.n_neurons, len(x), device=device)
+    cases["torch.sparse CSR, one SpMM (computes no network)"] = lambda: csr @ m
+    dense = DenseManifold.from_manifold(model, "levels").to(device)
+    check("DenseManifold levels", dense(x), whole(x))
+    cases |= passes("DenseManifold levels", dense, x)
+    return cases, absent
+
+
+def mlp_cases(edges: int, widths: list[int], x: Tensor, device: torch.device) -> Cases:
+    """An MLP with as many edges as the graph: ours, masked dense, and dense with all weights."""
+    density = edges / sum(a * b for a, b in itertools.pairwise(widths))
+    layers = layered(widths, min(density, 1.0), np.random.default_rng(0))
+    dag = SparseDAG.from_linear(layers, executor="columns").to(device)
+    masked, dense = Masked(layers), DenseStack(layers).to(device)
+    masked.masks = [mask.to(device) for mask in masked.masks]
+    masked.to(device)
+    check("masked nn.Linear", masked(x), dag(x))
+    cases = passes("MLP, SparseDAG.from_linear", dag, x) | passes("MLP, masked nn.Linear", masked, x)
+    return cases | passes("MLP, dense nn.Linear, all weights", dense, x)
+
+
+def table(cases: Cases, repeats: int, device: torch.device, reference: str) -> list[str]:
+    """Microseconds of a call, and how many times those of ``reference``."""
+    found = interleave({name: waited(run, device) for name, run in cases.items()}, repeats, shortest_s=0.0)
+    base = found[reference].median
+    lines = ["| | median, µs | quartiles, µs | times ours |", "|---|---|---|---|"]
+    for name, t in found.items():
+        low, middle, high = (1e6 * seconds / CALLS for seconds in (t.low, t.median, t.high))
+        lines.append(f"| {name} | {middle:,.1f} | {low:,.1f}–{high:,.1f} | {t.median / base:.2f} |")
+    return lines
+
+
+def lines(quick: bool, device: torch.device, config: ManifoldConfig | None = None, **small: Any) -> list[str]:
+    """All of it, as Markdown; ``config`` and ``small`` (batches, widths, repeats) are for tests."""
+    config = config or ManifoldConfig.preset("original-mnist")
+    batches = small.get("batches") or ((64,) if quick else (8, 64, 256, 1024))
+    widths = small.get("widths") or WIDTHS
+    repeats = small.get("repeats") or (10 if quick else 50)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), executor="columns")
+    with torch.no_grad():
+        model(torch.zeros(1, config.n_inputs))
+    text = [f"{model.topology}", "", "## Kernels against their floors, by CUDA events", ""]
+    text += [*kernel_section(model, batches, repeats, device), ""]
+    config_linear = replace(config, output="linear")  # peers know no squares
+    model = DynamicManifold(config_linear, torch.Generator().manual_seed(0), executor="columns")
+    for batch in batches:
+        x = torch.randn(batch, config.n_inputs, generator=torch.Generator().manual_seed(1)).to(device)
+        cases, absent = peer_cases(model, x, device)
+        text += [f"## Peers on the same graph, batch {batch}", ""]
+        text += table(cases, repeats, device, f"SparseDAG, {EXECUTORS[0]}, forward")
+        text += ["", *(f"- {name}: {why}" for name, why in absent.items()), ""]
+    x = torch.randn(batches[-1], widths[0], generator=torch.Generator().manual_seed(1)).to(device)
+    text += [f"## An MLP with as many edges, batch {batches[-1]}", ""]
+    cases = mlp_cases(model.topology.n_edges, widths, x, device)
+    return [*text, *table(cases, repeats, device, "MLP, SparseDAG.from_linear, forward")]
