@@ -76,7 +76,10 @@ def assemble(ptx: str, capability: tuple[int, int]) -> dict[str, int] | None:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = ["ptxas", "-v", f"-arch=sm_{capability[0]}{capability[1]}", "-o", str(path.with_suffix(".cubin"))]
-        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[0]
+        raise SystemExit(f"ptxas refuses the PTX ({said}); give one as new as the compiler that numba uses")
     text = done.stdout + done.stderr
 
     def number(pattern: str) -> int:

@@ -1,5 +1,7 @@
 """The CUDA kernels, by name: twins of those in cpu.py, as far as torch's operations do not serve."""
 
+import warnings
+
 from sparse_dnm.kernels.gpu_edges import (
     ADDING,
     OMEGA_LIMIT,
@@ -23,6 +25,9 @@ from sparse_dnm.kernels.gpu_propagate import (
     input_gradients,
     neuron_gradients,
 )
+
+# a block that walks a whole tile, or all of a small DAG, is meant to be alone
+warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 __all__ = [
     "ADDING",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -42,16 +43,34 @@ def kernels(device: torch.device) -> Any:
         raise ValueError(f"device {str(device)!r} has no kernels; move the model and its input to 'cpu' or 'cuda'")
     try:
         from sparse_dnm.kernels import gpu
+
+        usable = _cuda_usable()
     except ImportError as error:
         raise MissingPackageError(
             f"device {str(device)!r} needs numba's CUDA target ({error}); {INSTALL_CUDA}"
         ) from None
+    if not usable:
+        raise MissingPackageError(
+            f"device {str(device)!r} needs NVIDIA's driver and compiler (NVVM), and numba finds one of them not; "
+            f"{INSTALL_CUDA}"
+        )
     return gpu
+
+
+@functools.cache
+def _cuda_usable() -> bool:
+    """Numba can compile for CUDA and run what it compiled."""
+    from numba import cuda
+
+    return SIMULATED or bool(cuda.is_available())
 
 
 def on_cuda(tensor: torch.Tensor) -> bool:
     """The CUDA kernels are those for this tensor."""
     return tensor.device.type == "cuda"
+
+
+_streams: dict[tuple[int, int], Any] = {}  # torch's streams, as numba has them
 
 
 def device_of(name: str) -> torch.device:
@@ -67,7 +86,6 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
     if device.type == "cpu":
         return torch.device("cpu")
-    kernels(device)
     if not torch.cuda.is_available():
         why = "finds no GPU" if torch.backends.cuda.is_built() else "is built for the CPU only"
         raise ValueError(
@@ -77,6 +95,7 @@ def device_of(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         raise ValueError(f"device={name!r} was asked for, but there are only cuda:0 to cuda:{count - 1}")
+    kernels(device)
     return torch.device("cuda", device.index or 0)
 
 
@@ -88,8 +107,11 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
     from numba import cuda
 
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    with cuda.gpus[device.index or 0]:
-        stream = cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
+    place = device.index or 0, torch.cuda.current_stream(device).cuda_stream
+    with cuda.gpus[place[0]]:
+        if place not in _streams:
+            _streams[place] = cuda.external_stream(place[1])
+        stream = _streams[place]  # numba knows launches by it
         arrays = (cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor) else a for a in arguments)
         kernel[blocks, threads, stream](*arrays)
 

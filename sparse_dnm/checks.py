@@ -9,7 +9,7 @@ INSTALL_TORCH_SPARSE = (
     "`.[torch-sparse]` in the same way (they compile for 15 to 25 minutes), or choose another executor"
 )
 
-INSTALL_CUDA = "install numba-cuda, or move the model and its input to 'cpu'"
+INSTALL_CUDA = "install numba-cuda (the extra `.[cuda]`), or move the model and its input to 'cpu'"
 CPU = torch.device("cpu")
 
 

@@ -139,6 +139,12 @@ def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
         backend.kernels(torch.device("cuda"))
 
 
+def test_numba_without_driver_or_compiler_is_told(monkeypatch):
+    monkeypatch.setattr(backend, "_cuda_usable", lambda: False)
+    with pytest.raises(MissingPackageError, match="numba finds one of them not; install numba-cuda"):
+        backend.kernels(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:-1", ""])
 def test_a_device_without_kernels_is_refused(name):
     with pytest.raises(ValueError, match="is none that there are kernels for; choose cpu, cuda or cuda:N"):
