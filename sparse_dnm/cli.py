@@ -307,8 +307,11 @@ def compare(
     executor: Annotated[str, typer.Option(metavar="columns|wavefront", help="How networks are walked.")] = "columns",
     threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: all cores.")] = 0,
     clock: Annotated[
-        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="What is read.")
+        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="What is read on the CPU.")
     ] = "perf_counter",
+    device: Annotated[
+        str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where networks are trained and timed.")
+    ] = "cpu",
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA.")
     ] = None,
@@ -332,15 +335,16 @@ def compare(
         from rich.console import Console
         from rich.progress import Progress
 
+        from sparse_dnm import backend, compare_report
         from sparse_dnm import compare as comparison
-        from sparse_dnm import compare_report
         from sparse_dnm.calibration import Settings
         from sparse_dnm.checkpoint import DataSource, machine, versions
-        from sparse_dnm.config import apply_settings
+        from sparse_dnm.config import CUDA_CLOCK, apply_settings
 
         source = DataSource(dataset, None if data_dir is None else str(data_dir), target)
         out = out or Path("runs") / f"compare-{Path(dataset).stem}"
-        named = {"time_mode": mode, "executor": executor, "threads": threads, "clock": clock}
+        there = backend.device_of(device)
+        named = {"time_mode": mode, "executor": executor, "threads": threads, "clock": clock, "device": device}
         if mode == "infer":
             named["time_batch"] = batch_size
         if steps is not None:
@@ -360,10 +364,18 @@ def compare(
             recipe.manifold, recipe.train, [*(set_ or []), *(f"{k}={v}" for k, v in named.items())]
         )
         batch = config.batch_size if mode == "train" else batch_size
-        timing = Settings(executor=executor, mode=mode, batch=batch, threads=threads, clock=clock, repeats=101)
+        timing = Settings(
+            *(executor, mode, batch, threads, clock if there.type == "cpu" else CUDA_CLOCK),
+            repeats=101,
+            device="cpu" if there.type == "cpu" else device,
+        )
         plan = comparison.Plan(tuple(terms.split(",")), chosen, seeds, timing)
         typer.echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; {KEEP_QUIET}")
-        about = {"machine": machine(), "versions": versions(), "config": {"steps": config.steps, "dataset": data.name}}
+        about = {
+            "machine": machine(there),
+            "versions": versions(),
+            "config": {"steps": config.steps, "dataset": data.name},
+        }
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=len(plan.runs()) + 1)
             done = iter(range(len(plan.runs()) + 1))

@@ -10,13 +10,16 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from sparse_dnm import backend
 from sparse_dnm import checkpoint as files
 from sparse_dnm.calibration import Settings
 from sparse_dnm.checkpoint import DataSource
@@ -309,7 +312,8 @@ def along(
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
     stops = np.unique(np.geomspace(1, max(config.steps, 1), SNAPSHOTS - 1).astype(int)).tolist()
     config = replace(config, log_every=1, checkpoint_every=max(config.steps, 1))
-    x = data.x_train[: config.batch_size]
+    device = backend.device_of(config.device)
+    x = data.x_train[: config.batch_size].to(device)
     found: list[Snapshot] = []
 
     def look(record: dict[str, Any]) -> None:
@@ -319,9 +323,13 @@ def along(
         dense = DenseManifold.from_manifold(model)
         copy = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
         copy.load_state_dict(model.state_dict())
-        cases = {
-            name: (lambda m=m: m(x).square().mean().backward()) for name, m in (("sparse", copy), ("dense", dense))
-        }
+
+        def step(m: nn.Module) -> None:
+            m(x).square().mean().backward()
+            if x.is_cuda:
+                torch.cuda.synchronize(device)
+
+        cases = {"sparse": partial(step, copy.to(device)), "dense": partial(step, dense)}
         with one_torch_thread():
             times = interleave(cases, repeats=15, budget_s=3.0)
         found.append(Snapshot(record["step"], record["density"], record["edges"], times["sparse"], times["dense"]))

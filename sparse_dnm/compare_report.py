@@ -58,9 +58,10 @@ def describe(about: dict[str, Any], timing: Settings) -> str:
     """Machine, and how the networks were timed, in one line."""
     machine = about["machine"]
     what = "forward + backward" if timing.mode == "train" else "forward"
+    where = f"{timing.threads or 'all'} threads" if timing.device == "cpu" else f"device {timing.device}"
     return (
         f"{machine['processor']}, {machine['cores']} cores; {what}, batch {timing.batch}, executor {timing.executor}, "
-        f"{timing.threads or 'all'} threads, clock {timing.clock}, float32"
+        f"{where}, clock {timing.clock}, float32"
     )
 
 

@@ -5,7 +5,9 @@ Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensor
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -200,6 +202,20 @@ def by_edge(s: Structure, walk: Walk, g: Tensor, readers: Tensor, sources: Tenso
     return by
 
 
+@contextlib.contextmanager
+def _memory_told(s: Structure, batch: int, like: Tensor) -> Iterator[None]:
+    """Say what did not fit the device, and what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        n, width = len(s.kind), _kernels().WIDTH
+        need = 4 * n * -(-batch // width) * width * like.element_size()
+        raise MemoryError(
+            f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
+            f"{str(like.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
+        ) from None
+
+
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
 
@@ -213,7 +229,8 @@ class Propagate(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """Walk the DAG."""
         values = values.contiguous()
-        out, ctx.walk = walk_up(s, executor, x.contiguous(), values, scales_of(s, weight, bias))
+        with _memory_told(s, len(x), x):
+            out, ctx.walk = walk_up(s, executor, x.contiguous(), values, scales_of(s, weight, bias))
         ctx.structure, ctx.executor, ctx.has_weight, ctx.ring = s, executor, weight is not None, ring
         ctx.n_columns = x.shape[1]
         ctx.save_for_backward(values)
@@ -225,7 +242,8 @@ class Propagate(torch.autograd.Function):
         """Pull gradients back over the transpose, then add up those of edges and neurons."""
         s, walk, ring = ctx.structure, ctx.walk, ctx.ring
         (values,) = ctx.saved_tensors
-        found = walk_down(s, ctx.executor, walk, values, gradient.contiguous())
+        with _memory_told(s, walk.batch, gradient):
+            found = walk_down(s, ctx.executor, walk, values, gradient.contiguous())
         by_input, by_closeness = None, None
         if ctx.needs_input_grad[2]:
             kernels, by_input = _kernels(), gradient.new_zeros(len(gradient), ctx.n_columns)
@@ -243,14 +261,6 @@ def propagate(
 ) -> Tensor:  # fmt: skip
     """Outputs (batch, n_outputs) of x (batch, n_inputs), all on one CUDA device; as `autograd.Propagate`.
 
-    Raises MemoryError where the device has not enough of it.
+    Raises MemoryError, as its backward does, where the device has not enough of it.
     """
-    try:
-        return Propagate.apply(structure, executor, x, values, weight, bias, ring, closeness)
-    except torch.OutOfMemoryError as error:
-        n, width = len(structure.kind), _kernels().WIDTH
-        need = 4 * n * -(-len(x) // width) * width * x.element_size()
-        raise MemoryError(
-            f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {len(x):,} do not fit "
-            f"{str(x.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
-        ) from None
+    return Propagate.apply(structure, executor, x, values, weight, bias, ring, closeness)

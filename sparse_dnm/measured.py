@@ -129,8 +129,7 @@ class MeasuredTime:
         profile: Calibration | None = None,
         on_round: Callable[[], None] = lambda: None,
     ):
-        self.settings, self._device = settings, model.alpha.device
-        self._clock = clock_of(model, settings)
+        self.settings, self._clock = settings, clock_of(model, settings)
         if model.executor.name == "torch-sparse":
             raise ValueError("executor torch-sparse cannot be timed by --speed time; choose auto, columns or wavefront")
         _, plan = model.find()
@@ -216,7 +215,8 @@ class MeasuredTime:
 
     def promise(self) -> Settings:
         """How fresh processes measure what is promised of a network."""
-        return replace(self._measuring, repeats=101)
+        device = str(self._x.device) if isinstance(self._x, Tensor) else "cpu"
+        return replace(self._measuring, repeats=101, device=device)
 
     def seconds_per(self) -> dict[str, float]:
         """What each feature costs by the model of the moment."""

@@ -177,6 +177,7 @@ class DynamicManifold(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
+        self._adopt()
         if self._windows.free:
             _FREE_MODELS.add(self)
 
@@ -209,13 +210,19 @@ class DynamicManifold(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
         """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
-        before = self._buffers["_reference"]
+        before, device = self._buffers["_reference"], self.alpha.device
         super()._apply(fn, recurse)
         assert before is not None
         self._buffers["_reference"] = before.to(self.alpha.device)
-        if not backend.on_cuda(self.alpha):
-            self._windows.latest = Candidates(*(self._buffers[name].cpu().numpy() for name in CANDIDATES))  # type: ignore[union-attr]
+        if self.alpha.device != device:
+            self._found = _Found()
+            self._adopt()
         return self
+
+    def _adopt(self) -> None:
+        """Take the candidates of the buffers for those of the CPU, where they have come there."""
+        if self.alpha.device.type == "cpu":
+            self._windows.latest = Candidates(*(self._buffers[name].numpy() for name in CANDIDATES))  # type: ignore[union-attr]
 
     def _there(self) -> cuda_manifold.DeviceWindows:
         """The search for structure on the CUDA device of the parameters, with the candidates of the moment."""
@@ -337,6 +344,16 @@ class DynamicManifold(nn.Module):
     def _find_there(self) -> cuda_manifold.Found:
         """`_find_structure` on CUDA, and how it is run."""
         _check_parameters(self._parameters, self.config)
+        try:
+            return self._search_there()
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"the search for edges among {len(self.candidate_indices):,} candidates does not fit "
+                f"{str(self.alpha.device)!r} ({str(error).partition('.')[0]}); narrow sigma, raise cutoff, or move the "
+                "model to 'cpu'"
+            ) from None
+
+    def _search_there(self) -> cuda_manifold.Found:
         windows, held = self._there(), self._found
         if self._windows.free:
             _check_shape("edge_weight", self.edge_weight, windows.latest.indices.shape)

@@ -126,6 +126,10 @@ class Executor:
         self.spans: dict[str, tuple[Any, Any]] = {}  # of the last call of each phase on CUDA: marks of begin and end
         self._trials: dict[tuple[str, int], _Trial] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without what a device has yet to tell."""
+        return {**self.__dict__, "spans": {}}
+
     def choose(self, phase: str, batch: int, topology: Topology) -> str:
         """The executor of the next call of ``phase``."""
         if self.name == "auto" and self.threads <= tiles_of(batch):

@@ -164,8 +164,12 @@ def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(cuda_executor.Propagate, "forward", staticmethod(full))
     model, _ = model_of(([(0, 1)], 2), "relu")
+    out = model(torch.zeros(3, 1, dtype=torch.float64).to(DEVICE))
+    monkeypatch.setattr(cuda_executor, "walk_down", full)
+    with pytest.raises(MemoryError, match=r"2 neurons and a batch of 3 do not fit .*give a smaller batch"):
+        out.sum().backward()
+    monkeypatch.setattr(cuda_executor, "walk_up", full)
     with pytest.raises(MemoryError, match=r"2 neurons and a batch of 3 do not fit .*give a smaller batch"):
         model(torch.zeros(3, 1, dtype=torch.float64).to(DEVICE))
 

@@ -5,6 +5,7 @@ On a GPU or in numba's simulator (see cuda_device.py).
 
 import copy
 import dataclasses
+import io
 
 import naive
 import numpy as np
@@ -175,6 +176,24 @@ def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
     assert not torch.equal(expected, changed)
 
 
+def test_copies_and_pickles_go_on_elsewhere():
+    """What belongs to a device, marks in its stream among it, stays behind; candidates come along."""
+    there = moved(small("free"), "cuda")
+    x = torch.ones(2, 5, dtype=torch.float64)
+    with kernels_of("cuda"), torch.no_grad():
+        there.alpha.add_(0.2)
+        expected = there(x.to(DEVICE)).cpu()
+        there.executor.spans["forward"] = (lambda: None, None)  # as little to be pickled as a CUDA event
+        file = io.BytesIO()
+        torch.save(there, file)
+        assert torch.equal(copy.deepcopy(there)(x.to(DEVICE)).cpu(), expected)
+    file.seek(0)
+    here = torch.load(file, map_location="cpu", weights_only=False)
+    with kernels_of("cpu"), torch.no_grad():
+        torch.testing.assert_close(here(x), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(here.candidate_indices, there.candidate_indices.cpu())
+
+
 def test_edges_can_be_added_on_cuda():
     model = small("free")
     with kernels_of("cpu"):
@@ -198,7 +217,7 @@ def test_edges_can_be_added_on_cuda():
         assert optimizer.state[there.edge_weight]["exp_avg"].shape == there.edge_weight.shape
 
 
-def test_errors_name_the_way_out():
+def test_errors_name_the_way_out(monkeypatch):
     there = moved(small("free"), "cuda")
     x = torch.zeros(1, 5, dtype=torch.float64).to(DEVICE)
     with kernels_of("cuda"):
@@ -214,6 +233,13 @@ def test_errors_name_the_way_out():
         there.bias = torch.nn.Parameter(there.bias.detach().to("meta"))
         with pytest.raises(ValueError, match=r"parameter bias is on 'meta' and alpha on .*move all to one device"):
             there(x)
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(cuda_manifold.DeviceWindows, "evaluate", full)
+    with kernels_of("cuda"), pytest.raises(MemoryError, match=r"search for edges among .* does not fit .*narrow sigma"):
+        moved(small(), "cuda")(x)
     if REAL:  # in the simulator there is one device only
         with pytest.raises(ValueError, match="x is on device 'cpu', not on 'cuda"):
             moved(small(), "cuda")(torch.zeros(1, 5, dtype=torch.float64))
