@@ -4,8 +4,9 @@ from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.dense import DenseManifold
 from sparse_dnm.losses import SparsityProxy, flow_loss
 from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
-from sparse_dnm.network import DynamicManifold, SparseDAG
+from sparse_dnm.network import DynamicManifold
 from sparse_dnm.schedule import Schedule
+from sparse_dnm.sparse_dag import SparseDAG
 from sparse_dnm.topology import Topology
 from sparse_dnm.training import Trainer
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_dnm import backend
 from sparse_dnm.checkpoint import machine, versions
-from sparse_dnm.network import SparseDAG
+from sparse_dnm.sparse_dag import SparseDAG
 from sparse_dnm.timing import Timing, interleave, load
 from sparse_dnm.topology import Topology
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 INSTALL_TORCH_SPARSE = (
@@ -11,6 +14,7 @@ INSTALL_TORCH_SPARSE = (
 
 INSTALL_CUDA = "install numba-cuda (the extra `.[cuda]`), or move the model and its input to 'cpu'"
 CPU = torch.device("cpu")
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
 
 class MissingPackageError(ModuleNotFoundError, ValueError):
@@ -50,3 +54,18 @@ def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.devi
         raise ValueError(f"x has shape {tuple(x.shape)}, an empty batch; give at least one sample")
     if x.dtype != dtype:
         raise ValueError(f"x has dtype {x.dtype} but the model has {dtype}; convert x with x.to({dtype})")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError where there are no kernels for ``dtype``."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
+
+
+def check_shape(name: str, parameter: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the parameter ``name`` has this shape."""
+    if parameter.shape != shape:
+        raise ValueError(
+            f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}: kernels do not check; "
+            "set its numbers, not its size"
+        )

@@ -1,10 +1,9 @@
-"""Networks on the engine: DynamicManifold, whose structure is computed, and SparseDAG, whose structure is given."""
+"""DynamicManifold: a network whose structure is computed; on the engine, on CPU and CUDA."""
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sparse_dnm import backend, cuda_executor, cuda_manifold, torch_sparse_executor
-from sparse_dnm.autograd import EdgeStrength, Propagate, StraightThrough, arrays_of, scales_of
+from sparse_dnm import backend, cuda_executor, cuda_manifold
+from sparse_dnm.autograd import EdgeStrength, StraightThrough
 from sparse_dnm.candidates import FEW, NO_STRUCTURE, Candidates, Evaluation, Windows, check_candidates, gate_sum
-from sparse_dnm.checks import check_input
-from sparse_dnm.config import ACTIVATIONS, INSIDE, ManifoldConfig, check_choice
+from sparse_dnm.checks import DTYPES, check_dtype, check_input, check_shape
+from sparse_dnm.config import INSIDE, ManifoldConfig
+from sparse_dnm.execution import propagate
 from sparse_dnm.growth import Ring
 from sparse_dnm.initial import initial_scalars
 from sparse_dnm.plan import Floats, Plan, Scales
@@ -26,42 +26,13 @@ from sparse_dnm.schedule import Executor, Schedule
 from sparse_dnm.topology import Topology
 
 CANDIDATES = ("candidate_indptr", "candidate_indices", "_reference")  # the buffers that hold them
-DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
-
-
-def _check_shape(name: str, parameter: Tensor, shape: tuple[int, ...]) -> None:
-    if parameter.shape != shape:
-        raise ValueError(
-            f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}: kernels do not check; "
-            "set its numbers, not its size"
-        )
-
-
-def _propagate(
-    plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
-    closeness: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Outputs of a DAG by the plan's executor."""
-    if plan.executor.name == "torch-sparse":
-        return torch_sparse_executor.propagate(plan, x, values, weight, bias)
-    if backend.on_cuda(x):
-        structure = cuda_executor.structure_of(plan, x.device)
-        return cuda_executor.propagate(structure, plan.executor, x, values, weight, bias)
-    if torch.is_grad_enabled():
-        return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
-    return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])
 
 
 def _check_parameters(parameters: dict[str, Any], config: ManifoldConfig) -> None:
     """Raise ValueError where dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
     device = parameters["alpha"].device
     for name, p in parameters.items():
-        _check_dtype(p.dtype)
+        check_dtype(p.dtype)
         if p.device != device:
             raise ValueError(
                 f"parameter {name} is on {str(p.device)!r} and alpha on {str(device)!r}; move all to one device, as "
@@ -69,7 +40,7 @@ def _check_parameters(parameters: dict[str, Any], config: ManifoldConfig) -> Non
             )
         if name != "edge_weight":
             size = config.n_sources if name in ("weight", "bias") else config.n_rows
-            _check_shape(name, p, () if name == "cutoff" else (size,))
+            check_shape(name, p, () if name == "cutoff" else (size,))
     backend.kernels(device)
 
 
@@ -153,7 +124,7 @@ class DynamicManifold(nn.Module):
         threads: int = 0,
     ):
         super().__init__()
-        _check_dtype(dtype)
+        check_dtype(dtype)
         self.config = config
         self.executor = Executor(executor, threads)
         self._kappa = 0.0
@@ -319,7 +290,7 @@ class DynamicManifold(nn.Module):
         """Evaluate the closeness of all candidates, after rebuilding them where that is needed."""
         schedule = self._found.schedule
         if self._windows.free:
-            _check_shape("edge_weight", self.edge_weight, self._windows.latest.indices.shape)
+            check_shape("edge_weight", self.edge_weight, self._windows.latest.indices.shape)
         before = (schedule.topology.indptr, schedule.topology.indices) if schedule else NO_STRUCTURE
 
         def rebuilt(stale: Any, rows: Any) -> Evaluation:
@@ -356,7 +327,7 @@ class DynamicManifold(nn.Module):
     def _search_there(self) -> cuda_manifold.Found:
         windows, held = self._there(), self._found
         if self._windows.free:
-            _check_shape("edge_weight", self.edge_weight, windows.latest.indices.shape)
+            check_shape("edge_weight", self.edge_weight, windows.latest.indices.shape)
         structure, everything = held.structure, self.kappa > 0  # then the ring reads all messages
         before = None if structure is None else (structure.indptr, structure.indices)
 
@@ -392,8 +363,8 @@ class DynamicManifold(nn.Module):
         ``arrays``: what `arrays` returns, where the caller has it.
         """
         held = self._found
-        held.bits, held.strengths, held.closeness, held.flow = None, None, None, None
-        if backend.on_cuda(self.alpha):
+        held.bits = held.strengths = held.closeness = held.flow = None
+        if backend.on_cuda(self._parameters["alpha"]):  # type: ignore[arg-type]
             self._find_there()
             return self._as_arrays()
         held.there = held.structure = None
@@ -455,7 +426,11 @@ class DynamicManifold(nn.Module):
                 self._evaluate()
 
     def _last_schedule(self) -> Schedule:
-        return self._as_arrays()[1].schedule
+        held = self._found
+        if held.evaluation is None or held.schedule is None:
+            self._as_arrays()
+        assert held.schedule is not None
+        return held.schedule
 
     @property
     def topology(self) -> Topology:
@@ -491,7 +466,7 @@ class DynamicManifold(nn.Module):
     def n_edges(self) -> int:
         """Number of active edges; as `topology`."""
         there = self._found.there
-        return len(there.sources) if there is not None else self.topology.n_edges
+        return len(there.sources) if there is not None else self._last_schedule().topology.n_edges
 
     @property
     def found(self) -> tuple[Evaluation, Plan]:
@@ -547,7 +522,7 @@ class DynamicManifold(nn.Module):
             assert held.plan is not None
             assert held.strengths is not None
             ring = (self.ring(held.evaluation), held.closeness) if self.kappa and held.evaluation else ()
-            out = _propagate(held.plan, x, held.strengths, self.weight, self.bias, *ring)
+            out = propagate(held.plan, x, held.strengths, self.weight, self.bias, *ring)
         else:
             out = self._infer(x)
         return out * out if self.config.output == "square" else out
@@ -658,101 +633,3 @@ def _follow(values: Tensor, places: Tensor) -> Tensor:
     if len(values) == 0:
         return values.new_zeros(len(places))
     return torch.where(places >= 0, values[places.clamp(min=0)], values.new_zeros(()))
-
-
-class SparseDAG(nn.Module):
-    """Any directed acyclic graph of neurons as a torch module, with a weight per edge.
-
-    A neuron i that is no input has z_i = sum over its sources j of weight_ij m_j + bias_i and m_i = act(z_i); inputs
-    hand on their value.  model(x): (batch, n_inputs) -> (batch, n_outputs), column k of x going to
-    ``topology.inputs[k]``, column k of the result being z of ``topology.outputs[k]``.
-
-    Parameters: edge_weight (n_edges,) in the order of ``topology.edges()``, bias (n_neurons - n_inputs,) of the
-    neurons that are no inputs, ascending.  Without ``values``, weights are normal with variance 2 / sources.
-    """
-
-    def __init__(
-        self,
-        topology: Topology,
-        values: ArrayLike | Tensor | None = None,
-        bias: ArrayLike | Tensor | None = None,
-        activation: str = "leaky_relu",
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-        executor: str = "auto",
-        threads: int = 0,
-    ):
-        super().__init__()
-        _check_dtype(dtype)
-        check_choice("activation", activation, ACTIVATIONS)
-        self.topology, self.activation = topology, activation
-        self.executor = Executor(executor, threads)
-        n = topology.n_neurons
-        is_input = np.zeros(n, np.bool_)
-        is_input[topology.inputs] = True
-        self._biased = np.flatnonzero(~is_input).astype(np.int32)
-        if values is None:
-            readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
-            values = torch.randn(topology.n_edges, generator=generator, dtype=dtype) * (2 / readers.to(dtype)).sqrt()
-        self.edge_weight = nn.Parameter(_vector("values", values, topology.n_edges, dtype))
-        self.bias = nn.Parameter(_vector("bias", 0.0 if bias is None else bias, len(self._biased), dtype))
-        kind, slope = backend.ACTIVATION_CODES[activation]
-        identity_kind, identity_slope = backend.ACTIVATION_CODES["identity"]
-        self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
-        self._slope = np.where(is_input, identity_slope, slope).astype(DTYPES[dtype])
-        self._schedule = Schedule(topology)
-        self._plan: Plan | None = None
-
-    @classmethod
-    def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
-        """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge."""
-        layers = list(layers)
-        if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
-            raise ValueError(f"{[type(layer).__name__ for layer in layers]} must be one nn.Linear or more")
-        sources, readers, values, biases = [], [], [], []
-        first = 0
-        for k, layer in enumerate(layers):
-            if k and layer.in_features != layers[k - 1].out_features:
-                raise ValueError(
-                    f"layer {k} reads {layer.in_features} features, layer {k - 1} gives {layers[k - 1].out_features}"
-                )
-            weight = layer.weight.detach()
-            row, column = weight.nonzero(as_tuple=True)
-            sources.append(column + first)
-            first += layer.in_features
-            readers.append(row + first)
-            values.append(weight[row, column])
-            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach())
-        n, n_out = first + layers[-1].out_features, layers[-1].out_features
-        edges = torch.stack([torch.cat(sources), torch.cat(readers)], dim=1).numpy()
-        topology = Topology.from_edges(edges, n, np.arange(layers[0].in_features), np.arange(n - n_out, n))
-        return cls(topology, torch.cat(values), torch.cat(biases), **options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        check_input(x, len(self.topology.inputs), self.bias.dtype, self.bias.device)
-        if self.edge_weight.device != self.bias.device:
-            raise ValueError(
-                f"edge_weight is on {str(self.edge_weight.device)!r} and bias on {str(self.bias.device)!r}; move "
-                "both to one device, as model.to(device) does"
-            )
-        _check_shape("edge_weight", self.edge_weight, (self.topology.n_edges,))
-        _check_shape("bias", self.bias, self._biased.shape)
-        _check_dtype(self.bias.dtype)
-        backend.kernels(self.bias.device)
-        plan, dtype = self._plan, DTYPES[self.bias.dtype]
-        if plan is None or plan.executor is not self.executor or plan.slope.dtype != dtype:
-            slope = self._slope.astype(dtype, copy=False)
-            plan = Plan(self._schedule, self.executor, self._kind, slope, self.topology.n_neurons, self._biased)
-            self._plan = plan
-        return _propagate(plan, x, self.edge_weight, None, self.bias)
-
-
-def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:
-    """``values`` as a new vector of ``size`` numbers; a scalar is repeated."""
-    vector = torch.as_tensor(values).detach().to(dtype)
-    if vector.ndim == 0:
-        vector = vector.expand(size)
-    if vector.shape != (size,):
-        raise ValueError(f"{name} of shape {tuple(vector.shape)} must be ({size},)")
-    return vector.clone()

@@ -181,7 +181,7 @@ class Trainer:
         self._quiet_until = 0  # step up to which speed and memory do not count
         self._doubted = False  # the model of the time was said not to fit
         self.notes: list[str] = []  # what the calibration found, a line each
-        self._listed: tuple[Tensor, list[int], Any] | None = None  # what the lists of moments belong to, and they
+        self._listed: tuple[Tensor | None, list[int], Any] | None = None  # what the moments belong to, and they
         self._description = files.describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -368,7 +368,8 @@ class Trainer:
         start = time.perf_counter()
         rows = self._order.next()
         x, y = self._vary(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
-        x, y = x.to(self._device), y.to(self._device)
+        if self._device.type != "cpu":
+            x, y = x.to(self._device), y.to(self._device)
         outputs, terms = self._loss(x, y, logging)
         self._descent.backward()
         omega = getattr(self.model, "edge_weight", None)
@@ -565,7 +566,7 @@ class Trainer:
         than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
         (group,) = self._optimizer.param_groups
         parameters = [p for p in self._parameters if p.grad is not None]
-        candidates, names = self.model.candidate_indices, [id(p) for p in parameters]
+        candidates, names = self.model._buffers["candidate_indices"], [id(p) for p in parameters]
         if self._listed is None or self._listed[0] is not candidates or self._listed[1] != names:
             self._listed = candidates, names, self._moments(parameters)  # those of omega change with the candidates
         first, second, steps = self._listed[2]

@@ -22,6 +22,8 @@ ORDER = [
     "autograd",
     "torch_sparse_executor",
     "cuda_executor",
+    "execution",
+    "sparse_dag",
     "cuda_manifold",
     "network",
     "regrow",
