@@ -34,6 +34,7 @@ from sparse_dnm.calibration import (
 from sparse_dnm.candidates import Evaluation, Prices, expected_cost
 from sparse_dnm.config import ABLATIONS, CUDA_CLOCK, ESTIMATORS, check_choice
 from sparse_dnm.cost_model import COUNTS, FEATURES, CostModel, Refit, features
+from sparse_dnm.cuda_executor import Structure
 from sparse_dnm.losses import Gradient
 from sparse_dnm.network import DynamicManifold
 from sparse_dnm.plan import Floats, Plan
@@ -44,6 +45,7 @@ from sparse_dnm.topology import Topology
 UNFIT = 0.15  # median relative error of late predictions from which on the cost model does not fit
 STARTS = 3  # times that the first step is measured while it is not as the calibration foretells
 OTHERWISE = 1.5  # times what was foretold, from which on something is wrong
+LANES = 32  # columns of a tile on CUDA
 DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
 PAIR = 3  # a b b a rounds over such a pair
 
@@ -426,6 +428,9 @@ class MeasuredMemory:
 
     def bytes(self, model: DynamicManifold) -> int:
         """Bytes of a step with the structure of the last forward."""
+        running = model.running
+        if running is not None:
+            return device_bytes(running[0], self.batch, model.config.n_inputs, self._train)
         return step_bytes(model.found[1], self.batch, self._train)
 
     def value(self, model: DynamicManifold) -> float:
@@ -434,7 +439,11 @@ class MeasuredMemory:
 
     def gradient(self, model: DynamicManifold) -> Gradient:
         """Of the value, at the structure of the last forward."""
-        price = edge_bytes(model.found[1], self.batch, self._train) / self.reference
+        running = model.running
+        if running is not None:
+            price = device_edge_bytes(running[0], self._train) / self.reference
+        else:
+            price = edge_bytes(model.found[1], self.batch, self._train) / self.reference
         _, by_cutoff, by_closeness = model.gates(self.tau)  # edges of dead neurons are kept too
         return Gradient(price * by_cutoff, by_closeness * price)
 
@@ -468,3 +477,20 @@ def step_bytes(plan: Plan, batch: int, train: bool) -> int:
     if train:
         total += lanes + 2 * footprint(tiles_of(batch) * t.n_neurons * size) + batch * len(t.outputs) * size
     return total + _edges_bytes(plan, t.n_edges, batch, train)
+
+
+def device_edge_bytes(s: Structure, train: bool) -> int:
+    """Bytes that one more edge takes on CUDA: source, reader, place in the transpose, value, gradient."""
+    return 4 + 4 + 8 + s.slope.element_size() * (2 if train else 1)
+
+
+def device_bytes(s: Structure, batch: int, n_inputs: int, train: bool) -> int:
+    """Bytes of the tensors of a step on CUDA, by `columns`, see `MeasuredMemory`."""
+    size, n, n_outputs = s.slope.element_size(), len(s.kind), len(s.outputs)
+    tensors = {t.data_ptr(): t.nbytes for t in vars(s).values() if isinstance(t, Tensor)}  # some serve twice
+    lanes = -(-batch // LANES) * LANES * n * size  # a value of every neuron
+    total = sum(tensors.values()) + s.n_edges * size + 2 * n * size + 2 * lanes
+    total += batch * (n_inputs + n_outputs) * size
+    if train:
+        total += 2 * lanes + s.n_edges * size + 2 * n * size + batch * n_outputs * size
+    return total

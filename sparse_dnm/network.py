@@ -475,10 +475,14 @@ class DynamicManifold(nn.Module):
 
     @property
     def running(self) -> tuple[cuda_executor.Structure, Tensor] | None:
-        """What the last forward ran on CUDA, and the strengths of its edges; None where it was on the CPU."""
+        """What the last forward ran on CUDA, and the strengths of its edges; as `topology`.  None on the CPU."""
         held = self._found
-        if held.there is None or held.structure is None:
+        if not backend.on_cuda(self.alpha):
             return None
+        if held.there is None:
+            self._evaluate()
+        assert held.there is not None
+        assert held.structure is not None
         return held.structure, held.there.strengths
 
     def ring(self, evaluation: Evaluation) -> Ring:

@@ -31,6 +31,7 @@ from sparse_dnm.config import CUDA_CLOCK, EDGE_MODES, TrainConfig
 from sparse_dnm.data import Dataset
 from sparse_dnm.history import History
 from sparse_dnm.losses import SparsityProxy, flow_loss
+from sparse_dnm.schedule import Executor
 from sparse_dnm.training import Trainer
 
 pytestmark = pytest.mark.cuda
@@ -311,3 +312,28 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
         resumed = measured.MeasuredTime.resumed(there, settings_, term.state())
         assert resumed.seconds == term.seconds
         assert list(resumed.seconds_per()) == list(cost_model.FEATURES["cuda-columns"])
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_bytes_are_those_of_the_tensors_of_a_step(mode, monkeypatch):
+    there, seen = moved(small("free", torch.float32), "cuda"), {}
+    launch = backend.launch
+
+    def counted(kernel, blocks, threads, *arguments):
+        for tensor in arguments:
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                seen[tensor.data_ptr()] = tensor  # kept, so that nobody else comes to lie there
+        launch(kernel, blocks, threads, *arguments)
+
+    with kernels_of("cuda"):
+        term = measured.MeasuredMemory(there, mode, batch=40)
+        structure, strengths = there.running
+        x = torch.randn(40, 5).to(DEVICE)
+        how = calibration.Settings("columns", mode, 40, 0, CUDA_CLOCK, device="cuda")
+        monkeypatch.setattr(backend, "launch", counted)
+        calibration.DeviceStep(structure, Executor("columns"), strengths, x, how)._run()
+        found = sum(tensor.nbytes for tensor in seen.values())
+        held = structure.column_of, structure.t_indptr, structure.t_edges, structure.readers  # for a walk back
+        found += sum(tensor.nbytes for tensor in held) if mode == "infer" else 0
+        assert term.bytes(there) == found
+        assert term(there).item() == 1.0
