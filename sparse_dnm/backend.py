@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
@@ -99,8 +100,28 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
+class DeviceMemory:
+    """Contiguous memory of a device by the CUDA array interface (version 2); it keeps no tensor alive."""
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: torch.dtype):
+        name = str(dtype).removeprefix("torch.")
+        about = {"shape": tuple(shape), "typestr": np.dtype(name).str, "data": (pointer, False), "version": 2}
+        self.__cuda_array_interface__ = about
+
+
+@functools.lru_cache(maxsize=4096)
+def _array_at(device: int, pointer: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Numba's array of the memory there; torch hands out the same places step by step, and to make one takes long."""
+    from numba import cuda
+
+    return cuda.as_cuda_array(DeviceMemory(pointer, shape, dtype), sync=False)
+
+
 def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments: Any) -> None:
-    """Start a CUDA kernel on tensors, without copies, on torch's current stream of their device."""
+    """Start a CUDA kernel on contiguous tensors, without copies, on torch's current stream of their device."""
+    for a in arguments:
+        if isinstance(a, torch.Tensor) and not a.is_contiguous():
+            raise ValueError(f"a kernel was given a tensor of shape {tuple(a.shape)} that is not contiguous")
     if SIMULATED:
         kernel[blocks, threads](*(a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
         return
@@ -112,7 +133,9 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
         if place not in _streams:
             _streams[place] = cuda.external_stream(place[1])
         stream = _streams[place]  # numba knows launches by it
-        arrays = (cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, torch.Tensor) else a for a in arguments)
+        arrays = (
+            _array_at(place[0], a.data_ptr(), a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments
+        )
         kernel[blocks, threads, stream](*arrays)
 
 

@@ -139,6 +139,19 @@ def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
         backend.kernels(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8, torch.int32, torch.int64, torch.bool])
+def test_memory_of_a_device_is_told_as_torch_and_numpy_have_it(dtype):
+    """Numpy's twin of the interface reads the same numbers at the same place."""
+    tensor = torch.tensor([[1, 0, 1], [0, 1, 1]]).to(dtype)
+    about = backend.DeviceMemory(tensor.data_ptr(), tensor.shape, dtype).__cuda_array_interface__
+    twin = type("Twin", (), {"__array_interface__": {**about, "version": 3}})()
+    found = np.asarray(twin)
+    assert found.dtype == tensor.numpy().dtype
+    np.testing.assert_array_equal(found, tensor.numpy())
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) that is not contiguous"):
+        backend.launch(None, 1, 1, tensor.T)
+
+
 def test_numba_without_driver_or_compiler_is_told(monkeypatch):
     monkeypatch.setattr(backend, "_cuda_usable", lambda: False)
     with pytest.raises(MissingPackageError, match="numba finds one of them not; install numba-cuda"):
