@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
+from sparse_dnm.config import check_device
 from sparse_dnm.kernels import cpu
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
@@ -79,14 +80,9 @@ def device_of(name: str) -> torch.device:
 
     Raises ValueError where there is none such, and MissingPackageError where numba's CUDA target is missing.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
+    device = torch.device(check_device(name))
     if device.type == "cpu":
-        return torch.device("cpu")
+        return device
     if not torch.cuda.is_available():
         why = "finds no GPU" if torch.backends.cuda.is_built() else "is built for the CPU only"
         raise ValueError(

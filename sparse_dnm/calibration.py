@@ -285,6 +285,8 @@ class Calibration:
         """What a profile holds, as JSON values: seconds per feature, what they were fitted to, and the quality."""
         names = FEATURES[self.settings.priced]
         settings = {**asdict(self.settings), "threads": self.threads}
+        if self.settings.device == "cpu":
+            del settings["device"]  # as profiles were before there was a choice
         return {
             "format": FORMAT,
             "version": VERSION,

@@ -174,8 +174,8 @@ def train(
             raise ValueError(
                 f"--snapshot-every {snapshot_every} must be >= 1; more than --steps keeps the first and the last only"
             )
-        if clock is not None and device is not None and device != "cpu":
-            raise ValueError(f"--clock {clock} is for the CPU: on {device} CUDA's events are the clock; leave it out")
+        if device is not None:
+            _clock_of(clock, device, "")
         if edges is not None and edges < 1:
             raise ValueError(f"--edges {edges} must be >= 1")
         goals = {"--edges": edges, "--density": density, "--budget-us": budget_us}
@@ -307,8 +307,13 @@ def compare(
     executor: Annotated[str, typer.Option(metavar="columns|wavefront", help="How networks are walked.")] = "columns",
     threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: all cores.")] = 0,
     clock: Annotated[
-        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="What is read on the CPU.")
-    ] = "perf_counter",
+        str | None,
+        typer.Option(
+            metavar="process_time|perf_counter|thread_time",
+            help="What is read on the CPU.",
+            show_default="perf_counter",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where networks are trained and timed.")
     ] = "cpu",
@@ -339,12 +344,15 @@ def compare(
         from sparse_dnm import compare as comparison
         from sparse_dnm.calibration import Settings
         from sparse_dnm.checkpoint import DataSource, machine, versions
-        from sparse_dnm.config import CUDA_CLOCK, apply_settings
+        from sparse_dnm.config import apply_settings
 
         source = DataSource(dataset, None if data_dir is None else str(data_dir), target)
         out = out or Path("runs") / f"compare-{Path(dataset).stem}"
         there = backend.device_of(device)
-        named = {"time_mode": mode, "executor": executor, "threads": threads, "clock": clock, "device": device}
+        read = _clock_of(clock, device, "perf_counter")
+        named = {"time_mode": mode, "executor": executor, "threads": threads, "device": device}
+        if there.type == "cpu":
+            named["clock"] = read
         if mode == "infer":
             named["time_batch"] = batch_size
         if steps is not None:
@@ -365,7 +373,7 @@ def compare(
         )
         batch = config.batch_size if mode == "train" else batch_size
         timing = Settings(
-            *(executor, mode, batch, threads, clock if there.type == "cpu" else CUDA_CLOCK),
+            *(executor, mode, batch, threads, read),
             repeats=101,
             device="cpu" if there.type == "cpu" else device,
         )
@@ -440,8 +448,13 @@ def calibrate(
     batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50,
     threads: Annotated[int, typer.Option(help="Threads of the kernels; 0: all cores.")] = 0,
     clock: Annotated[
-        str, typer.Option(metavar="process_time|perf_counter|thread_time", help="CPU seconds, wall, or of one thread.")
-    ] = "process_time",
+        str | None,
+        typer.Option(
+            metavar="process_time|perf_counter|thread_time",
+            help="CPU seconds, wall, or of one thread.",
+            show_default="process_time",
+        ),
+    ] = None,
     probes: Annotated[int, typer.Option(help="Structures to fit; half as many more to judge the fit.")] = 60,
     repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the structures.")] = 0,
@@ -464,11 +477,10 @@ def calibrate(
 
         from sparse_dnm import backend, calibration
         from sparse_dnm.checkpoint import machine, versions, write_json
-        from sparse_dnm.config import CUDA_CLOCK
 
         there = backend.device_of(device)
         settings = calibration.Settings(
-            *(executor, mode, batch_size, threads, clock if there.type == "cpu" else CUDA_CLOCK, probes, repeats, seed),
+            *(executor, mode, batch_size, threads, _clock_of(clock, device, "process_time"), probes, repeats, seed),
             device=there.type,
         )
         if out.exists() and not out.is_file():
@@ -497,6 +509,17 @@ def calibrate(
         }
         write_json(out, {**found.as_dict(), **about})
         typer.echo(f"written to {out}")
+
+
+def _clock_of(clock: str | None, device: str, default: str) -> str:
+    """The clock of a device: on CUDA its events, on the CPU the one that was asked for."""
+    from sparse_dnm.config import CUDA_CLOCK, check_device
+
+    if check_device(device) == "cpu":
+        return clock or default
+    if clock is not None:
+        raise ValueError(f"--clock {clock} is for the CPU: on {device} CUDA's events are the clock; leave it out")
+    return CUDA_CLOCK
 
 
 def _folder(path: Path) -> Path:

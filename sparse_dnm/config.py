@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -28,6 +29,13 @@ EXECUTORS = ("auto", "columns", "wavefront", "torch-sparse")
 
 Normal = tuple[float, float]  # mean and standard deviation of a normal distribution
 C = TypeVar("C", "ManifoldConfig", "TrainConfig")
+
+
+def check_device(name: str) -> str:
+    """``name`` if it is that of a device with kernels, there or not.  Raises ValueError otherwise."""
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
+    return name
 
 
 def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
@@ -219,6 +227,7 @@ class TrainConfig:
     device: str = "cpu"  # cpu, cuda or cuda:N
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", check_device(str(self.device)))
         convert_fields(self)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("speed", self.speed, SPEEDS)

@@ -232,7 +232,7 @@ class DeviceWindows:
         runs = live > 0
         levels[:n_inputs] = n
         by_level, order = torch.sort(levels, stable=True)
-        column = torch.argsort(~runs[:n_inputs], stable=True).int()
+        column = torch.argsort((~runs[:n_inputs]).int(), stable=True).int()
         counts = [reached, runs[:n_inputs].sum(), runs[n_inputs:].sum(), torch.where(by_level < n, by_level, -1).max()]
         counts.append(t_indptr[-1])
         reaching, live_inputs, executed, depth, live_edges = torch.stack([count.long() for count in counts]).tolist()

@@ -32,7 +32,7 @@ from sparse_dnm.calibration import (
     time_steps,
 )
 from sparse_dnm.candidates import Evaluation, Prices, expected_cost
-from sparse_dnm.config import ABLATIONS, CUDA_CLOCK, ESTIMATORS, check_choice
+from sparse_dnm.config import ABLATIONS, CLOCKS, CUDA_CLOCK, ESTIMATORS, check_choice
 from sparse_dnm.cost_model import COUNTS, FEATURES, CostModel, Refit, features
 from sparse_dnm.cuda_executor import Structure
 from sparse_dnm.losses import Gradient
@@ -100,6 +100,7 @@ class TimeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("clock", self.clock, CLOCKS)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("ablation", self.ablation, ABLATIONS)
         if not (math.isfinite(self.tau) and self.tau > 0):
@@ -233,9 +234,6 @@ class MeasuredTime:
 
     def _as_it_ran(self, model: DynamicManifold) -> float:
         """Seconds of the last forward and backward of the model."""
-        if model.running is not None:
-            seconds, spans = model.executor.took()
-            return seconds - spans * self._clock.overhead
         ran = model.executor.seconds
         return ran["forward"] + ran["backward"] - 2 * self._clock.overhead
 
@@ -250,10 +248,9 @@ class MeasuredTime:
         """A timed step: its seconds, and what follows from them for prices and multiplier."""
         before = self._clock.disturbances()
         ran: dict[str, Any] = {}
-        if self.settings.mode == "train" and self.settings.budget is None:
-            ran = model.executor.spans if model.running is not None else model.executor.seconds
-        both = len(ran) == len(("forward", "backward"))
-        seconds = self._as_it_ran(model) if both and self._began else self._explicit(model)
+        if self.settings.mode == "train" and self.settings.budget is None and model.running is None:
+            ran = model.executor.seconds  # on CUDA, a step of the model's own waits for Python
+        seconds = self._as_it_ran(model) if "backward" in ran and self._began else self._explicit(model)
         self._began = True
         if seconds <= 0.0 or (self._clock.disturbances() != before and not math.isnan(self.seconds)):
             return

@@ -178,12 +178,17 @@ class DynamicManifold(nn.Module):
                 self._buffers[name] = tensor.to(self.alpha.device)  # as register_buffer does, without its checks
             else:
                 self.register_buffer(name, tensor)
+        if self._device is not None and self._device.device == self.alpha.device:
+            self._there()  # a backward of before must see that they are others
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
         """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
         before, device = self._buffers["_reference"], self.alpha.device
         super()._apply(fn, recurse)
         assert before is not None
+        if before.is_meta:  # and a meta tensor holds nothing
+            self._set_candidates(self._windows.latest)
+            return self
         self._buffers["_reference"] = before.to(self.alpha.device)
         if self.alpha.device != device:
             self._found = _Found()
@@ -327,7 +332,7 @@ class DynamicManifold(nn.Module):
     def _search_there(self) -> cuda_manifold.Found:
         windows, held = self._there(), self._found
         if self._windows.free:
-            check_shape("edge_weight", self.edge_weight, windows.latest.indices.shape)
+            check_shape("edge_weight", self.edge_weight, tuple(windows.latest.indices.shape))
         structure, everything = held.structure, self.kappa > 0  # then the ring reads all messages
         before = None if structure is None else (structure.indptr, structure.indices)
 

@@ -213,6 +213,14 @@ class Trainer:
         given: dict[str, Any] = {"steps": steps, "executor": executor, "threads": threads}
         given.update({"snapshot_every": snapshot_every, "device": device})
         config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
+        try:
+            backend.device_of(config.device)
+        except ValueError as error:
+            if device is None:
+                raise ValueError(
+                    f"{out} was trained on {config.device}; give --device cpu to go on here: {error}"
+                ) from None
+            raise
         model = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
         try:
             model.load_state_dict(saved.group("model"))

@@ -1,5 +1,6 @@
 """The CUDA kernels of a given DAG, on a GPU or in numba's simulator (see cuda_device.py); machine code of all."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from strategies import dags, manifolds
 from typer.testing import CliRunner
 
 import bench.cuda
-from sparse_dnm import ManifoldConfig, SparseDAG, Topology, autograd, backend, cuda_executor
+from sparse_dnm import ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig, autograd, backend, cuda_executor
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.cli import app
 from sparse_dnm.config import ACTIVATIONS
@@ -164,6 +165,22 @@ def test_a_device_without_kernels_is_refused(name):
         backend.device_of(name)
 
 
+def test_the_clock_is_for_the_cpu():
+    for command in (["train", "toy"], ["compare", "toy"], ["calibrate", "toy"]):
+        done = CliRunner().invoke(app, [*command, "--device", "cuda", "--clock", "perf_counter"])
+        assert done.exit_code == 2
+        assert "--clock perf_counter is for the CPU: on cuda" in done.output or "'cuda' was asked for" in done.output
+    with pytest.raises(ValueError, match="clock='cuda_event' is unknown; choose one of process_time"):
+        TimeSettings(clock="cuda_event")
+
+
+@pytest.mark.parametrize("device", [None, "tpu", "cuda:x", 0])
+def test_a_recipe_for_no_device_is_refused(device):
+    with pytest.raises(ValueError, match="is none that there are kernels for"):
+        TrainConfig(device=device)
+    assert TrainConfig(device=torch.device("cuda", 1)).device == "cuda:1"
+
+
 @pytest.mark.skipif(REAL, reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"'cuda:1' was asked for, but torch .*; choose device cpu, or install"):
@@ -171,6 +188,24 @@ def test_a_gpu_that_is_not_there_is_refused():
     done = CliRunner().invoke(app, ["train", "toy", "--device", "cuda", "--steps", "1"])
     assert done.exit_code == 2
     assert "device='cuda' was asked for" in done.output
+
+
+@pytest.mark.skipif(REAL, reason="there is a GPU")
+def test_a_run_from_a_gpu_that_is_not_here_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--steps", "0", "--speed", "none", "--out", "run"]
+    assert CliRunner().invoke(app, ["train", "toy", *options]).exit_code == 0
+    config, checkpoint = json.loads((tmp_path / "run/config.json").read_text()), tmp_path / "run/checkpoint.safetensors"
+    config["train"]["device"] = "cuda"
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    before = checkpoint.read_bytes()
+    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: run was trained on cuda; give --device cpu to go on here: device='cuda' was")
+    assert checkpoint.read_bytes() == before
+    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run/summary.json").read_text())["device"] == "cpu"
 
 
 def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):

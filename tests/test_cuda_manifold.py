@@ -228,6 +228,10 @@ def test_errors_name_the_way_out(monkeypatch):
         there(x)
         with pytest.raises(RuntimeError, match="candidate edges have changed since this forward"):
             loss.backward()
+        loss = there(x).square().sum() + there.closeness.sum()
+        there.add_candidates([], [], [])
+        with pytest.raises(RuntimeError, match="candidate edges have changed since this forward"):
+            loss.backward()
         there.alpha.data[2] = float("nan")
         with pytest.raises(ValueError, match="NaN or infinite; go back to a checkpoint"):
             there(x)

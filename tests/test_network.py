@@ -577,3 +577,13 @@ def test_values_that_are_written_to_change_nothing_else():
         model.strengths.abs_()
         model.closeness.zero_()
         assert torch.equal(model(x), before)
+
+
+def test_a_model_that_was_on_meta_begins_anew():
+    """torch.device("meta") holds no numbers: the candidates stay those that were found before."""
+    model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+    x = torch.rand(3, 5)
+    expected, saved = model(x), {name: value.clone() for name, value in model.state_dict().items()}
+    model = model.to("meta").to_empty(device="cpu")
+    model.load_state_dict(saved)
+    assert torch.equal(model(x), expected)
