@@ -1,6 +1,7 @@
 """The structure of a manifold on CUDA: what `candidates`, `topology` and `schedule` find, found on the device.
 
-No array of it crosses the bus: per call a handful of counts does, once, and three more where the structure has changed.
+No array of it crosses the bus: per call five counts do, in one transfer, five more where the structure has changed, and
+two where candidates are looked for anew.
 Where numba's simulator runs the same code takes tensors of the CPU.
 """
 

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import typer
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
@@ -401,3 +402,21 @@ def test_version_and_help(tmp_path):
     printed = CliRunner().invoke(app, ["train", "--help"]).output
     for option in ("--resume", "--preset", "--set", "--data-dir"):
         assert option in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_run_from_a_gpu_that_is_not_here_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--steps", "0", "--speed", "none", "--out", "run"]
+    assert CliRunner().invoke(app, ["train", "toy", *options]).exit_code == 0
+    config, checkpoint = json.loads((tmp_path / "run/config.json").read_text()), tmp_path / "run/checkpoint.safetensors"
+    config["train"]["device"] = "cuda"
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    before = checkpoint.read_bytes()
+    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: run was trained on cuda; give --device cpu to go on here: device='cuda' was")
+    assert checkpoint.read_bytes() == before
+    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run/summary.json").read_text())["device"] == "cpu"

@@ -1,6 +1,5 @@
 """The CUDA kernels of a given DAG, on a GPU or in numba's simulator (see cuda_device.py); machine code of all."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -188,24 +187,6 @@ def test_a_gpu_that_is_not_there_is_refused():
     done = CliRunner().invoke(app, ["train", "toy", "--device", "cuda", "--steps", "1"])
     assert done.exit_code == 2
     assert "device='cuda' was asked for" in done.output
-
-
-@pytest.mark.skipif(REAL, reason="there is a GPU")
-def test_a_run_from_a_gpu_that_is_not_here_says_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ["--steps", "0", "--speed", "none", "--out", "run"]
-    assert CliRunner().invoke(app, ["train", "toy", *options]).exit_code == 0
-    config, checkpoint = json.loads((tmp_path / "run/config.json").read_text()), tmp_path / "run/checkpoint.safetensors"
-    config["train"]["device"] = "cuda"
-    (tmp_path / "run/config.json").write_text(json.dumps(config))
-    before = checkpoint.read_bytes()
-    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1"])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: run was trained on cuda; give --device cpu to go on here: device='cuda' was")
-    assert checkpoint.read_bytes() == before
-    done = CliRunner().invoke(app, ["train", "--resume", "run", "--steps", "1", "--device", "cpu"])
-    assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "run/summary.json").read_text())["device"] == "cpu"
 
 
 def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):
