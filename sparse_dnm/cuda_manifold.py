@@ -7,6 +7,7 @@ Where numba's simulator runs the same code takes tensors of the CPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from sparse_dnm import backend
 from sparse_dnm.candidates import CHANGED, CROWDED, SCALARS, Candidates, Evaluation, Windows
 from sparse_dnm.cuda_executor import Ring, Structure
+from sparse_dnm.topology import Topology
 
 THREADS = 128  # of a block whose threads do not meet
 FRONT = 32  # warps of the block that walks the whole DAG
@@ -50,8 +52,9 @@ class DeviceCandidates:
         row_of = torch.repeat_interleave(rows, indptr.diff(), output_size=len(indices))
         return DeviceCandidates(indptr, indices, reference, row_of)
 
+    @functools.cached_property
     def host(self) -> Candidates:
-        """The same as arrays."""
+        """The same as arrays, brought over once."""
         return Candidates(*(t.cpu().numpy() for t in (self.indptr, self.indices, self.reference)))
 
 
@@ -80,16 +83,27 @@ class Found(NamedTuple):
         """As `Evaluation.crowded`."""
         return len(self.d) > CROWDED and 2 * self.near < len(self.d)
 
-    def host(self, threads: int) -> Evaluation:
-        """The same as arrays."""
+    def host(self, threads: int, known: Topology | None = None) -> Evaluation:
+        """The same as arrays; of a structure that is ``known`` only its values are brought over."""
 
         def array(tensor: Tensor) -> Any:
             return tensor.detach().cpu().numpy()
 
         return Evaluation(
-            *(self.candidates.host(), array(self.rows), self.c.item(), self.threshold.item(), array(self.omega)),
-            *(None, array(self.d), self.near, self.same, array(self.row_starts), array(self.sources)),  # type: ignore[arg-type]
-            *(array(self.strengths), self.imbalance.item(), threads),
+            candidates=self.candidates.host,
+            rows=array(self.rows),
+            c=self.c.item(),
+            threshold=self.threshold.item(),
+            omega=array(self.omega),
+            stale=None,
+            d=array(self.d),
+            near=self.near,
+            same=self.same,
+            row_starts=array(self.row_starts) if known is None else known.indptr,
+            sources=array(self.sources) if known is None else known.indices,
+            strengths=array(self.strengths),
+            imbalance=self.imbalance.item(),
+            threads=threads,
         )
 
 

@@ -210,7 +210,7 @@ class DynamicManifold(nn.Module):
 
     def _candidates(self) -> Candidates:
         """The candidates as arrays."""
-        return self._there().latest.host() if backend.on_cuda(self.alpha) else self._windows.latest
+        return self._there().latest.host if backend.on_cuda(self.alpha) else self._windows.latest
 
     def _scalars(self) -> list[Tensor]:
         """The row scalars that the edge mode has."""
@@ -386,7 +386,8 @@ class DynamicManifold(nn.Module):
         if held.evaluation is None:
             assert held.there is not None
             many = len(held.there.d) > FEW
-            held.evaluation = e = held.there.host(self.executor.threads if many else 1)
+            known = held.schedule.topology if held.schedule else None
+            held.evaluation = e = held.there.host(self.executor.threads if many else 1, known)
             held.schedule = held.schedule or self._schedule_of(e.row_starts, e.sources)
         return held.evaluation, self._make_plan()
 

@@ -119,8 +119,7 @@ def test_training_is_that_of_the_cpu(edges):
                 before = model.candidate_indices
                 optimizer.zero_grad()
                 with pytest.MonkeyPatch.context() as patch:
-                    for holder in (cuda_manifold.Found, cuda_manifold.DeviceCandidates):
-                        patch.setattr(holder, "host", None)
+                    patch.setattr(cuda_manifold.Found, "host", None)
                     loss = model(x.to(model.alpha.device)).square().mean() + 0.01 * SparsityProxy()(model)
                     (loss + 0.1 * flow_loss(model)).backward()
                     optimizer.step()
@@ -306,6 +305,11 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
             assert value.item() == pytest.approx(term.seconds / term.start)
         assert seconds[0] == seconds[1] != seconds[2]
         evaluation, plan = there.found
+        there(x)
+        again = there.found[0]  # the same structure: nothing of it is brought over
+        assert again.candidates is evaluation.candidates
+        assert again.sources is plan.schedule.topology.indices
+        assert again is not evaluation
         prices = Prices(*(price / term.start for price in term._prices))
         expected = expected_cost(evaluation, config, plan.schedule.topology.live, settings_.tau, prices)
         windows = there._windows
