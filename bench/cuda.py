@@ -12,6 +12,7 @@ that is what a user waits for.  Peers are checked against our outputs first.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -39,28 +40,34 @@ Cases = dict[str, Callable[[], object]]
 
 @cuda.jit
 def read(buffer, passes, out):
-    """Sum ``buffer`` as often as ``passes``, every thread elsewhere in each pass: out of L2 or HBM, not of L1."""
-    at, step = cuda.grid(1), cuda.gridsize(1)
-    total = out[at]
+    """Sum ``buffer``, of a power of two, as often as ``passes``, every thread elsewhere in each: out of L2 or HBM."""
+    at, step, mask = cuda.grid(1), cuda.gridsize(1), buffer.size - 1
+    a, b, c, d = out[at], out[at], out[at], out[at]
     for k in range(passes):
-        shift = k * 32 * 1021  # whole warps, and no multiple of a block's share
-        for e in range(at, buffer.size, step):
-            total += buffer[(e + shift) % buffer.size]
-    out[at] = total
+        first = at + k * 32 * 1021  # whole warps, and no multiple of a block's share
+        for e in range(first, first + buffer.size, 4 * step):
+            a += buffer[e & mask]
+            b += buffer[(e + step) & mask]
+            c += buffer[(e + 2 * step) & mask]
+            d += buffer[(e + 3 * step) & mask]
+    out[at] = a + b + c + d
 
 
 def bandwidth(footprint: int, device: torch.device, clock: Clock) -> float:
-    """Bytes per second read from a buffer of ``footprint`` bytes."""
+    """Bytes per second read from a buffer of the power of two that is next to ``footprint`` bytes."""
+    least = 2**6 if backend.SIMULATED else 2**14
+    size = max(least, 2 ** round(math.log2(footprint / 4)))
     threads = 8 if backend.SIMULATED else 256
-    blocks = 4 * backend.resident(device)
-    buffer, out = torch.ones(footprint // 4, device=device), torch.zeros(blocks * threads, device=device)
-    passes = 1 if backend.SIMULATED else max(1, round(2e9 / footprint))
+    blocks = min(2 ** int(math.log2(8 * backend.resident(device))), size // (4 * threads))
+    buffer, out = torch.ones(size, device=device), torch.zeros(blocks * threads, device=device)
+    passes = 1 if backend.SIMULATED else min(10_000, max(1, round(5e8 / size)))
     times = []
     for _ in range(5):
+        backend.keep_busy(device)
         start = backend.mark(device)
         backend.launch(read, blocks, threads, buffer, passes, out)
         times.append(backend.between(start, backend.mark(device)) - clock.overhead)
-    return passes * footprint / min(times[1:])
+    return 4 * size * passes / min(times[1:])
 
 
 def kernel_section(model: DynamicManifold, batches: tuple[int, ...], repeats: int, device: torch.device) -> list[str]:
@@ -149,7 +156,10 @@ def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple
         cases["torch.sparse CSR level by level, forward"] = lambda: levels.forward(columns)
         cases["torch.sparse CSR level by level, forward + backward"] = lambda: levels.both(columns)
         if device.type == "cuda":
-            cases["torch.sparse CSR level by level, CUDA graph, forward"] = graphed(lambda: levels.forward(columns))
+            try:
+                cases["torch.sparse CSR level by level, CUDA graph, forward"] = graphed(lambda: levels.forward(columns))
+            except RuntimeError as error:
+                absent["torch.sparse CSR level by level, CUDA graph"] = str(error).splitlines()[0]
     except RuntimeError as error:
         absent["torch.sparse CSR level by level"] = str(error).splitlines()[0]
     matrix = topology.to_scipy(values)

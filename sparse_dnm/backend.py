@@ -152,6 +152,16 @@ def between(start: Any, end: Any) -> float:
     return float(1e-3 * start.elapsed_time(end))
 
 
+LAUNCHES = 10_000_000  # cycles, some 5 ms: the launches of a step from Python take less
+
+
+def keep_busy(device: torch.device, steps: int = 1) -> None:
+    """Let a CUDA device wait while as many steps are launched: what follows is queued, and marks time the device."""
+    if not SIMULATED:
+        with torch.cuda.device(device):
+            torch.cuda._sleep(LAUNCHES * steps)
+
+
 def resident(device: torch.device) -> int:
     """Blocks of a warp that a CUDA device surely runs at once: 8 a multiprocessor, a quarter of what it could."""
     return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count

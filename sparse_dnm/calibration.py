@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sparse_dnm import backend
 from sparse_dnm.checkpoint import read_json
 from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
 from sparse_dnm.cost_model import COUNTS, FEATURES, CostModel, Quality, features
@@ -37,6 +38,8 @@ RECIPES = (  # cuts in turn: what a probe is made by
     ("layers", "sources"),
     ("neurons", "paths"),
 )
+FINE = 100  # steps of the clock that a measurement on CUDA lasts at least
+TOGETHER = 64  # steps that it times at most
 WARM = 3  # unmeasured calls before a measured one
 NOISY = 0.05  # relative spread of repeats from which on a fit is doubtful
 DRIFTED = 1.25  # pace of the reference work, over the usual one, from which on a round is measured again
@@ -171,20 +174,22 @@ class Step:
 
 
 class DeviceStep:
-    """The same on CUDA, where ``values`` and ``x`` are, by the marks in its stream.
+    """The same on CUDA, where ``values`` and ``x`` are, by marks in its stream.
 
-    A call that follows others is enqueued while they run: then the kernels are timed, and not who launches them.
+    Steps are launched while the device waits, and then run one after the other: the device is timed, and not Python.
+    So many of them are timed together that the clock is fine enough.
     """
 
     def __init__(self, structure: Structure, executor: Executor, values: Tensor, x: Tensor, settings: Settings):
         self.structure, self.executor, self._values, self._x = structure, executor, values, x
         self._scales = x.new_ones(len(structure.kind)), x.new_zeros(len(structure.kind))
-        self._gradient = None
+        self._gradient, self._together = None, 1
         if settings.mode == "train":
             drawn = np.random.default_rng(0).standard_normal((len(x), len(structure.outputs)))
             self._gradient = torch.from_numpy(drawn).to(x)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """A step."""
         _, walk = walk_up(self.structure, self.executor, self._x, self._values, self._scales)
         if self._gradient is not None:
             walk_down(self.structure, self.executor, walk, self._values, self._gradient)
@@ -192,15 +197,22 @@ class DeviceStep:
     def warm(self, clock: Clock) -> float:
         """Seconds of a call that follows WARM others."""
         for _ in range(WARM):
-            self._run()
+            self.run()
         return self(clock)
 
     def __call__(self, clock: Clock) -> float:
-        """Seconds of a call."""
-        self.executor.spans.clear()
-        self._run()
-        seconds, spans = self.executor.took()
-        return max(seconds - spans * clock.overhead, 0.0)
+        """Seconds of a step."""
+        while True:
+            backend.keep_busy(self._x.device, self._together)
+            start = backend.mark(self._x.device)
+            for _ in range(self._together):
+                self.run()
+            seconds = max(backend.between(start, backend.mark(self._x.device)) - clock.overhead, 0.0)
+            enough = seconds >= FINE * clock.resolution or self._together >= TOGETHER
+            if enough:
+                return seconds / self._together
+            wanted = math.ceil(1.2 * FINE * clock.resolution / max(seconds / self._together, clock.resolution))
+            self._together = min(max(wanted, self._together + 1), TOGETHER)
 
 
 def step_of(plan: Plan, values: Floats, x: Floats | Tensor, settings: Settings) -> Step | DeviceStep:
@@ -357,7 +369,8 @@ def calibrate(
     steps = [step_of(plan, edge_values(plan.schedule.topology, plan.slope.dtype), x, settings) for plan in plans]
     times = time_steps(steps, settings, on_round)
     seconds = np.median(times.seconds, axis=1)
-    Clock.of(settings.clock).check(float(seconds.min()))
+    if settings.device == "cpu":  # a DeviceStep sees to it
+        Clock.of(settings.clock).check(float(seconds.min()))
     counts = np.stack([features(plan.schedule, settings.priced) for plan in plans])
     model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
     held_out = Quality.of(model.seconds(counts[-n_held:]), seconds[-n_held:])

@@ -141,11 +141,11 @@ def walk_up(
     """Outputs (batch, n_outputs) of x (batch, n_inputs); the twin of `Plan.forward`."""
     kernels, n, batch = _kernels(), len(s.kind), len(x)
     tiles = -(-batch // kernels.WIDTH)
+    name = executor.choose_there(FORWARD, batch, s)
+    start = executor.start_there(FORWARD, batch, x.device)
     x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
     out = x.new_empty(batch, len(s.outputs))
-    name = executor.choose_there(FORWARD, batch, s)
     edges = s.indptr, s.indices, values, s.first_linear, *scales, s.kind, s.slope
-    start = backend.mark(x.device)
     if name == "columns":
         block = tiles, (kernels.WIDTH, WARPS)
         backend.launch(
@@ -158,7 +158,7 @@ def walk_up(
             *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
             *(done, out),
         )
-    executor.record_there(FORWARD, batch, name, start, backend.mark(x.device))
+    executor.record_there(FORWARD, batch, name, start, x.device)
     return out, Walk(batch, scales, x_all, m_all)
 
 
@@ -166,10 +166,10 @@ def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, grad
     """From the ``gradient`` of the outputs to the others; the twin of `Plan.backward`."""
     kernels, n, batch = _kernels(), len(s.kind), walk.batch
     tiles = -(-batch // kernels.WIDTH)
-    g, z_gradient = torch.zeros_like(walk.x), torch.zeros_like(walk.x)
     name = executor.choose_there(BACKWARD, batch, s)
+    start = executor.start_there(BACKWARD, batch, gradient.device)
+    g, z_gradient = torch.zeros_like(walk.x), torch.zeros_like(walk.x)
     edges = s.t_indptr, s.t_edges, values, s.first_linear, *walk.scales, s.kind, s.slope, s.column_of
-    start = backend.mark(gradient.device)
     if name == "columns":
         block = tiles, (kernels.WIDTH, WARPS)
         backend.launch(*(kernels.backward, *block, s.inputs, s.order, s.waves, *edges, walk.x, gradient, g, z_gradient))
@@ -186,7 +186,7 @@ def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, grad
         *(kernels.neuron_gradients, -(-n // (half * kernels.WIDTH)), (kernels.WIDTH, half)),
         *(walk.x, z_gradient, n, by_weight, by_bias),
     )
-    executor.record_there(BACKWARD, batch, name, start, backend.mark(gradient.device))
+    executor.record_there(BACKWARD, batch, name, start, gradient.device)
     return Gradients(by_value, by_weight, by_bias, g)
 
 

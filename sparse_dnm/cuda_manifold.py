@@ -120,6 +120,7 @@ class DeviceWindows:
         column_of = torch.full((config.n_neurons,), -1, dtype=torch.int32, device=device)
         column_of[config.n_sources :] = torch.arange(config.n_outputs, dtype=torch.int32, device=device)
         self.column_of = column_of
+        self._codes: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         nothing = torch.empty(0, dtype=torch.int32, device=device)
         self.latest = DeviceCandidates(nothing, nothing, nothing, nothing)  # those that the model holds
 
@@ -127,6 +128,14 @@ class DeviceWindows:
         """Take over the model's candidates, where they are others."""
         if self.latest.indices is not indices or self.latest.reference is not reference:
             self.latest = DeviceCandidates.of(indptr, indices, reference)
+
+    def codes(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Kind int8 and slope (n,) of the activation of every neuron."""
+        if dtype not in self._codes:
+            code, slope = backend.ACTIVATION_CODES[self.config.activation]
+            kinds = torch.full((self.config.n_neurons,), code, dtype=torch.int8, device=self.device)
+            self._codes[dtype] = kinds, torch.full_like(kinds, slope, dtype=dtype)
+        return self._codes[dtype]
 
     def omega(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """omega of the candidates, or an empty tensor of the model's dtype."""
@@ -224,7 +233,7 @@ class DeviceWindows:
         reference = torch.where(stale[:, None], now, old.reference)
         return (starts[:: kernels.PARTS].contiguous(), indices, reference), omega, origin.long()
 
-    def structure(self, e: Found, kind: Tensor, slope: Tensor, everything: bool) -> tuple[Structure, bool]:
+    def structure(self, e: Found, everything: bool) -> tuple[Structure, bool]:
         """The active edges as they are run, and whether some input reaches an output.
 
         With ``everything``, neurons that reach no output run, too.
@@ -255,7 +264,7 @@ class DeviceWindows:
         column = column[:live_inputs]
         structure = Structure(
             *(column, column, order[:executed].int(), waves, e.row_starts, e.sources, e.readers, t_indptr, t_edges),
-            *(self.outputs, self.column_of, kind, slope, slice(0, config.n_sources), config.n_sources),
+            *(self.outputs, self.column_of, *self.codes(e.d.dtype), slice(0, config.n_sources), config.n_sources),
             live_edges,
         )
         return structure, reaching > 0

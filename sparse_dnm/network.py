@@ -356,8 +356,7 @@ class DynamicManifold(nn.Module):
             or structure is None
             or structure.slope.dtype != found.d.dtype
         ):
-            kind, slope = (torch.from_numpy(array).to(found.d.device) for array in self._codes())
-            held.structure, held.connected = windows.structure(found, kind, slope, everything)
+            held.structure, held.connected = windows.structure(found, everything)
             held.everything = everything
             held.schedule = held.plan = None
         return found

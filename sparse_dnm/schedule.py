@@ -123,12 +123,7 @@ class Executor:
         self.buffers = BufferPool()
         self.timer: Callable[[], float] = time.perf_counter
         self.seconds: dict[str, float] = {}  # of the kernel in the last call of each phase, by the timer
-        self.spans: dict[str, tuple[Any, Any]] = {}  # of the last call of each phase on CUDA: marks of begin and end
         self._trials: dict[tuple[str, int], _Trial] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without what a device has yet to tell."""
-        return {**self.__dict__, "spans": {}}
 
     def choose(self, phase: str, batch: int, topology: Topology) -> str:
         """The executor of the next call of ``phase``."""
@@ -158,18 +153,18 @@ class Executor:
         """Parts that a level of neurons is cut into: `columns` knows no levels."""
         return self.threads if name == "wavefront" else 1
 
-    def record_there(self, phase: str, batch: int, name: str, start: Any, end: Any) -> None:
-        """Take note of a call on CUDA; nobody waits for its end unless a choice depends on it."""
-        self.spans[phase] = start, end
+    def start_there(self, phase: str, batch: int, device: torch.device) -> Any:
+        """Before a call on CUDA: a mark where a choice depends on its time, else None."""
         trial = self._trials.get((phase, batch))
-        if trial is not None and trial.choice is None:
-            self.record(phase, batch, name, backend.between(start, end))
+        if trial is None or trial.choice is not None:
+            return None
+        backend.keep_busy(device)
+        return backend.mark(device)
 
-    def took(self) -> tuple[float, int]:
-        """Seconds of the last forward and backward on CUDA, and how many spans that were; they are forgotten."""
-        seconds = [backend.between(*span) for span in self.spans.values()]
-        self.spans.clear()
-        return sum(seconds), len(seconds)
+    def record_there(self, phase: str, batch: int, name: str, start: Any, device: torch.device) -> None:
+        """Take note of such a call; ``start`` is what `start_there` returned."""
+        if start is not None:
+            self.record(phase, batch, name, backend.between(start, backend.mark(device)))
 
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
         """Take note of the time that the kernel of a call of ``phase`` took."""

@@ -102,7 +102,7 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
     |D w| over their readers; of the outputs the first MOST_OUTPUTS.
     """
     config, topology = model.config, model.topology
-    weight = model.weight.detach().double().numpy()
+    weight = model.weight.detach().cpu().double().numpy()
     strengths = model.found[0].strengths.astype(np.float64)
     across = topology.to_scipy(strengths * weight[topology.indices])
     importance = np.asarray(abs(across).sum(axis=0)).ravel()

@@ -221,7 +221,8 @@ def test_the_tables_are_made(monkeypatch):
     rows = {line.split(" | ")[0].strip("| ") for line in text if line.startswith("| ")}
     assert {"columns, forward, batch 2", "wavefront, forward + backward, batch 2"} <= rows
     assert {"torch.sparse CSR level by level, forward", "DenseManifold levels, forward + backward"} <= rows
-    assert len(rows) == 4 + 11 + 6 + 1
+    graph = "torch.sparse CSR level by level, CUDA graph, forward" in rows
+    assert len(rows) == 4 + 11 + 6 + 1 + graph
 
 
 def test_every_kernel_becomes_machine_code_without_spills():

@@ -177,13 +177,12 @@ def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
 
 
 def test_copies_and_pickles_go_on_elsewhere():
-    """What belongs to a device, marks in its stream among it, stays behind; candidates come along."""
+    """What belongs to a device stays behind; candidates come along."""
     there = moved(small("free"), "cuda")
     x = torch.ones(2, 5, dtype=torch.float64)
     with kernels_of("cuda"), torch.no_grad():
         there.alpha.add_(0.2)
         expected = there(x.to(DEVICE)).cpu()
-        there.executor.spans["forward"] = (lambda: None, None)  # as little to be pickled as a CUDA event
         file = io.BytesIO()
         torch.save(there, file)
         assert torch.equal(copy.deepcopy(there)(x.to(DEVICE)).cpu(), expected)
@@ -258,7 +257,7 @@ def test_a_training_is_that_of_the_cpu(tmp_path):
     data = Dataset("made", "classification", x, y, x[:6], y[:6], 5.0, ("a", "b", "c"))
     config = TrainConfig(
         steps=4, batch_size=8, lr=0.05, speed="proxy", kappa=0.5, target_edges=20, proxy_gradient="straight-through",
-        log_every=1, checkpoint_every=2, device=DEVICE.type, memory_coefficient=0.1, scan_every=1, scan_edges=2,
+        log_every=1, checkpoint_every=2, device=DEVICE.type, scan_every=1, scan_edges=2,
     )  # fmt: skip
     lines = {}
     for name in ("cpu", "cuda"):
@@ -269,7 +268,7 @@ def test_a_training_is_that_of_the_cpu(tmp_path):
     for expected, found in zip(lines["cpu"], lines["cuda"], strict=True):
         for name in ("edges", "depth", "live"):
             assert found[name] == expected[name]
-        for name in ("loss", "objective", "flow", "speed", "memory"):
+        for name in ("loss", "objective", "flow", "speed"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
     with kernels_of("cuda"):
         summary = Trainer.resume(tmp_path / "cuda", data, steps=5).run()
@@ -303,7 +302,8 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
             value.backward()
             seconds.append(term.seconds)
             assert value.item() == pytest.approx(term.seconds / term.start)
-        assert seconds[0] == seconds[1] != seconds[2]
+        assert seconds[0] == seconds[1]  # every second call is a timed step
+        assert term.timed == 2
         evaluation, plan = there.found
         there(x)
         again = there.found[0]  # the same structure: nothing of it is brought over
@@ -339,7 +339,7 @@ def test_bytes_are_those_of_the_tensors_of_a_step(mode, monkeypatch):
         x = torch.randn(40, 5).to(DEVICE)
         how = calibration.Settings("columns", mode, 40, 0, CUDA_CLOCK, device="cuda")
         monkeypatch.setattr(backend, "launch", counted)
-        calibration.DeviceStep(structure, Executor("columns"), strengths, x, how)._run()
+        calibration.DeviceStep(structure, Executor("columns"), strengths, x, how).run()
         found = sum(tensor.nbytes for tensor in seen.values())
         held = structure.column_of, structure.t_indptr, structure.t_edges, structure.readers  # for a walk back
         found += sum(tensor.nbytes for tensor in held) if mode == "infer" else 0
