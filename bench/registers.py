@@ -1,8 +1,8 @@
-"""Compile the CUDA kernels without a GPU, and print what they take of a multiprocessor: python -m bench.registers.
+"""Compile the CUDA kernels without a GPU, and print what they take: python -m bench.registers [--quick].
 
 PTX for compute capability 8.0 and 9.0 by numba; where NVIDIA's assembler ``ptxas`` is on the PATH (package
 nvidia-cuda-nvcc has it), registers, shared memory and spills of the machine code.  Ends with an error where a kernel
-does not compile or spills.
+does not compile or spills.  With --quick: float32 for the first capability, float64 for the second.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def assemble(ptx: str, capability: tuple[int, int]) -> dict[str, int] | None:
 
 def main() -> int:
     """Print the table; 1 where a kernel spills."""
+    quick = "--quick" in sys.argv[1:]
     if config.ENABLE_CUDASIM:
         raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
     from sparse_dnm.kernels import gpu
@@ -107,7 +108,11 @@ def main() -> int:
         for name in KERNELS:
             function = getattr(gpu, name).py_func
             kinds = (types.float32, types.float64)
-            for real in kinds[: 1 if len({signature(function, real) for real in kinds}) == 1 else 2]:
+            if len({signature(function, real) for real in kinds}) == 1:
+                kinds = kinds[:1]
+            elif quick:
+                kinds = kinds[:1] if capability == CAPABILITIES[0] else kinds[1:]
+            for real in kinds:
                 ptx, _ = cuda.compile_ptx(function, signature(function, real), cc=capability)
                 found = assemble(ptx, capability)
                 cells = ["no ptxas"] * 3 if found is None else [f"{value:,}" for value in found.values()]

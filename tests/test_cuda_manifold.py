@@ -27,7 +27,7 @@ from sparse_dnm import (
     measured,
 )
 from sparse_dnm.candidates import Prices, expected_cost
-from sparse_dnm.config import CUDA_CLOCK, EDGE_MODES, TrainConfig
+from sparse_dnm.config import CUDA_CLOCK, TrainConfig
 from sparse_dnm.data import Dataset
 from sparse_dnm.history import History
 from sparse_dnm.losses import SparsityProxy, flow_loss
@@ -106,7 +106,7 @@ def test_strengths_and_outputs_match_the_oracle(model):
     np.testing.assert_allclose(out.cpu().numpy(), expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("edges", EDGE_MODES)
+@pytest.mark.parametrize("edges", ["weighted", "free-closeness"])  # with all factors, between them
 def test_training_is_that_of_the_cpu(edges):
     """Edges come and go, candidates are looked for anew, moments follow; and no array of it leaves the device."""
     start, x, ran = small(edges), torch.randn(7, 5, dtype=torch.float64), {}
