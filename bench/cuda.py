@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from numba import cuda
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.levelwise import LevelWise
-from bench.peers import WIDTHS, Masked, check, torch_csr
+from bench.peers import WIDTHS, Cases, Masked, check, passes, torch_csr
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, backend
 from sparse_dnm.benchmark import DenseStack, layered
 from sparse_dnm.calibration import DeviceStep, Settings
@@ -35,7 +35,6 @@ from sparse_dnm.timing import Clock, Timing, interleave
 CALLS = 10  # of a case, then a wait
 ROW = 128  # bytes of a neuron in a tile
 EXECUTORS = ("columns", "wavefront")
-Cases = dict[str, Callable[[], object]]
 
 
 @cuda.jit
@@ -113,20 +112,6 @@ def waited(run: Callable[[], object], device: torch.device) -> Callable[[], None
     return block
 
 
-def passes(name: str, model: nn.Module, x: Tensor) -> Cases:
-    """Forward without a graph, and forward + backward, of a module."""
-
-    def forward() -> object:
-        with torch.no_grad():
-            return model(x)
-
-    def both() -> None:
-        model.zero_grad(set_to_none=True)
-        model(x).sum().backward()
-
-    return {f"{name}, forward": forward, f"{name}, forward + backward": both}
-
-
 def graphed(run: Callable[[], object]) -> Callable[[], object]:
     """``run`` as a CUDA graph: its launches cost Python nothing."""
     run()
@@ -146,10 +131,10 @@ def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple
         dag = SparseDAG(topology, values, executor=name).to(device)
         expected = dag(x).detach() if expected is None else expected
         check(f"SparseDAG {name}", dag(x), expected)
-        cases |= passes(f"SparseDAG, {name}", dag, x)
+        cases |= passes(f"SparseDAG, {name},", dag, x, 1)
     assert expected is not None
     whole = DynamicManifold(model.config, torch.Generator().manual_seed(0), executor="columns").to(device)
-    cases |= passes("DynamicManifold, structure and all", whole, x)
+    cases |= passes("DynamicManifold, structure and all,", whole, x, 1)
     try:
         levels = LevelWise(topology, values.to(device), torch_csr, torch.mm)
         check("torch.sparse CSR level by level", levels.forward(columns), expected.t())
@@ -169,7 +154,7 @@ def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple
     cases["torch.sparse CSR, one SpMM (computes no network)"] = lambda: csr @ m
     dense = DenseManifold.from_manifold(model, "levels").to(device)
     check("DenseManifold levels", dense(x), whole(x))
-    cases |= passes("DenseManifold levels", dense, x)
+    cases |= passes("DenseManifold levels,", dense, x, 1)
     return cases, absent
 
 
@@ -182,8 +167,8 @@ def mlp_cases(edges: int, widths: list[int], x: Tensor, device: torch.device) ->
     masked.masks = [mask.to(device) for mask in masked.masks]
     masked.to(device)
     check("masked nn.Linear", masked(x), dag(x))
-    cases = passes("MLP, SparseDAG.from_linear", dag, x) | passes("MLP, masked nn.Linear", masked, x)
-    return cases | passes("MLP, dense nn.Linear, all weights", dense, x)
+    cases = passes("MLP, SparseDAG.from_linear,", dag, x, 1) | passes("MLP, masked nn.Linear,", masked, x, 1)
+    return cases | passes("MLP, dense nn.Linear, all weights,", dense, x, 1)
 
 
 def table(cases: Cases, repeats: int, device: torch.device, reference: str) -> list[str]:
