@@ -2,11 +2,9 @@
 
 import warnings
 
+from sparse_dnm.kernels.cpu_edges import ROWS
 from sparse_dnm.kernels.gpu_edges import (
-    ADDING,
-    OMEGA_LIMIT,
     PARTS,
-    ROWS,
     closeness,
     compact,
     scan,
@@ -30,8 +28,6 @@ from sparse_dnm.kernels.gpu_propagate import (
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 __all__ = [
-    "ADDING",
-    "OMEGA_LIMIT",
     "PARTS",
     "ROWS",
     "SUMMING",

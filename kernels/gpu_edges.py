@@ -12,14 +12,25 @@ import types
 
 from numba import cuda, float64
 from sparse_dnm.kernels import formulas
+from sparse_dnm.kernels.cpu_edges import (
+    ALPHA,
+    BETA,
+    CUTOFF,
+    GAMMA,
+    LN2,
+    MU,
+    OMEGA_LIMIT,
+    PHI,
+    ROUNDING,
+    SIGMA,
+    SIGMA_SLOPE,
+    THETA,
+    THETA_SLOPE,
+    THRESHOLD,
+)  # fmt: skip
+from sparse_dnm.kernels.gpu_propagate import WIDTH
 
-ALPHA, BETA, GAMMA, THETA, PHI, SIGMA, MU, THRESHOLD = range(8)
-THETA_SLOPE, SIGMA_SLOPE, ROWS = 7, 8, 9
-CUTOFF, SUMS = 7, 8
-OMEGA_LIMIT = 4.0
-ROUNDING = 128.0
-LN2 = math.log(2.0)
-WIDTH = 32  # lanes of a warp
+SUMS = 8  # of a row
 PARTS = 32  # of a row's window, that are searched at a time
 ADDING = 4  # rows of a block that adds up
 TERMS = (ADDING, SUMS, WIDTH + 1)

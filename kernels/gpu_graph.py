@@ -6,9 +6,7 @@ In which order a front is written differs from run to run; what comes out does n
 """
 
 from numba import cuda, int32
-
-WIDTH = 32
-READER = 0xFFFFFFFF
+from sparse_dnm.kernels.gpu_propagate import READER, WIDTH
 
 kernel = cuda.jit
 

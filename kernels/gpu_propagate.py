@@ -13,8 +13,8 @@ begin with what is there, which has their dtype.
 
 from numba import cuda
 from sparse_dnm.kernels import formulas
+from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, TANH
 
-LEAKY, LOGISTIC, TANH, SILU = range(4)
 WIDTH = 32  # columns of a tile: the lanes of a warp
 SUMMING = 4  # warps of a block that adds up: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
 READER = 0xFFFFFFFF

@@ -59,6 +59,11 @@ def kernels(device: torch.device) -> Any:
     return gpu
 
 
+def cuda_kernels() -> Any:
+    """Those of CUDA."""
+    return kernels(torch.device("cuda"))
+
+
 @functools.cache
 def _cuda_usable() -> bool:
     """Numba can compile for CUDA and run what it compiled."""

@@ -350,8 +350,7 @@ def compare(
 
         source = DataSource(dataset, None if data_dir is None else str(data_dir), target)
         out = out or Path("runs") / f"compare-{Path(dataset).stem}"
-        there = backend.device_of(device)
-        read = _clock_of(clock, device, "perf_counter")
+        read, there = _clock_of(clock, device, "perf_counter"), backend.device_of(device)
         named = {"time_mode": mode, "executor": executor, "threads": threads, "device": device}
         if there.type == "cpu":
             named["clock"] = read
@@ -480,9 +479,9 @@ def calibrate(
         from sparse_dnm import backend, calibration
         from sparse_dnm.checkpoint import machine, versions, write_json
 
-        there = backend.device_of(device)
+        read, there = _clock_of(clock, device, "process_time"), backend.device_of(device)
         settings = calibration.Settings(
-            *(executor, mode, batch_size, threads, _clock_of(clock, device, "process_time"), probes, repeats, seed),
+            *(executor, mode, batch_size, threads, read, probes, repeats, seed),
             device=there.type,
         )
         if out.exists() and not out.is_file():

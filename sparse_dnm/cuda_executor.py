@@ -24,10 +24,6 @@ WARPS = 8  # of a block that walks a tile
 FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases of an executor
 
 
-def _kernels() -> Any:
-    return backend.kernels(torch.device("cuda"))
-
-
 @dataclass(frozen=True)
 class Structure:
     """What a `Plan` and its schedule hold, on one device, as the kernels want it."""
@@ -72,27 +68,15 @@ class Structure:
         return Structure(*(*tensors, plan.first_linear, len(t.t_edges)))  # type: ignore[arg-type]
 
 
-class _Uploads:
-    """The structures that have been uploaded, by schedule and device."""
-
-    def __init__(self) -> None:
-        self._found: weakref.WeakKeyDictionary[Schedule, dict[Any, Structure]] = weakref.WeakKeyDictionary()
-
-    def of(self, plan: Plan, device: torch.device) -> Structure:
-        """That of a plan, uploaded where it has not been."""
-        of_schedule = self._found.setdefault(plan.schedule, {})
-        key = device, plan.slope.dtype
-        if key not in of_schedule:
-            of_schedule[key] = Structure.of(plan, device)
-        return of_schedule[key]
-
-
-_uploads = _Uploads()
+_uploads: weakref.WeakKeyDictionary[Schedule, dict[Any, Structure]] = weakref.WeakKeyDictionary()
 
 
 def structure_of(plan: Plan, device: torch.device) -> Structure:
     """A plan's structure on ``device``, uploaded once for each schedule."""
-    return _uploads.of(plan, device)
+    of_schedule, key = _uploads.setdefault(plan.schedule, {}), (device, plan.slope.dtype)
+    if key not in of_schedule:
+        of_schedule[key] = Structure.of(plan, device)
+    return of_schedule[key]
 
 
 class Ring(NamedTuple):
@@ -139,7 +123,7 @@ def walk_up(
     s: Structure, executor: Executor, x: Tensor, values: Tensor, scales: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Walk]:
     """Outputs (batch, n_outputs) of x (batch, n_inputs); the twin of `Plan.forward`."""
-    kernels, n, batch = _kernels(), len(s.kind), len(x)
+    kernels, n, batch = backend.cuda_kernels(), len(s.kind), len(x)
     tiles = -(-batch // kernels.WIDTH)
     name = executor.choose_there(FORWARD, batch, s)
     start = executor.start_there(FORWARD, batch, x.device)
@@ -164,7 +148,7 @@ def walk_up(
 
 def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, gradient: Tensor) -> Gradients:
     """From the ``gradient`` of the outputs to the others; the twin of `Plan.backward`."""
-    kernels, n, batch = _kernels(), len(s.kind), walk.batch
+    kernels, n, batch = backend.cuda_kernels(), len(s.kind), walk.batch
     tiles = -(-batch // kernels.WIDTH)
     name = executor.choose_there(BACKWARD, batch, s)
     start = executor.start_there(BACKWARD, batch, gradient.device)
@@ -192,7 +176,7 @@ def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, grad
 
 def by_edge(s: Structure, walk: Walk, g: Tensor, readers: Tensor, sources: Tensor) -> Tensor:
     """Gradients of the values that edges between these neurons have, or would have."""
-    kernels, by = _kernels(), walk.x.new_zeros(len(sources))
+    kernels, by = backend.cuda_kernels(), walk.x.new_zeros(len(sources))
     if len(sources):
         blocks = -(-len(sources) // (kernels.SUMMING * kernels.WIDTH))
         backend.launch(
@@ -208,7 +192,7 @@ def _memory_told(s: Structure, batch: int, like: Tensor) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        n, width = len(s.kind), _kernels().WIDTH
+        n, width = len(s.kind), backend.cuda_kernels().WIDTH
         need = 4 * n * -(-batch // width) * width * like.element_size()
         raise MemoryError(
             f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
@@ -219,7 +203,8 @@ def _memory_told(s: Structure, batch: int, like: Tensor) -> Iterator[None]:
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
 
-    apply(structure, executor, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
+    apply(structure, executor, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs), all on one
+    device.  Raises MemoryError, backward too, where that has not enough of it.
     """
 
     @staticmethod
@@ -246,21 +231,10 @@ class Propagate(torch.autograd.Function):
             found = walk_down(s, ctx.executor, walk, values, gradient.contiguous())
         by_input, by_closeness = None, None
         if ctx.needs_input_grad[2]:
-            kernels, by_input = _kernels(), gradient.new_zeros(len(gradient), ctx.n_columns)
+            kernels, by_input = backend.cuda_kernels(), gradient.new_zeros(len(gradient), ctx.n_columns)
             block = -(-len(gradient) // kernels.WIDTH), (kernels.WIDTH, WARPS)
             backend.launch(*(kernels.input_gradients, *block, s.inputs, s.column, len(s.kind), found.g, by_input))
         if ring is not None:
             by_closeness = by_edge(s, walk, found.g, ring.readers, ring.sources) * ring.scale
         weight = found.weight[s.weighted] if ctx.has_weight else None
         return None, None, by_input, found.value, weight, found.bias[s.weighted], None, by_closeness
-
-
-def propagate(
-    structure: Structure, executor: Executor, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
-    ring: Ring | None = None, closeness: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """Outputs (batch, n_outputs) of x (batch, n_inputs), all on one CUDA device; as `autograd.Propagate`.
-
-    Raises MemoryError, as its backward does, where the device has not enough of it.
-    """
-    return Propagate.apply(structure, executor, x, values, weight, bias, ring, closeness)

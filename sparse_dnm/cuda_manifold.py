@@ -26,10 +26,6 @@ FRONT = 32  # warps of the block that walks the whole DAG
 ADDING = 4  # warps of a block that adds up rows
 
 
-def _kernels() -> Any:
-    return backend.kernels(torch.device("cuda"))
-
-
 def _launch(kernel: Any, count: int, *arguments: Any) -> None:
     """A thread for each of ``count`` things."""
     if count:
@@ -146,7 +142,7 @@ class DeviceWindows:
     ) -> Found:
         """As `Windows.evaluate`, at the raw ``parameters``; ``before`` are row_starts and sources of a structure."""
         candidates = self.latest
-        config, size, kernels = self.config, len(candidates.indices), _kernels()
+        config, size, kernels = self.config, len(candidates.indices), backend.cuda_kernels()
         n_rows, omega = config.n_rows, self.omega(parameters)
         rhythm, inside, outside = self.flags
         c = torch.sigmoid(parameters["cutoff"].detach().double()).reshape(1)
@@ -192,7 +188,7 @@ class DeviceWindows:
         self, e: Found, by_strength: Tensor | None, by_closeness: Tensor | None, by_imbalance: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `Windows.pull_back`: gradients of the raw row scalars (7, n_rows), of the raw cutoff () and of omega."""
-        config, kernels = self.config, _kernels()
+        config, kernels = self.config, backend.cuda_kernels()
         by_scalar = e.d.new_zeros(len(SCALARS), config.n_rows)
         by_cutoff, by_omega = e.rows.new_zeros(config.n_rows), torch.empty_like(e.omega)
         backend.launch(
@@ -211,7 +207,7 @@ class DeviceWindows:
         edges: their omega, and the place int64 of each among the old ones (-1: new)."""
         if not bool(torch.isfinite(e.rows).all() & torch.isfinite(e.c).all()):
             raise ValueError("a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr")
-        config, kernels = self.config, _kernels()
+        config, kernels = self.config, backend.cuda_kernels()
         parts = config.n_rows * kernels.PARTS
         starts = torch.zeros(parts + 1, dtype=torch.int64, device=self.device)
         head = (
@@ -238,7 +234,7 @@ class DeviceWindows:
 
         With ``everything``, neurons that reach no output run, too.
         """
-        config, kernels = self.config, _kernels()
+        config, kernels = self.config, backend.cuda_kernels()
         n, n_inputs = config.n_neurons, config.n_inputs
         numbers = torch.arange(n + 1, dtype=torch.int32, device=self.device)
         scratch, levels = numbers.new_empty(2, n), numbers.new_full((n,), n)

@@ -20,7 +20,7 @@ def propagate(
         return torch_sparse_executor.propagate(plan, x, values, weight, bias)
     if backend.on_cuda(x):
         structure = cuda_executor.structure_of(plan, x.device)
-        return cuda_executor.propagate(structure, plan.executor, x, values, weight, bias)
+        return cuda_executor.Propagate.apply(structure, plan.executor, x, values, weight, bias)
     if torch.is_grad_enabled():
         return Propagate.apply(plan, x, values, weight, bias, ring, closeness)
     return torch.from_numpy(plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))[0])

@@ -45,7 +45,6 @@ from sparse_dnm.topology import Topology
 UNFIT = 0.15  # median relative error of late predictions from which on the cost model does not fit
 STARTS = 3  # times that the first step is measured while it is not as the calibration foretells
 OTHERWISE = 1.5  # times what was foretold, from which on something is wrong
-LANES = 32  # columns of a tile on CUDA
 DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
 PAIR = 3  # a b b a rounds over such a pair
 
@@ -136,8 +135,7 @@ class MeasuredTime:
         if model.executor.name == "torch-sparse":
             raise ValueError("executor torch-sparse cannot be timed by --speed time; choose auto, columns or wavefront")
         _, plan = model.find()
-        n_inputs, dtype = model.config.n_inputs, plan.slope.dtype
-        self._x = _sample(model, settings, n_inputs, dtype)
+        self._x = _sample(model, settings, plan.slope.dtype)
         self.executor = self._settle(model.executor, plan)
         only = ("call", "edge") if settings.ablation == "edges-only" else COUNTS
         wanted = self._settings(self.executor, only=only)
@@ -350,7 +348,7 @@ class MeasuredTime:
         made = cls.__new__(cls)
         made.settings, made._clock, made.calibration = settings, clock_of(model, settings), None
         _, plan = model.find()
-        made._x = _sample(model, settings, model.config.n_inputs, plan.slope.dtype)
+        made._x = _sample(model, settings, plan.slope.dtype)
         made._rng = np.random.default_rng((settings.seed, state["calls"]))
         name = state["executor"] if model.executor.name == "auto" else model.executor.name
         if settings.mode == "train":
@@ -386,9 +384,9 @@ def clock_of(model: DynamicManifold, settings: TimeSettings) -> Clock:
     return Clock.of(CUDA_CLOCK if backend.on_cuda(model.alpha) else settings.clock)
 
 
-def _sample(model: DynamicManifold, settings: TimeSettings, n_inputs: int, dtype: Any) -> Floats | Tensor:
+def _sample(model: DynamicManifold, settings: TimeSettings, dtype: Any) -> Floats | Tensor:
     """A batch to be timed with, where the model is."""
-    x = np.random.default_rng(settings.seed).standard_normal((settings.batch, n_inputs)).astype(dtype)
+    x = np.random.default_rng(settings.seed).standard_normal((settings.batch, model.config.n_inputs)).astype(dtype)
     return torch.from_numpy(x).to(model.alpha.device) if backend.on_cuda(model.alpha) else x
 
 
@@ -485,7 +483,8 @@ def device_bytes(s: Structure, batch: int, n_inputs: int, train: bool) -> int:
     """Bytes of the tensors of a step on CUDA, by `columns`, see `MeasuredMemory`."""
     size, n, n_outputs = s.slope.element_size(), len(s.kind), len(s.outputs)
     tensors = {t.data_ptr(): t.nbytes for t in vars(s).values() if isinstance(t, Tensor)}  # some serve twice
-    lanes = -(-batch // LANES) * LANES * n * size  # a value of every neuron
+    width = backend.cuda_kernels().WIDTH
+    lanes = -(-batch // width) * width * n * size  # a value of every neuron
     total = sum(tensors.values()) + s.n_edges * size + 2 * n * size + 2 * lanes
     total += batch * (n_inputs + n_outputs) * size
     if train:

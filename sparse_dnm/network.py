@@ -548,7 +548,7 @@ class DynamicManifold(nn.Module):
         ring = closeness = None
         if self.kappa and torch.is_grad_enabled():
             ring, closeness = self._there().ring(held.there, self.kappa), held.closeness
-        return cuda_executor.propagate(
+        return cuda_executor.Propagate.apply(
             held.structure, self.executor, x, held.strengths, self.weight, self.bias, ring, closeness
         )
 
