@@ -345,3 +345,14 @@ def test_bytes_are_those_of_the_tensors_of_a_step(mode, monkeypatch):
         found += sum(tensor.nbytes for tensor in held) if mode == "infer" else 0
         assert term.bytes(there) == found
         assert term(there).item() == 1.0
+
+
+@pytest.mark.parametrize("edges", ["closeness", "weighted"])
+def test_the_ring_gets_the_gradient_that_it_gets_on_the_cpu(edges):
+    """Candidates below the cutoff, of which there are some."""
+    model, x = small(edges, skin=0.2), torch.randn(3, 5, dtype=torch.float64)
+    there = moved(model, "cuda")
+    expected, without = results(model, x, 0.7), results(copy.deepcopy(model), x, 0.0)
+    assert not torch.equal(expected[1]["mu"], without[1]["mu"])
+    with kernels_of("cuda"):
+        assert_as(results(there, x, 0.7), expected)
