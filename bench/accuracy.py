@@ -17,9 +17,9 @@ import torch
 
 from bench import rigl
 from sparse_dnm import DynamicManifold, Trainer, data
-from sparse_dnm.checkpoint import machine
 from sparse_dnm.config import PRESETS
-from sparse_dnm.training import one_torch_thread
+from sparse_dnm.machine import machine
+from sparse_dnm.train.trainer import one_torch_thread
 
 SHORT = 20_000  # steps of an ablation
 CLOSENESS = {"edges": "closeness", "sigma": (81.0, 0.0)}  # windows of 784 ** 0.66, as in 2018

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from bench.levelwise import LevelWise
 from bench.peers import WIDTHS, Cases, Masked, check, passes, torch_csr
-from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, backend
-from sparse_dnm.benchmark import DenseStack, layered
-from sparse_dnm.calibration import DeviceStep, Settings
+from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG
 from sparse_dnm.config import CUDA_CLOCK
-from sparse_dnm.cuda_executor import structure_of
-from sparse_dnm.schedule import Executor
-from sparse_dnm.timing import Clock, Timing, interleave
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.cuda import structure_of
+from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.study.sweeps import DenseStack, layered
+from sparse_dnm.timing.calibration import DeviceStep, Settings
+from sparse_dnm.timing.clock import Clock, Timing, interleave
 
 CALLS = 10  # of a case, then a wait
 ROW = 128  # bytes of a neuron in a tile

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparse_dnm import Topology
-from sparse_dnm.timing import Timing
+from sparse_dnm.timing.clock import Timing
 
 INSTALL_S = 900  # seconds that an installation may take
 RUN_S = 600  # seconds that connex may take to build, compile and run

@@ -27,8 +27,8 @@ from bench.levelwise import LevelWise
 from bench.replay import Call, recording, replay
 from bench.targets import Found
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG
-from sparse_dnm.benchmark import SETTLED, DenseStack, layered
-from sparse_dnm.timing import Timing, interleave
+from sparse_dnm.study.sweeps import SETTLED, DenseStack, layered
+from sparse_dnm.timing.clock import Timing, interleave
 
 BATCH = 64
 WIDTHS = [784, 512, 512, 10]  # of the MLP with as many edges

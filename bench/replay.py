@@ -11,9 +11,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from sparse_dnm import candidates, descent, plan, schedule, topology
-from sparse_dnm.backend import use_threads
-from sparse_dnm.buffers import CACHE_LINE
+from sparse_dnm.engine import candidates, schedule, topology
+from sparse_dnm.engine import cpu as plan
+from sparse_dnm.engine.buffers import CACHE_LINE
+from sparse_dnm.engine.device import use_threads
+from sparse_dnm.train import step as descent
 
 MODULES = (candidates, topology, schedule, plan, descent)
 

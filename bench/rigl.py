@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_dnm.config import TrainConfig
-from sparse_dnm.data import BatchOrder, Dataset
-from sparse_dnm.recipe import Variation
+from sparse_dnm.data.datasets import BatchOrder, Dataset
+from sparse_dnm.train.schedules import Variation
 
 SIZES = (784, 300, 100, 10)
 EVERY, SHARE, LAST = 100, 0.3, 0.75

@@ -13,9 +13,9 @@ from bench.replay import recording, replay
 from bench.steps import HEAD, executed_edges, row, seed_dag
 from bench.targets import Found
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology
-from sparse_dnm.benchmark import SETTLED
-from sparse_dnm.schedule import tile_width
-from sparse_dnm.timing import interleave
+from sparse_dnm.engine.schedule import tile_width
+from sparse_dnm.study.sweeps import SETTLED
+from sparse_dnm.timing.clock import interleave
 
 READS = 20  # sources of a neuron
 BAND = 200  # neurons before a reader, among which its sources lie

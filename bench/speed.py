@@ -12,11 +12,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from sparse_dnm import compare, data
-from sparse_dnm.calibration import Settings
-from sparse_dnm.checkpoint import machine
-from sparse_dnm.compare_report import describe, sentences, table
+from sparse_dnm import data
 from sparse_dnm.config import ManifoldConfig, TrainConfig
+from sparse_dnm.machine import machine
+from sparse_dnm.report.comparison import describe, sentences, table
+from sparse_dnm.study import compare
+from sparse_dnm.timing.calibration import Settings
 
 BOTH, FACTORS = ("proxy", "time"), (0.5, 1.0, 2.0, 4.0)
 RUNS = (  # data set, steps, terms, factors, how networks are run, ablation

@@ -14,12 +14,12 @@ from bench.peers import BLOCK, Cases, on, propagate_calls, seed_model
 from bench.replay import Call, recording, replay
 from bench.targets import Found
 from sparse_dnm import DenseManifold, DynamicManifold, Schedule, SparseDAG, Topology, Trainer
-from sparse_dnm.backend import use_threads
 from sparse_dnm.config import PRESETS
-from sparse_dnm.data import DIGITS, Dataset
-from sparse_dnm.schedule import tile_width
-from sparse_dnm.timing import Timing, interleave
-from sparse_dnm.training import one_torch_thread
+from sparse_dnm.data.datasets import DIGITS, Dataset
+from sparse_dnm.engine.device import use_threads
+from sparse_dnm.engine.schedule import tile_width
+from sparse_dnm.timing.clock import Timing, interleave
+from sparse_dnm.train.trainer import one_torch_thread
 
 NEVER = 10**9  # steps
 WARM = 0.05  # seconds a case runs on end: a step follows its own like, as in training, not DenseManifold's matrices

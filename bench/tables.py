@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 from bench import limits, peers, scaling, steps, targets
-from sparse_dnm.backend import device_of
-from sparse_dnm.checkpoint import machine, read_json, versions
-from sparse_dnm.timing import load
+from sparse_dnm.engine.device import device_of
+from sparse_dnm.io import read_json
+from sparse_dnm.machine import machine, versions
+from sparse_dnm.timing.clock import load
 
 OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed, see there
 CUDA_RESULTS = "RESULTS-cuda.md"

@@ -11,7 +11,7 @@ import torch
 
 from bench.replay import recording, replay
 from sparse_dnm import DynamicManifold, ManifoldConfig, Schedule, SparseDAG, SparsityProxy, Topology, flow_loss
-from sparse_dnm.benchmark import SETTLED, random_dag
+from sparse_dnm.study.sweeps import SETTLED, random_dag
 
 CUTOFFS = {"10 %": -1.0, "3 %": 1.0, "0.5 %": 3.0}  # density of original-mnist at the start: raw cutoff, about
 

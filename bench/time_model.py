@@ -20,18 +20,18 @@ from scipy.stats import spearmanr
 
 from bench.peers import seed_model
 from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredTime, TimeSettings, Topology, TrainConfig, Trainer, data
-from sparse_dnm.backend import ACTIVATION_CODES
-from sparse_dnm.benchmark import random_dag
-from sparse_dnm.calibration import Settings, Step, Times, cut, edge_values, probes, time_steps
-from sparse_dnm.candidates import expected_cost
-from sparse_dnm.checkpoint import machine
-from sparse_dnm.cost_model import FEATURES, CostModel, Quality, features
-from sparse_dnm.fresh import Network, time_fresh
-from sparse_dnm.plan import Floats, Plan
-from sparse_dnm.schedule import Executor, Schedule
-from sparse_dnm.timing import compare
-from sparse_dnm.training import WITHIN
-from sparse_dnm.trim import trim
+from sparse_dnm.engine.candidates import expected_cost
+from sparse_dnm.engine.cpu import Floats, Plan
+from sparse_dnm.engine.device import ACTIVATION_CODES
+from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.machine import machine
+from sparse_dnm.study.sweeps import random_dag
+from sparse_dnm.timing.calibration import Settings, Step, Times, cut, edge_values, probes, time_steps
+from sparse_dnm.timing.clock import compare
+from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, features
+from sparse_dnm.timing.subprocess import Network, time_fresh
+from sparse_dnm.train.trainer import WITHIN
+from sparse_dnm.train.trim import trim
 
 EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
 SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads

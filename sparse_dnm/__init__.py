@@ -1,14 +1,14 @@
 """sparse-dnm: a truly sparse execution engine for Dynamic Neural Manifolds."""
 
 from sparse_dnm.config import ManifoldConfig, TrainConfig
-from sparse_dnm.dense import DenseManifold
-from sparse_dnm.losses import SparsityProxy, flow_loss
-from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
-from sparse_dnm.network import DynamicManifold
-from sparse_dnm.schedule import Schedule
-from sparse_dnm.sparse_dag import SparseDAG
-from sparse_dnm.topology import Topology
-from sparse_dnm.training import Trainer
+from sparse_dnm.engine.schedule import Schedule
+from sparse_dnm.engine.topology import Topology
+from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
+from sparse_dnm.loss.time import MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.model.dense import DenseManifold
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.sparse_dag import SparseDAG
+from sparse_dnm.train.trainer import Trainer
 
 __version__ = "0.1.0"
 

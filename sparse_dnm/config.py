@@ -27,6 +27,14 @@ PROXY_GRADIENTS = ("straight-through", "none")
 SCHEDULES = ("constant", "cosine")
 EXECUTORS = ("auto", "columns", "wavefront", "torch-sparse")
 
+SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # raw scalars of a row, in the kernels' order
+ROW_SCALARS = {  # those that each edge mode has
+    "closeness": SCALARS,
+    "free": ("alpha", "sigma", "mu"),
+    "free-closeness": SCALARS,
+    "weighted": SCALARS,
+}
+
 Normal = tuple[float, float]  # mean and standard deviation of a normal distribution
 C = TypeVar("C", "ManifoldConfig", "TrainConfig")
 

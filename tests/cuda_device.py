@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
-from sparse_dnm import backend, cuda_executor, cuda_manifold
+from sparse_dnm.engine import cuda as cuda_executor
+from sparse_dnm.engine import cuda_structure as cuda_manifold
+from sparse_dnm.engine import device as backend
 
 REAL = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if REAL else "cpu")

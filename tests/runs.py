@@ -6,8 +6,8 @@ import torch
 
 from sparse_dnm import data
 from sparse_dnm.config import PRESETS
-from sparse_dnm.network import DynamicManifold
-from sparse_dnm.training import Trainer
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.train.trainer import Trainer
 
 
 def train(out, dataset="digits", on_log=lambda record: None, on_snapshot=None, manifold=None, **changes):

@@ -13,10 +13,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from sparse_dnm import SparseDAG
-from sparse_dnm.benchmark import DenseStack, Settings, Sweep, _crossing, count_points, layered, random_dag
-from sparse_dnm.benchmark_report import crossover_lines, warnings
-from sparse_dnm.cli import app
-from sparse_dnm.timing import Timing, interleave, rounds
+from sparse_dnm.cli.app import app
+from sparse_dnm.report.sweeps import crossover_lines, warnings
+from sparse_dnm.study.sweeps import DenseStack, Settings, Sweep, _crossing, count_points, layered, random_dag
+from sparse_dnm.timing.clock import Timing, interleave, rounds
 
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli", "bench"]
 SWEEPS = {"density", "edges", "depth", "batch", "threads"}

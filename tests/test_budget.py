@@ -14,11 +14,11 @@ from test_training import dataset
 from test_training import trainer as make_trainer
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, data
-from sparse_dnm.calibration import Settings
-from sparse_dnm.fresh import Network, time_fresh
-from sparse_dnm.measured import MeasuredTime, TimeSettings
-from sparse_dnm.training import Trainer, TrainingError, learning_rate, trimmed_after
-from sparse_dnm.trim import Frozen, OverBudget, trim
+from sparse_dnm.loss.time import MeasuredTime, TimeSettings
+from sparse_dnm.timing.calibration import Settings
+from sparse_dnm.timing.subprocess import Network, time_fresh
+from sparse_dnm.train.trainer import Trainer, TrainingError, learning_rate, trimmed_after
+from sparse_dnm.train.trim import Frozen, OverBudget, trim
 
 QUICK = {"probes": 10, "repeats": 3, "clock": "perf_counter"}
 EDGE, UNIT, CALL = 1e-6, 3e-6, 10e-6
@@ -211,7 +211,7 @@ def test_what_cannot_be_measured_leaves_no_run(tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_told_once(monkeypatch):
-    monkeypatch.setattr("sparse_dnm.measured.UNFIT", -1.0)
+    monkeypatch.setattr("sparse_dnm.loss.time.UNFIT", -1.0)
     run = make_trainer(
         None, TrainConfig(steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, time_every=1)
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
-from sparse_dnm.buffers import BIG, CACHE_LINE, KEPT, BufferPool
+from sparse_dnm.engine.buffers import BIG, CACHE_LINE, KEPT, BufferPool
 
 
 def test_memory_is_used_again_once_nobody_has_it():

@@ -12,8 +12,8 @@ from sparse_dnm.kernels import cpu_edges, formulas
 from strategies import MANY, dense_omega, manifolds, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
-from sparse_dnm.candidates import NO_STRUCTURE, Candidates, Windows
 from sparse_dnm.config import EDGE_MODES, INSIDE
+from sparse_dnm.engine.candidates import NO_STRUCTURE, Candidates, Windows
 
 
 def dense_closeness(model, omega=None):

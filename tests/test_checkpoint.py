@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sparse_dnm import checkpoint as files
-from sparse_dnm.checkpoint import Checkpoint, CheckpointError, DataSource
+from sparse_dnm.data.source import DataSource
+from sparse_dnm.io import CheckpointError, append_line, write_atomic
+from sparse_dnm.machine import machine, versions
+from sparse_dnm.train import checkpoint as files
+from sparse_dnm.train.checkpoint import Checkpoint
 
 TENSORS = {
     "model/weight": torch.tensor([1.5, -2.0, 1e-30]),
@@ -100,7 +103,7 @@ def test_failed_write_keeps_the_old_file(path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        files.write_atomic(path, b"new")
+        write_atomic(path, b"new")
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -111,7 +114,7 @@ def test_failed_write_names_the_file(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=f"cannot write {path}: No space left") as error:
-        files.write_atomic(path, b"new")
+        write_atomic(path, b"new")
     assert error.value.errno == errno.ENOSPC
 
 
@@ -128,7 +131,7 @@ def test_sources_of_data_become_absolute(tmp_path, monkeypatch):
 def test_metrics_are_cut_back(tmp_path):
     path = tmp_path / files.METRICS
     for step in (0, 10, 20, 30):
-        files.append_line(path, {"step": step})
+        append_line(path, {"step": step})
     with open(path, "ab") as file:
         file.write(b'{"step": 15}')  # whole JSON, but no end of line: a torn write
     files.cut_metrics(path, 20)
@@ -166,5 +169,5 @@ def test_damaged_config(tmp_path, content, reason):
 
 
 def test_where_the_run_was_made():
-    assert set(files.versions()) == {"python", "sparse_dnm", "torch", "numba", "numpy"}
-    assert set(files.machine()) == {"processor", "cores", "system"}  # and not the name of the host
+    assert set(versions()) == {"python", "sparse_dnm", "torch", "numba", "numpy"}
+    assert set(machine()) == {"processor", "cores", "system"}  # and not the name of the host

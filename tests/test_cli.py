@@ -19,8 +19,8 @@ import typer
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from sparse_dnm import cli
-from sparse_dnm.cli import app
+from sparse_dnm.cli import app as cli
+from sparse_dnm.cli.app import app
 
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
 CHECKPOINT = "checkpoint.safetensors"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sparse_dnm import compare, compare_report
-from sparse_dnm.calibration import Settings
-from sparse_dnm.cli import app
-from sparse_dnm.compare import Plan, Result, judge
+from sparse_dnm.cli.app import app
+from sparse_dnm.report import comparison as compare_report
+from sparse_dnm.study import compare
+from sparse_dnm.study.compare import Plan, Result, judge
+from sparse_dnm.timing.calibration import Settings
 
 
 def results(term, log_saving=0.0, seeds=8, noise=0.002, seed=0, figure=lambda f: 0.98 - 0.01 * f):

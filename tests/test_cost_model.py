@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import dags
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, Topology, calibration, cost_model, timing
-from sparse_dnm.calibration import CUTS, Settings, calibrate, cut, probes
-from sparse_dnm.cost_model import FEATURES, CostModel, Quality, Refit, features
-from sparse_dnm.schedule import Executor, Schedule
+from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
+from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.timing import calibration, cost_model
+from sparse_dnm.timing import clock as timing
+from sparse_dnm.timing.calibration import CUTS, Settings, calibrate, cut, probes
+from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, Refit, features
 
 KERNELS = cost_model.KERNELS
 

@@ -16,11 +16,14 @@ from strategies import dags, manifolds
 from typer.testing import CliRunner
 
 import bench.cuda
-from sparse_dnm import ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig, autograd, backend, cuda_executor
+from sparse_dnm import ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig
 from sparse_dnm.checks import MissingPackageError
-from sparse_dnm.cli import app
+from sparse_dnm.cli.app import app
 from sparse_dnm.config import ACTIVATIONS
-from sparse_dnm.schedule import Executor
+from sparse_dnm.engine import autograd
+from sparse_dnm.engine import cuda as cuda_executor
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.schedule import Executor
 
 pytestmark = pytest.mark.cuda
 

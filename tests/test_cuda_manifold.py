@@ -16,23 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import MANY, dense_omega, manifolds, raw_scalars, rng_input
 
-from sparse_dnm import (
-    DynamicManifold,
-    ManifoldConfig,
-    backend,
-    calibration,
-    cost_model,
-    cuda_executor,
-    cuda_manifold,
-    measured,
-)
-from sparse_dnm.candidates import Prices, expected_cost
+from sparse_dnm import DynamicManifold, ManifoldConfig
 from sparse_dnm.config import CUDA_CLOCK, TrainConfig
-from sparse_dnm.data import Dataset
-from sparse_dnm.history import History
-from sparse_dnm.losses import SparsityProxy, flow_loss
-from sparse_dnm.schedule import Executor
-from sparse_dnm.training import Trainer
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.engine import cuda as cuda_executor
+from sparse_dnm.engine import cuda_structure as cuda_manifold
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.candidates import Prices, expected_cost
+from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.loss import time as measured
+from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
+from sparse_dnm.report.history import History
+from sparse_dnm.timing import calibration, cost_model
+from sparse_dnm.train.trainer import Trainer
 
 pytestmark = pytest.mark.cuda
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, OUTPUTS, ManifoldConfig
-from sparse_dnm.dense import ACTIVATION_FUNCTIONS, METHODS, DenseManifold, wavefronts
-from sparse_dnm.initial import initial_scalars
+from sparse_dnm.model.dense import ACTIVATION_FUNCTIONS, METHODS, DenseManifold, wavefronts
+from sparse_dnm.model.init import initial_scalars
 
 
 def small(**changes):

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from runs import train
 
-from sparse_dnm import animation, figures
-from sparse_dnm.checkpoint import CheckpointError
-from sparse_dnm.history import History
-from sparse_dnm.views import heights, saturation
+from sparse_dnm.io import CheckpointError
+from sparse_dnm.report import animation, figures
+from sparse_dnm.report.history import History
+from sparse_dnm.report.views import heights, saturation
 
 NAMES = ["curves", "density", "strengths", "network", "overview"]
 

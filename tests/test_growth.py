@@ -112,7 +112,7 @@ def test_an_edge_that_would_help_grows():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_shifted_images_are_those_of_a_roll_over_a_black_frame(dtype):
-    from sparse_dnm import backend
+    from sparse_dnm.engine import device as backend
 
     kernels = backend.kernels(torch.device("cpu"))
     rng = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from runs import train
 
-from sparse_dnm import page
-from sparse_dnm.checkpoint import CheckpointError
-from sparse_dnm.history import History, settings
+from sparse_dnm.io import CheckpointError
+from sparse_dnm.report import page
+from sparse_dnm.report.history import History, settings
 
 
 @pytest.fixture(scope="module")

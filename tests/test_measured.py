@@ -14,12 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import dense_omega, manifolds, rng_input
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredMemory, MeasuredTime, TimeSettings, measured, timing
-from sparse_dnm.calibration import Settings, Step, calibrate, plans_like
-from sparse_dnm.candidates import KERNELS, Prices, expected_cost
-from sparse_dnm.measured import Controller, check_profile, edge_bytes, step_bytes
-from sparse_dnm.network import _Found
-from sparse_dnm.schedule import Executor
+from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.engine.candidates import KERNELS, Prices, expected_cost
+from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.loss import time as measured
+from sparse_dnm.loss.time import Controller, check_profile, edge_bytes, step_bytes
+from sparse_dnm.model.manifold import _Found
+from sparse_dnm.timing import clock as timing
+from sparse_dnm.timing.calibration import Settings, Step, calibrate, plans_like
 
 QUICK = {"probes": 10, "repeats": 3, "clock": "perf_counter"}
 

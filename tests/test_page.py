@@ -13,9 +13,9 @@ import pytest
 from runs import train
 from typer.testing import CliRunner
 
-from sparse_dnm import page
-from sparse_dnm.cli import app
-from sparse_dnm.history import History
+from sparse_dnm.cli.app import app
+from sparse_dnm.report import page
+from sparse_dnm.report.history import History
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIGNS = ("negative", "positive")

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 from strategies import raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
-from sparse_dnm.checkpoint import CHECKPOINT
 from sparse_dnm.config import EDGE_MODES, INSIDE, PRESETS
-from sparse_dnm.recipe import Variation, kappa, learning_rate, trimmed_after
-from sparse_dnm.regrow import FAINT, NEWBORN, reseed, scan
-from sparse_dnm.training import Interrupted, TrainingError
-from sparse_dnm.trim import keep_edges
+from sparse_dnm.model.growth import FAINT, NEWBORN, reseed, scan
+from sparse_dnm.train.checkpoint import CHECKPOINT
+from sparse_dnm.train.schedules import Variation, kappa, learning_rate, trimmed_after
+from sparse_dnm.train.trainer import Interrupted, TrainingError
+from sparse_dnm.train.trim import keep_edges
 
 
 def model_of(seed=0, dtype=torch.float64, **changes):
@@ -306,7 +306,7 @@ def test_a_network_that_cut_itself_in_two_is_connected_again():
 
 
 def test_a_network_that_does_so_again_and_again_is_told(monkeypatch):
-    monkeypatch.setattr("sparse_dnm.training.RECOVERIES", 0)
+    monkeypatch.setattr("sparse_dnm.train.trainer.RECOVERIES", 0)
     run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     with pytest.raises(TrainingError, match="the network has cut itself in two"):
         run.run()

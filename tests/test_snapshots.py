@@ -17,14 +17,15 @@ from strategies import manifolds
 from test_training import CONFIG, assert_same_bits, dataset, trainer
 from typer.testing import CliRunner
 
-from sparse_dnm import page, snapshots
-from sparse_dnm.checkpoint import CheckpointError
-from sparse_dnm.cli import app
+from sparse_dnm.cli.app import app
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.history import History
-from sparse_dnm.network import DynamicManifold
-from sparse_dnm.snapshots import Structure
-from sparse_dnm.training import Trainer
+from sparse_dnm.io import CheckpointError
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.report import page
+from sparse_dnm.report.history import History
+from sparse_dnm.train import snapshots
+from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.trainer import Trainer
 
 
 def structure_of(model, step=0):

@@ -10,11 +10,11 @@ from runs import train
 from typer.testing import CliRunner
 
 from sparse_dnm import data
-from sparse_dnm.cli import app
+from sparse_dnm.cli.app import app
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.history import History
-from sparse_dnm.tensorboard_log import FOLDER, TensorBoardLog
-from sparse_dnm.training import Trainer
+from sparse_dnm.report.history import History
+from sparse_dnm.report.tensorboard import FOLDER, TensorBoardLog
+from sparse_dnm.train.trainer import Trainer
 
 accumulators = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard (extra tensorboard) is not installed"

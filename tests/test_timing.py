@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from sparse_dnm import timing
 from sparse_dnm.config import CLOCKS
-from sparse_dnm.timing import READ, Clock, Pair, compare, interleave
+from sparse_dnm.timing import clock as timing
+from sparse_dnm.timing.clock import READ, Clock, Pair, compare, interleave
 
 
 class Fake:

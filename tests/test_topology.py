@@ -11,7 +11,7 @@ from scipy import sparse
 from strategies import dags
 
 from sparse_dnm import Schedule, Topology
-from sparse_dnm.schedule import tile_width
+from sparse_dnm.engine.schedule import tile_width
 
 
 def graph_of(edges, n):

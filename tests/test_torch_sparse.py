@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from strategies import dags, manifolds, rng_input
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer, data
-from sparse_dnm.autograd import Propagate
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.config import ACTIVATIONS
-from sparse_dnm.plan import Plan
-from sparse_dnm.schedule import Executor, Schedule
-from sparse_dnm.torch_sparse_executor import propagate
+from sparse_dnm.engine.autograd import Propagate
+from sparse_dnm.engine.cpu import Plan
+from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.engine.torch_sparse import propagate
 
 
 def fault():
@@ -174,7 +174,7 @@ class TestMissing:
     def test_the_command_line_prints_one_line(self, tmp_path):
         from typer.testing import CliRunner
 
-        from sparse_dnm.cli import app
+        from sparse_dnm.cli.app import app
 
         options = ["--executor", "torch-sparse", "--speed", "none", "--out", str(tmp_path / "run")]
         done = CliRunner().invoke(app, ["train", "toy", *options])

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_dnm import checkpoint as files
-from sparse_dnm.checkpoint import CheckpointError
 from sparse_dnm.config import ManifoldConfig, TrainConfig
-from sparse_dnm.data import Dataset
-from sparse_dnm.descent import KERNELS, AutogradDescent, Costs, KernelDescent, descent_of
-from sparse_dnm.losses import SparsityProxy
-from sparse_dnm.measured import MeasuredMemory, MeasuredTime, TimeSettings
-from sparse_dnm.network import DynamicManifold
-from sparse_dnm.training import StopSignals, Trainer, TrainingError, evaluate, learning_rate
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.io import CheckpointError
+from sparse_dnm.loss.proxy import SparsityProxy
+from sparse_dnm.loss.time import MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.train import checkpoint as files
+from sparse_dnm.train.step import KERNELS, AutogradDescent, Costs, KernelDescent, descent_of
+from sparse_dnm.train.trainer import StopSignals, Trainer, TrainingError, evaluate, learning_rate
 
 LINE = {"step", "loss", "objective", "flow", "speed", "edges", "density", "depth", "live", "lr", "step_seconds"}
 SUMMARY = {

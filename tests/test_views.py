@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from strategies import manifolds
 from test_snapshots import structure_of
 
-from sparse_dnm import views
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.views import Fields, Grid, Image
+from sparse_dnm.report import views
+from sparse_dnm.report.views import Fields, Grid, Image
 
 
 @settings(max_examples=60, deadline=None)

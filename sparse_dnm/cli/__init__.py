@@ -1,0 +1,5 @@
+"""Command line."""
+
+from sparse_dnm.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""How a DAG of neurons runs: structures, kernels, autograd functions, executors."""

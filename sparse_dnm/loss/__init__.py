@@ -1,0 +1,1 @@
+"""Terms of the loss that ask for a smaller network."""

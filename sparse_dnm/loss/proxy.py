@@ -1,0 +1,64 @@
+"""Terms of the loss that depend on structure: flow, and speed as a proxy (DESIGN, section 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sparse_dnm.config import PROXY_GRADIENTS, check_choice
+from sparse_dnm.model.manifold import DynamicManifold
+
+
+def flow_loss(model: DynamicManifold) -> Tensor:
+    """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², of the last forward; scalar.
+
+    Keeps the two halves of the network in balance, so that it does not cut itself in two.
+    """
+    return model.flow()
+
+
+class Gradient(NamedTuple):
+    """Of a term: by the raw cutoff, and by the closeness of the candidates (n_candidates,); tensors on CUDA."""
+
+    by_cutoff: Any
+    by_closeness: Any
+
+
+class SparsityProxy:
+    """Simulated speed: (active edges / possible edges)**power of the last forward.
+
+    The value is the true count.  A count is flat almost everywhere, so the gradient is that of a soft count, the sum
+    of sigmoid((|d| - c) / tau) over all candidates above the threshold, those below the cutoff included
+    (straight-through, Bengio et al. 2013); with ``gradient="none"`` there is none, as in the original.
+
+    tau: width of a gate, in closeness.
+    """
+
+    def __init__(self, tau: float = 0.3, power: int = 1, gradient: str = "straight-through"):
+        check_choice("gradient", gradient, PROXY_GRADIENTS)
+        if not (math.isfinite(tau) and tau > 0):
+            raise ValueError(f"tau={tau!r} must be a finite number > 0, in closeness")
+        if power < 1:
+            raise ValueError(f"power={power!r} must be >= 1")
+        self.tau, self.power, self._flat = tau, power, gradient == "none"
+
+    def value(self, model: DynamicManifold) -> float:
+        """The term, without gradient."""
+        return model.density**self.power
+
+    def gradient(self, model: DynamicManifold) -> Gradient | None:
+        """Of the term, at the structure of the last forward; None where it has none."""
+        if self._flat:
+            return None
+        slope = self.power * model.density ** (self.power - 1) / model.config.possible_edges
+        _, by_cutoff, by_closeness = model.gates(self.tau)
+        return Gradient(slope * by_cutoff, by_closeness * slope)
+
+    def __call__(self, model: DynamicManifold) -> Tensor:
+        """The term, a scalar."""
+        found = self.gradient(model)
+        if found is None:
+            return model.cutoff.new_full((), self.value(model))
+        return model.straight_through(self.value(model), *found)

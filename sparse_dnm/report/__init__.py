@@ -1,0 +1,1 @@
+"""What a training looked like: page, figures, animations."""

@@ -1,0 +1,322 @@
+"""Figures of a run, by matplotlib: curves, time against density, strengths, the DAG, receptive fields, an overview."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from sparse_dnm.io import write_atomic
+from sparse_dnm.report.history import History, Panel
+from sparse_dnm.report.views import (
+    MOST_EDGES,
+    MOST_OUTPUTS,
+    Fields,
+    Grid,
+    heights,
+    mosaic,
+    saturation,
+    strongest,
+    tiles,
+)
+from sparse_dnm.train.snapshots import Structure
+
+# Okabe & Ito (2008): told apart with any colour vision; dashes and markers tell the same again.
+NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
+KINDS = {"inputs": "#56B4E9", "hidden": "#000000", "outputs": "#CC79A7", "idle": "#BBBBBB"}
+LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"))
+STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF", POSITIVE])
+FEW_EDGES = 2_500  # of each in the overview
+CLASSES = 6  # of strength
+TURNS = 8  # that the signs take in each
+FEW = 800  # edges up to which they are drawn in full
+VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
+DPI = 150
+
+
+def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float, most: int) -> None:
+    """Draw edges from level to level, colour by sign, opacity and width by strength; the strongest on top.
+
+    One path per sign and class of strength: an SVG is then a fifth as large as with one per edge.
+    """
+    topology = structure.topology
+    chosen = strongest(structure, most)
+    readers = topology.readers[chosen]
+    sources, strengths = topology.indices[chosen], structure.strengths[chosen]
+    share = np.clip(np.abs(strengths) / limit, 0.0, 1.0)
+    classes = np.minimum((share * CLASSES).astype(int), CLASSES - 1)
+    gap = np.full(len(chosen), np.nan)
+    x = np.stack([topology.levels[sources], topology.levels[readers], gap], axis=1)
+    y = np.stack([height[sources], height[readers], gap], axis=1)
+    turn = np.arange(len(chosen)) % TURNS  # signs alternate: of two paths the second would hide the first
+    faint = min(1.0, (FEW / max(len(chosen), 1)) ** 0.5)
+    for k, t in itertools.product(range(CLASSES), range(TURNS)):
+        for colour, sign in ((NEGATIVE, strengths < 0), (POSITIVE, strengths > 0)):
+            here = sign & (classes == k) & (turn == t)
+            if here.any():
+                middle = (k + 0.5) / CLASSES
+                axis.plot(
+                    x[here].ravel(), y[here].ravel(), color=colour, alpha=faint * (0.06 + 0.7 * middle),
+                    linewidth=faint * (0.2 + 0.9 * middle), rasterized=len(chosen) > VECTORS, zorder=1,
+                    solid_capstyle="butt",
+                )  # fmt: skip
+
+
+def neurons_of(axis: Axes, structure: Structure, history: History, height: np.ndarray, legend: bool) -> None:
+    """Draw neurons by kind; those from which no path leads to an output are idle, and small."""
+    config, topology = history.manifold, structure.topology
+    n = np.arange(config.n_neurons)
+    kinds = {
+        "inputs": n < config.n_inputs,
+        "hidden": (n >= config.n_inputs) & (n < config.n_sources),
+        "outputs": n >= config.n_sources,
+    }
+    size = float(np.clip(6_000 / len(n), 1.5, 14))
+    axis.scatter(
+        topology.levels[~topology.live], height[~topology.live], s=0.5 * size, c=KINDS["idle"], linewidths=0, zorder=2,
+        label="idle",
+    )  # fmt: skip
+    for name, here in kinds.items():
+        here = here & topology.live
+        marker = {"inputs": "s", "hidden": "o", "outputs": "D"}[name]
+        scale = 3.0 if name == "outputs" else 1.0
+        axis.scatter(
+            topology.levels[here], height[here], s=scale * size, c=KINDS[name], marker=marker, linewidths=0, zorder=3,
+            label=name,
+        )  # fmt: skip
+    if legend:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, markerscale=2, frameon=False)
+
+
+def draw_network(
+    axis: Axes, history: History, structure: Structure, limit: float, legend: bool = True, most: int = MOST_EDGES
+) -> None:
+    """The DAG by levels, with at most ``most`` edges."""
+    height = heights(history.manifold)
+    edges_of(axis, structure, height, limit, most)
+    neurons_of(axis, structure, history, height, legend)
+    depth = max(structure.topology.depth, 1)
+    axis.set(xlim=(-0.02 * depth - 0.1, 1.02 * depth + 0.1), ylim=(1.02, -0.02), xlabel="level", yticks=[])
+
+
+def draw_strengths(axis: Axes, history: History, structure: Structure, limit: float) -> None:
+    """The matrix of strengths: who is read across, who reads down."""
+    config = history.manifold
+    grid = Grid.of(config)
+    axis.imshow(
+        grid.cells(structure, config), cmap=STRENGTHS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto",
+        extent=(0, grid.columns * grid.step, config.n_inputs + grid.rows * grid.step, config.n_inputs),
+    )  # fmt: skip
+    axis.set(xlabel="source neuron", ylabel="reading neuron")
+
+
+def caption(history: History) -> str:
+    """Settings and machine, in one line."""
+    manifold, train = history.manifold, history.train
+    goal = f", {train.target_edges:,} edges asked for" if train.target_edges else ""
+    parts = [f"{manifold.n_neurons:,} neurons, edges {manifold.edges}, speed {train.speed}{goal}, seed {train.seed}"]
+    return _text("; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])]))
+
+
+def headline(structure: Structure, history: History) -> str:
+    """Step, edges and depth of a structure."""
+    topology = structure.topology
+    density = topology.n_edges / history.manifold.possible_edges
+    return f"step {structure.step:,}: {topology.n_edges:,} edges ({density:.1%}), depth {topology.depth:,}"
+
+
+def title(history: History) -> str:
+    """The run's title, not too long and without TeX."""
+    return _text(textwrap.shorten(history.title, 60, placeholder=" …") if " " in history.title else history.title[:60])
+
+
+def _text(words: str) -> str:
+    """``words`` as matplotlib shows them: between two dollars it would see TeX."""
+    return words.replace("$", r"\$")
+
+
+def _sheet(history: History, width: float, height: float) -> Figure:
+    """An empty figure, inches, with the caption below."""
+    chart = Figure(figsize=(width, height), layout="constrained")
+    chart.supxlabel(caption(history), fontsize=7)
+    return chart
+
+
+def curves(history: History) -> Figure:
+    """Loss, figure of merit, edges, density, depth and live neurons, time: against steps."""
+    panels = history.panels
+    chart = _sheet(history, 11, 6.2)
+    for axis, panel in zip(chart.subplots(2, 3).flat, panels, strict=False):
+        _curve(axis, history, panel)
+    for axis in chart.axes[len(panels) :]:
+        axis.remove()
+    chart.suptitle(title(history))
+    return chart
+
+
+def _curve(axis: Axes, history: History, panel: Panel) -> None:
+    for (label, (steps, values)), (colour, line) in zip(history.curves(panel).items(), LINES, strict=False):
+        marker = "o" if len(steps) < 12 else ""
+        axis.plot(steps, values, color=colour, linestyle=line, label=label, marker=marker, markersize=4)
+    if panel.logarithmic:
+        axis.set_yscale("log")
+        if "loss" not in panel.names:
+            _plain(axis.yaxis, [v for _, values in history.curves(panel).values() for v in values])
+    axis.set_title(textwrap.fill(panel.title, 46), fontsize=9)
+    axis.set(xlabel="step", ylabel=panel.unit)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(axis.lines) > 1:
+        axis.legend(fontsize=7)
+    axis.grid(True, alpha=0.3)
+
+
+def _plain(axis: Axis, values: Iterable[float]) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis, and a tick at or beyond either end of ``values``."""
+    ticks = [k * 10.0**power for power in range(-12, 13) for k in (1, 2, 3, 5, 7)]
+    low = max((t for t in ticks if t <= min(values)), default=ticks[0])
+    high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
+    inside = [t for t in ticks if low <= t <= high]
+    if len(inside) > 9:
+        inside = [t for t in inside if f"{t:e}"[0] in ("1" if len(inside) > 24 else "125")]
+    margin = (high / low) ** 0.03 if high > low else 1.2
+    axis.set_view_interval(low / margin, high * margin, ignore=True)
+    axis.set_major_locator(FixedLocator(inside))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _density(axis: Axes, history: History) -> None:
+    """Measured time against density, a mark per line of metrics, dark to light along training."""
+    steps, density, seconds = history.time_against_density
+    marks = axis.scatter(density, [1e6 * s for s in seconds], c=steps, cmap="viridis", s=14)
+    if steps:
+        bar = axis.figure.colorbar(marks, ax=axis)
+        bar.set_label("step", fontsize=8)
+        axis.set(xscale="log", yscale="log")
+        _plain(axis.xaxis, density)
+        _plain(axis.yaxis, [1e6 * s for s in seconds])
+    axis.set_title("time against density", fontsize=9)
+    axis.set(xlabel="density (active / possible edges)", ylabel="µs")
+    axis.grid(True, which="both", alpha=0.3)
+
+
+def density_figure(history: History) -> Figure:
+    """Measured time against density, alone."""
+    chart = _sheet(history, 6.4, 4.8)
+    _density(chart.subplots(), history)
+    chart.suptitle(f"{title(history)}: {history.describe_time()}", fontsize=9)
+    return chart
+
+
+def network_figure(history: History, structure: Structure, limit: float) -> Figure:
+    """The DAG by levels, alone."""
+    chart = _sheet(history, 10, 6)
+    axis = chart.subplots()
+    draw_network(axis, history, structure, limit)
+    shown = min(structure.topology.n_edges, MOST_EDGES)
+    some = "" if shown == structure.topology.n_edges else f", the strongest {shown:,} drawn"
+    axis.set_title(
+        f"{title(history)}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9
+    )
+    return chart
+
+
+def strengths_figure(history: History, structure: Structure, limit: float) -> Figure:
+    """The matrix of strengths, alone."""
+    chart = _sheet(history, 9, 4.6)
+    axis = chart.subplots()
+    draw_strengths(axis, history, structure, limit)
+    chart.colorbar(axis.images[0], ax=axis, label="strength D", extend="both")
+    axis.set_title(f"{title(history)}: {headline(structure, history)}", fontsize=9)
+    return chart
+
+
+def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) -> Figure:
+    """Receptive fields of the outputs and of hidden neurons, of the checkpoint of ``step``."""
+    shape = history.image
+    assert shape is not None
+    parts = [(name, *mosaic(fields, shape, tiles(name, len(fields.neurons)))) for name, fields in
+             (("outputs", outputs), ("hidden neurons", hidden))]  # fmt: skip
+    ratios = [picture.shape[0] / picture.shape[1] for _, picture, _ in parts]
+    chart = _sheet(history, 9, 1.5 + 8 * sum(ratios))
+    axes = chart.subplots(2, 1, height_ratios=ratios)
+    for axis, (name, picture, _) in zip(axes, parts, strict=True):
+        axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad="#CCCCCC"), vmin=-1, vmax=1, interpolation="nearest")
+        some = f", the first {MOST_OUTPUTS}" if name == "outputs" and history.manifold.n_outputs > MOST_OUTPUTS else ""
+        axis.set_title(name + some, fontsize=9)
+        axis.set_axis_off()
+    summed = ", summed over channels" if shape.channels > 1 else ""
+    chart.suptitle(
+        f"{title(history)}, step {step:,}: receptive fields\nsums over all paths of strengths times weights{summed}, "
+        "each over its largest", fontsize=9,
+    )  # fmt: skip
+    return chart
+
+
+def overview(history: History, first: Structure, last: Structure, limit: float) -> Figure:
+    """The DAG before and after training, and what happened between."""
+    chart = _sheet(history, 11, 6.2)
+    axes = chart.subplots(2, 2, height_ratios=(1.7, 1))
+    for axis, structure in zip(axes[0], (first, last), strict=True):
+        draw_network(axis, history, structure, limit, legend=False, most=FEW_EDGES)
+        some = f"; the strongest {FEW_EDGES:,} drawn" if structure.topology.n_edges > FEW_EDGES else ""
+        axis.set_title(headline(structure, history) + some, fontsize=9)
+    wanted = [panel for panel in history.panels if panel.names in (("edges", "edges_goal"), history.figure_names)]
+    for axis, panel in zip(axes[1], wanted[::-1], strict=False):
+        _curve(axis, history, panel)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    signs = [Line2D([], [], color=NEGATIVE), Line2D([], [], color=POSITIVE)]
+    chart.legend(
+        [*handles, *signs], [*labels, "negative", "positive"], loc="outside upper right", ncols=6, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
+    name = history.figure_names[1]
+    figure = history.promised(name)
+    merit = "" if figure is None else f", {name.replace('_', ' ')} {figure:.4g}"
+    chart.suptitle(f"{title(history)}{merit}", fontsize=11, x=0.02, ha="left")
+    return chart
+
+
+def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda name: None) -> list[Path]:
+    """Write every figure of a run into ``out`` as PNG and SVG; returns their paths."""
+    first, last = next(history.structures()), history.last()
+    limit = saturation(last)
+    charts: dict[str, Callable[[], Figure]] = {
+        "curves": lambda: curves(history),
+        "density": lambda: density_figure(history),
+        "strengths": lambda: strengths_figure(history, last, limit),
+        "network": lambda: network_figure(history, last, limit),
+        "overview": lambda: overview(history, first, last, limit),
+    }
+    found = history.fields
+    if found is not None:
+        charts["fields"] = lambda: fields_figure(history, *found)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make in charts.items():
+        on_figure(name)
+        chart = make()
+        for suffix in ("png", "svg"):
+            written.append(out / f"{name}.{suffix}")
+            save(chart, written[-1])
+    return written
+
+
+def save(chart: Figure, path: Path) -> None:
+    """Write a figure; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    kind = path.suffix[1:]
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        chart.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    write_atomic(path, content.getvalue())

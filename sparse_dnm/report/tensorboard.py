@@ -1,0 +1,76 @@
+"""A training in TensorBoard's own files: scalars, the matrix of strengths as an image, strengths as a histogram."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.report.views import Grid, saturation
+from sparse_dnm.train.snapshots import Structure
+
+FOLDER = "tensorboard"
+NEGATIVE, POSITIVE = np.array([0, 114, 178]) / 255, np.array([213, 94, 0]) / 255  # Okabe & Ito's blue and vermillion
+
+
+class TensorBoardLog:
+    """Writes into ``out``/tensorboard; from ``step`` on, what an earlier process wrote there is replaced.
+
+    Use it in ``with``, its methods as the callbacks of `Trainer.run`.  Raises ValueError where TensorBoard is missing.
+    """
+
+    def __init__(self, out: Path, config: ManifoldConfig, step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                f"--tensorboard needs TensorBoard, which cannot be imported ({error}): pip install tensorboard, or "
+                "the extra '.[tensorboard]'"
+            ) from None
+        self.config, self.grid = config, Grid.of(config)
+        self._open = lambda: SummaryWriter(str(out / FOLDER), purge_step=step + 1 if step else None)
+        self._opened: Any = None
+
+    @property
+    def _writer(self) -> Any:
+        """Made when there is something to write: until then there may be no run."""
+        self._opened = self._opened or self._open()
+        return self._opened
+
+    def on_log(self, record: dict[str, Any]) -> None:
+        """A scalar for every figure of a line of metrics.jsonl."""
+        for name, value in record.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(_tag(name), value, record["step"])
+
+    def on_snapshot(self, structure: Structure) -> None:
+        """The strengths, as an image with a cell per pair of neurons or several, and as a histogram."""
+        cells = self.grid.cells(structure, self.config)
+        share = np.clip(np.abs(cells) / saturation(structure), 0, 1)[..., None]
+        image = 1 - share * (1 - np.where(cells[..., None] > 0, POSITIVE, NEGATIVE))
+        self._writer.add_image("strengths", image.astype(np.float32), structure.step, dataformats="HWC")
+        if len(structure.strengths):
+            self._writer.add_histogram("strengths", structure.strengths, structure.step)
+
+    def __enter__(self) -> TensorBoardLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
+def _tag(name: str) -> str:
+    """The column of metrics.jsonl under a heading."""
+    if name.startswith(("train_", "test_")):
+        return f"merit/{name}"
+    if name in ("loss", "objective", "flow", "speed", "memory"):
+        return f"loss/{name}"
+    if name in ("edges", "density", "depth", "live", "edges_goal"):
+        return f"structure/{name}"
+    return f"time/{name}" if name.endswith("seconds") else f"training/{name}"

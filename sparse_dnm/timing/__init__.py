@@ -1,0 +1,1 @@
+"""Clocks, measurements, and what a step costs."""

@@ -1,0 +1,185 @@
+"""Seconds of the sparse step as a non-negative linear function of its structure (DESIGN, 3).
+
+Which features explain the time is the executor's own business: a walk by columns has no cost per level, a walk level by
+level has one.  `CostModel.fit` finds what each costs from measurements, `Refit` keeps that up to date.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.candidates import Prices
+from sparse_dnm.engine.cpu import Floats
+from sparse_dnm.engine.schedule import Schedule
+
+KERNELS = backend.kernels(torch.device("cpu"))
+COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")
+ON_CUDA = ("call", "input", "neuron", "edge", "level")
+FEATURES = {  # of an executor's time
+    "columns": COUNTS[:-1],
+    "wavefront": COUNTS,
+    "cuda-columns": ON_CUDA,
+    "cuda-wavefront": ON_CUDA,
+}
+GROUP = 8  # neighbouring inputs that are read together
+FAR = 256  # edges that the walk back may meet in between while an edge's neighbour in memory stays at hand
+
+
+def features(schedule: Schedule, executor: str) -> Floats:
+    """How often the FEATURES of ``executor`` occur in one step.
+
+    1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed edges,
+    and those whose neighbour in memory the walk back has left far behind; levels.  On CUDA, where neither inputs nor
+    edges of a tile follow each other in memory, those without the parts.
+    """
+    s, t = schedule, schedule.topology
+    if executor.startswith("cuda"):
+        return np.array([1, len(s.inputs), len(s.order), len(t.t_edges), len(s.waves) - 1], float)
+    visit = np.empty(t.n_edges, np.int32)
+    walk = s.walk(executor)
+    counts = (
+        1,
+        len(s.inputs),
+        KERNELS.lone_inputs(s.inputs, s.column, GROUP),
+        len(s.order),
+        len(t.t_edges),
+        KERNELS.far_edges(walk, s.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, FAR, visit),
+        len(s.waves) - 1,
+    )
+    return np.array(counts[: len(FEATURES[executor])], float)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How predictions compare with measurements; ``error`` is relative, |predicted / measured - 1|."""
+
+    n: int  # structures
+    r2: float  # share of the variance that is explained
+    mape: float  # mean error
+    within_10: float  # share of structures with an error of 10 % at most
+    spearman: float  # rank correlation
+
+    @staticmethod
+    def of(predicted: Floats, measured: Floats) -> Quality:
+        """Of as many predictions as measurements, at least three that differ."""
+        error = np.abs(predicted / measured - 1)
+        rest = ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()
+        ranks = float(spearmanr(predicted, measured).statistic)
+        return Quality(len(measured), float(1 - rest), float(error.mean()), float((error <= 0.1).mean()), ranks)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a step: the sum of coefficient times count over the features of an executor."""
+
+    executor: str
+    coefficients: tuple[float, ...]  # s each, >= 0, in the order of FEATURES[executor]
+
+    def seconds(self, counts: Floats) -> Any:
+        """Of one structure (n_features,), or of several (n, n_features)."""
+        return counts @ np.array(self.coefficients)
+
+    def prices(self, counts: Floats) -> Prices:
+        """Seconds near the structure with these ``counts``: far edges and lone inputs stay the same shares of all."""
+        cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
+        number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
+
+        def with_part(whole: str, part: str) -> float:
+            return cost[whole] + (cost[part] * number[part] / number[whole] if number[whole] else 0.0)
+
+        return Prices(with_part("edge", "far edge"), with_part("input", "lone input"), cost["neuron"], cost["level"])
+
+    @staticmethod
+    def fit(executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS) -> CostModel:
+        """Fit (n, n_features) counts to (n,) seconds: least squares of the relative errors, no coefficient below 0
+        (Lawson & Hanson 1974), and 0 for features that are not in ``only``."""
+        used = np.array([name in only for name in FEATURES[executor]])
+        solution, _ = nnls(counts / seconds[:, None] * used, np.ones(len(seconds)))
+        return CostModel(executor, tuple(float(x) for x in solution * used))
+
+
+class Refit:
+    """A cost model kept up to date: recursive least squares of relative errors, in information form, none negative.
+
+    Its memory is a matrix of the size of the features squared, what the calibration knew as a prior (scaled to the pace
+    of late), and the errors of the last ``RECENT`` steps: a step that is off by more than three times their usual
+    spread counts as one that is off by just that.
+    """
+
+    FORGET = 0.98  # weight of a timed step after the next one
+    WEIGHT = 10.0  # timed steps that the calibration counts for
+    RECENT = 50
+    LEAST = 8  # timed steps before the first change, and before errors are clipped
+
+    def __init__(self, model: CostModel, counts: Floats, seconds: Floats):
+        rows = counts / seconds[:, None]
+        self.calibrated = self.model = model
+        self.prior = self.WEIGHT * rows.T @ rows / len(rows)
+        self.normal, self.right = np.zeros_like(self.prior), np.zeros(len(self.prior))
+        self.pace: deque[float] = deque(maxlen=self.RECENT)  # log of measured over what the calibration predicts
+        self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same of the model of the moment
+
+    def add(self, counts: Floats, seconds: float) -> None:
+        """Take note of a timed step."""
+        off = math.log(seconds / float(self.model.seconds(counts)))
+        usual = statistics.median(self.errors) if self.errors else 0.0
+        if len(self.errors) >= self.LEAST:
+            spread = 3 * 1.4826 * statistics.median(abs(error - usual) for error in self.errors)
+            seconds *= math.exp(min(max(off, usual - spread), usual + spread) - off)
+        self.errors.append(off)
+        self.pace.append(math.log(seconds / float(self.calibrated.seconds(counts))))
+        row = counts / seconds
+        self.normal = self.FORGET * self.normal + np.outer(row, row)
+        self.right = self.FORGET * self.right + row
+        if len(self.pace) >= self.LEAST:
+            self.model = self._solve()
+
+    def _solve(self) -> CostModel:
+        """Coefficients >= 0 of least squares over the steps and, at the pace of late, the calibration."""
+        pace = math.exp(statistics.median(self.pace))
+        prior = np.array(self.calibrated.coefficients)
+        known = prior > 0.0  # what the calibration found to cost nothing stays so
+        matrix = (self.normal + self.prior / pace**2)[np.ix_(known, known)]
+        right = (self.right + self.prior @ prior / pace)[known]
+        scale = np.sqrt(np.diag(matrix))
+        factor = np.linalg.cholesky(matrix / np.outer(scale, scale) + 1e-9 * np.eye(len(scale)))
+        found = np.zeros(len(prior))
+        found[known] = nnls(factor.T, np.linalg.solve(factor, right / scale))[0] / scale
+        return replace(self.model, coefficients=tuple(float(x) for x in found))
+
+    @property
+    def error(self) -> float:
+        """Median relative error of the predictions for the last timed steps; nan before the first."""
+        return statistics.median(abs(math.expm1(-error)) for error in self.errors) if self.errors else math.nan
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return {
+            "executor": self.model.executor,
+            "calibrated": list(self.calibrated.coefficients),
+            "coefficients": list(self.model.coefficients),
+            **{name: getattr(self, name).tolist() for name in ("prior", "normal", "right")},
+            **{name: list(getattr(self, name)) for name in ("pace", "errors")},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Refit:
+        """What `state` returned, as an object again."""
+        made = cls.__new__(cls)
+        made.calibrated = CostModel(state["executor"], tuple(state["calibrated"]))
+        made.model = CostModel(state["executor"], tuple(state["coefficients"]))
+        for name in ("prior", "normal", "right"):
+            setattr(made, name, np.array(state[name]))
+        made.pace, made.errors = (deque(state[name], maxlen=cls.RECENT) for name in ("pace", "errors"))
+        return made

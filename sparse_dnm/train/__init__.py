@@ -1,0 +1,1 @@
+"""Training: steps, schedules, constraints, checkpoints."""

@@ -1,0 +1,224 @@
+"""Loss of a batch and its gradient: by the kernels alone, or by torch's autograd.
+
+Both leave the gradients in the parameters' ``grad``, as ``backward`` does.  A step of training costs little more than
+its kernels in the first way; the second one serves where something listens to autograd (hooks, frozen parameters, a
+model or an executor that computes otherwise).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules import module
+
+from sparse_dnm.checks import check_input
+from sparse_dnm.config import TrainConfig
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.candidates import SCALARS
+from sparse_dnm.engine.cpu import Scales
+from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
+from sparse_dnm.loss.time import Controller, MeasuredMemory, MeasuredTime
+from sparse_dnm.model.manifold import DynamicManifold
+
+KERNELS = backend.kernels(torch.device("cpu"))
+
+
+class Terms(NamedTuple):
+    """The loss, and its terms before their coefficients; None: not wanted."""
+
+    total: float
+    objective: float
+    flow: float | None
+    speed: float | None
+    memory: float | None
+
+
+class Costs:
+    """The terms that ask for a smaller network: speed and memory, where wanted, with their coefficients."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        speed: SparsityProxy | MeasuredTime | None = None,
+        memory: MeasuredMemory | None = None,
+        edges: Controller | None = None,
+    ):
+        self.speed, self.memory, self.edges = speed, memory, edges
+        self._resting = False
+        self.paused = False  # for some steps
+        self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
+
+    def coefficients(self) -> tuple[float, float]:
+        """Of speed, as the multiplier of the budget or of the edges has it now, and of memory."""
+        if self._resting or self.paused:
+            return 0.0, 0.0
+        multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
+        if self.edges is not None:
+            multiplier = self.edges.multiplier
+        return self._speed_coefficient * multiplier, self._memory_coefficient
+
+    def rest(self) -> None:
+        """From here on they are reported only."""
+        self._resting = True
+
+    def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
+        """In the order of `coefficients`."""
+        return self.speed, self.memory
+
+
+def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float | None) -> Terms:
+    """The loss of these terms (flow, speed, memory), by their coefficients."""
+    coefficients = config.flow, *costs.coefficients()
+    total = config.objective * objective
+    total += sum(c * value for c, value in zip(coefficients, terms, strict=True) if value is not None)
+    return Terms(total, objective, *terms)
+
+
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+
+
+def descent_of(
+    model: DynamicManifold, task: str, config: TrainConfig, costs: Costs | None = None
+) -> KernelDescent | AutogradDescent:
+    """The way that fits ``model`` as it is now; ``task`` is a Dataset's; ``costs`` None: those terms are left out.
+
+    Raises ValueError where nothing can be trained.
+    """
+    parameters = list(model.parameters())
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("no parameter of the model requires a gradient; thaw one with requires_grad_(True)")
+    hooks = [*(getattr(model, f"_{name}") for name in HOOKS), *(getattr(module, f"_global_{name}") for name in HOOKS)]
+    hooks += [h for p in parameters for h in (p._backward_hooks, p._post_accumulate_grad_hooks)]
+    plain = (
+        type(model) is DynamicManifold
+        and "forward" not in vars(model)
+        and model.executor.name != "torch-sparse"
+        and not backend.on_cuda(model.alpha)
+        and all(p.requires_grad for p in parameters)
+        and not any(hooks)
+        and not torch.nn.utils.parametrize.is_parametrized(model)
+    )
+    return (KernelDescent if plain else AutogradDescent)(model, task, config, costs or Costs(config))
+
+
+def check_data(data: Dataset, model: DynamicManifold) -> None:
+    """Raise ValueError unless inputs fit the model and the targets are labels of its outputs, or as many numbers as
+    those, of their dtype: kernels do not check."""
+    check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
+    y, n = data.y_train, model.config.n_outputs
+    if data.task != "classification":
+        if y.shape != (len(data.x_train), n) or y.dtype != model.alpha.dtype:
+            raise ValueError(
+                f"y_train is {y.dtype} {tuple(y.shape)}; it must be {model.alpha.dtype} {(len(data.x_train), n)}: "
+                "a row of targets per sample"
+            )
+    elif y.shape != data.x_train.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"y_train is {y.dtype} {tuple(y.shape)}; it must be int64 {(len(data.x_train),)}: labels")
+    elif len(y) and not (int(y.min()) >= 0 and int(y.max()) < n):
+        raise ValueError(f"y_train holds labels {int(y.min())} to {int(y.max())}; they must be in 0 .. {n - 1}")
+
+
+class KernelDescent:
+    """Forward, loss and gradient by one kernel after the other, without a graph."""
+
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+        self.model, self.config, self.costs = model, config, costs
+        self._objective = "cross_entropy" if task == "classification" else "squared_error"
+        manifold, dtype = model.config, model.arrays()["alpha"].dtype
+        self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
+        self._scales = Scales(np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype))
+        self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
+        self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
+        self._by_cutoff = np.zeros((), dtype)
+        rows = torch.from_numpy(self._by_scalar)
+        self._gradients = {name: rows[SCALARS.index(name)] for name in model._windows.scalars}
+        self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
+        for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
+            self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the batch x."""
+        arrays, scales = self.model.arrays(), self._scales
+        self._evaluation, self._plan = evaluation, plan = self.model.find(arrays)
+        scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
+        self._x = x.contiguous().numpy()
+        self._linear, self._walk = plan.forward(self._x, evaluation.strengths, scales)
+        self._outputs = self._linear * self._linear if self._squared else self._linear
+        return torch.from_numpy(self._outputs)
+
+    def loss(self, y: Tensor, report: bool) -> Terms:
+        """Loss of the last forward, against the targets y."""
+        self._by_output = np.empty_like(self._outputs)
+        kernel = getattr(KERNELS, self._objective)
+        scale = self.config.objective * (2.0 if self._squared else 1.0)
+        objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
+        if self._squared:
+            self._by_output *= self._linear
+        costs = (None if term is None else term.value(self.model) for term in self.costs.terms())
+        return total_of(self.config, self.costs, objective, self._evaluation.imbalance**2, *costs)
+
+    def backward(self) -> None:
+        """Gradient of that loss."""
+        model, config, e = self.model, self.config, self._evaluation
+        found = self._plan.backward(self._walk, e.strengths, self._by_output)
+        self._by_weight[:], self._by_bias[:] = found.weight, found.bias
+        by_closeness, by_cutoff = None, 0.0
+        if model.kappa:
+            by_closeness = np.zeros_like(e.d)
+            model.ring(e).add_gradient(self._plan, self._walk, found, self._x, e.strengths, by_closeness)
+        for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
+            slope = term.gradient(model) if term is not None and coefficient else None
+            if slope is not None:
+                scaled = slope.by_closeness * slope.by_closeness.dtype.type(coefficient)
+                by_closeness = scaled if by_closeness is None else by_closeness + scaled
+                by_cutoff += coefficient * slope.by_cutoff
+        by_imbalance = 2.0 * config.flow * e.imbalance
+        through, by_omega = model._windows.pull_back(e, found.value, by_closeness, by_imbalance, self._by_scalar)
+        self._by_cutoff[()] = through + by_cutoff
+        parameters = model._parameters
+        for name, gradient in self._gradients.items():
+            parameters[name].grad = gradient  # type: ignore[union-attr]
+        if model._windows.free:
+            parameters["edge_weight"].grad = torch.from_numpy(by_omega)  # type: ignore[union-attr]
+
+
+class AutogradDescent:
+    """Forward, loss and gradient through torch's graph."""
+
+    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+        self.model, self.config, self.costs = model, config, costs
+        self._objective = F.cross_entropy if task == "classification" else F.mse_loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of the batch x."""
+        self._outputs: Tensor = self.model(x)
+        return self._outputs
+
+    def loss(self, y: Tensor, report: bool) -> Terms:
+        """Loss of the last forward, against the targets y; a term of coefficient 0 only for a ``report``."""
+        config = self.config
+        self._terms: list[Tensor | None] = [self._objective(self._outputs, y)]
+        self._coefficients = [config.objective, config.flow, *self.costs.coefficients()]
+        for coefficient, term in zip(self._coefficients[1:], (flow_loss, *self.costs.terms()), strict=True):
+            value = None
+            if term is not None and (coefficient or report):
+                with contextlib.nullcontext() if coefficient else torch.no_grad():
+                    value = term(self.model)
+            self._terms.append(value)
+        objective, *others = (None if term is None else term.item() for term in self._terms)
+        assert objective is not None
+        return total_of(config, self.costs, objective, *others)
+
+    def backward(self) -> None:
+        """Gradient of that loss; its terms are the roots, so that adding them up makes no graph."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        pairs = zip(self._terms, self._coefficients, strict=True)
+        roots = [(term, term.new_tensor(c)) for term, c in pairs if term is not None and term.requires_grad]
+        torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
