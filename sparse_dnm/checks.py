@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from sparse_dnm.config import ManifoldConfig
 
 INSTALL_TORCH_SPARSE = (
     "install it after torch with `pip install --no-build-isolation torch-scatter torch-sparse`, or the extra "
@@ -36,7 +40,7 @@ def require_torch_sparse() -> None:
 
 
 def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
-    """Raise ValueError unless ``x`` is a dense floating (batch >= 1, n_inputs) of the model's dtype and device."""
+    """Raise ValueError unless ``x`` is a dense floating (..., n_inputs) of the model's dtype and device."""
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"x is a {type(x).__name__}, not a torch.Tensor; convert it with torch.as_tensor")
     if x.layout != torch.strided:
@@ -47,11 +51,8 @@ def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.devi
         )
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, which is not floating; convert it with x.to({dtype})")
-    if x.ndim != 2 or x.shape[1] != n_inputs:
-        hint = "; a single sample is x[None]" if x.shape == (n_inputs,) else ""
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, n_inputs={n_inputs}){hint}")
-    if x.shape[0] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, an empty batch; give at least one sample")
+    if x.ndim == 0 or x.shape[-1] != n_inputs:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (..., n_inputs={n_inputs})")
     if x.dtype != dtype:
         raise ValueError(f"x has dtype {x.dtype} but the model has {dtype}; convert x with x.to({dtype})")
 
@@ -69,3 +70,18 @@ def check_shape(name: str, parameter: torch.Tensor, shape: tuple[int, ...]) -> N
             f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}: kernels do not check; "
             "set its numbers, not its size"
         )
+
+
+def check_parameters(parameters: Mapping[str, torch.Tensor], config: ManifoldConfig) -> None:
+    """Raise ValueError where dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
+    device = parameters["alpha"].device
+    for name, p in parameters.items():
+        check_dtype(p.dtype)
+        if p.device != device:
+            raise ValueError(
+                f"parameter {name} is on {str(p.device)!r} and alpha on {str(device)!r}; move all to one device, as "
+                "model.to(device) does"
+            )
+        if name != "edge_weight":
+            size = config.n_sources if name in ("weight", "bias") else config.n_rows
+            check_shape(name, p, () if name == "cutoff" else (size,))

@@ -114,6 +114,7 @@ class ManifoldConfig:
     cutoff: float = -1.0  # raw; c = sigmoid(cutoff)
     skin: float = 0.1  # closeness below the cutoff down to which candidates are kept
     seed: int = 0  # key of the counter-based generator of omega
+    capacity: int = 0  # slots for candidate edges; 0: a quarter more than the first structure has, 4,096 at least
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -141,6 +142,8 @@ class ManifoldConfig:
             raise ValueError(f"period={self.period!r} must be > 0 positions")
         if self.skin < 0:
             raise ValueError(f"skin={self.skin!r} must be >= 0; 0 keeps active edges only")
+        if self.capacity < 0:
+            raise ValueError(f"capacity={self.capacity!r} must be >= 0 slots; 0: chosen from the first structure")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed!r} must be in 0 .. 2**63 - 1")
 

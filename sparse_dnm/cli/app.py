@@ -349,7 +349,7 @@ def compare(
         from sparse_dnm.machine import machine, versions
         from sparse_dnm.report import comparison as compare_report
         from sparse_dnm.study import compare as comparison
-        from sparse_dnm.timing.calibration import Settings
+        from sparse_dnm.timing.probes import Settings
 
         source = DataSource(dataset, None if data_dir is None else str(data_dir), target)
         out = out or Path("runs") / f"compare-{Path(dataset).stem}"
@@ -476,18 +476,18 @@ def calibrate(
     with _errors_reported():
         from dataclasses import asdict
 
-        import numpy as np
-        import torch
         from rich.console import Console
         from rich.progress import Progress
 
         from sparse_dnm.engine import device as backend
+        from sparse_dnm.engine.autotune import Executor
         from sparse_dnm.io import write_json
         from sparse_dnm.machine import machine, versions
         from sparse_dnm.timing import calibration
+        from sparse_dnm.timing import probes as probes_of
 
         read, there = _clock_of(clock, device, "process_time"), backend.device_of(device)
-        settings = calibration.Settings(
+        settings = probes_of.Settings(
             *(executor, mode, batch_size, threads, read, probes, repeats, seed),
             device=there.type,
         )
@@ -496,16 +496,17 @@ def calibrate(
         backend.check_threads(threads)
         model = _network(network)
         out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
-        _, plan = model.find()
-        x = np.random.default_rng(seed).standard_normal((batch_size, model.config.n_inputs)).astype(plan.slope.dtype)
-        batch = x if there.type == "cpu" else torch.from_numpy(x).to(there)
+        model.to(there)
+        evaluation = model.find()
+        bench = probes_of.Bench(evaluation, mode, batch_size, read if there.type == "cpu" else "process_time", seed)
+        engine = bench.engine(Executor(executor, threads))
         typer.echo(
             f"{network}: {model.topology}; keep the machine quiet (kernels compile first where the cache is cold)"
         )
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("measuring", total=repeats)
             found = calibration.calibrate(
-                model.topology, calibration.plans_like(plan), batch, settings, lambda: bar.update(task, advance=1)
+                evaluation.structure, engine, bench.x, settings, lambda: bar.update(task, advance=1)
             )
         for line in calibration.describe(found):
             typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)

@@ -1,59 +1,149 @@
-"""The engine's autograd functions: scalars -> strengths of edges, and inputs -> outputs of a DAG."""
+"""The engine's autograd functions: scalars -> strengths of edges, and inputs -> outputs of a DAG; on every device.
+
+Both work under torch.func: outputs and gradients of a batched argument are found one after the other, those of a batched
+input alone in one pass.  There are no second derivatives: asked for, they raise an error.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sparse_dnm.engine.candidates import CHANGED, SCALARS, Evaluation, Windows
-from sparse_dnm.engine.cpu import Floats, Plan, Scales
-from sparse_dnm.engine.ring import Ring
+from sparse_dnm.engine.base import Engine, Ring, Saved, Values
+
+NO_SECOND = (
+    "second derivatives through the kernels do not exist; leave out create_graph=True, or use executor='torch-sparse', "
+    "whose gradient torch can differentiate only once, too: build such a loss from DenseManifold instead"
+)
+
+
+def _direct() -> bool:
+    """Is a backward pass called plainly: no graph of it wanted, no transform of torch.func around it?"""
+    return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+
+
+def _looped(function: Callable[..., Any], size: int, in_dims: Any, args: Any) -> tuple[Any, Any]:
+    """Results of ``function`` for every index of the batched arguments, stacked: the rule of torch.func.vmap."""
+    results = []
+    for k in range(size):
+        slices = (
+            a.select(dim, k) if isinstance(dim, int) and isinstance(a, Tensor) else a
+            for a, dim in zip(args, in_dims, strict=True)
+        )
+        results.append(function(*slices))
+    columns = [list(column) for column in zip(*results, strict=True)]
+    stacked = tuple(torch.stack(c) if isinstance(c[0], Tensor) else None for c in columns)
+    return stacked, tuple(None if c is None else 0 for c in stacked)
+
+
+class _Once(torch.autograd.Function):
+    """A backward pass as a function of its own, which has no derivative."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Refuse."""
+        raise RuntimeError(NO_SECOND)
+
+
+# -- strengths of edges --------------------------------------------------------------------------------------
+
+
+def _edges_back(
+    engine: Engine,
+    structure: Any,
+    values: Values,
+    like: Tensor,
+    by_strength: Tensor | None,
+    by_closeness: Tensor | None,
+    by_flow: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of cutoff (), edge_weight (like ``like``, None where edges have none) and of the scalars (7, n_rows)."""
+    by_imbalance: Any = 0.0
+    if by_flow is not None:
+        by_imbalance = 2.0 * values.imbalance * (by_flow.item() if by_flow.device.type == "cpu" else by_flow.double())
+    strength, closeness = (None if t is None else engine.array(t) for t in (by_strength, by_closeness))
+    found = engine.edges_backward(structure, values, strength, closeness, by_imbalance)
+    scalars = engine.tensor(found.scalars)
+    by_cutoff = torch.as_tensor(found.cutoff, dtype=scalars.dtype, device=scalars.device).reshape(())
+    by_omega = None
+    if structure.candidates.slots is not None:
+        by_omega = scatter(engine, structure, engine.tensor(found.omega), like)
+    return by_cutoff, by_omega, scalars
+
+
+def scatter(engine: Engine, structure: Any, by_omega: Tensor, like: Tensor) -> Tensor:
+    """Numbers of the candidates at their slots, 0 elsewhere; candidates of a moment, without a slot, are left out."""
+    slots = engine.tensor(structure.candidates.slots)
+    if structure.candidates.fleeting:
+        by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
+    return torch.zeros_like(like).scatter_(0, slots, by_omega)
+
+
+class _EdgesBack(_Once):
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """See `_edges_back`."""
+        return _edges_back(*args)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One after the other."""
+        return _looped(_edges_back, info.batch_size, in_dims, args)
 
 
 class EdgeStrength(torch.autograd.Function):
-    """Closeness of the candidates, strength of the active edges and the flow loss, with their gradients (DESIGN, 2, 3).
+    """Strengths of the active edges, closeness of the candidates and the flow loss, with their gradients (DESIGN, 2, 3).
 
-    apply(evaluation, windows, cutoff, omega, *scalars) -> strengths (n_edges,), closeness (n_candidates,), flow ()
+    apply(engine, structure, values, cutoff, edge_weight, *scalars)
+        -> strengths (n_edges,), closeness (n_candidates,), flow ()
 
-    ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``omega`` (n_candidates,) or None.
+    ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``edge_weight`` (capacity,) or None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, evaluation: Evaluation, windows: Windows, cutoff: Tensor, omega: Tensor | None, *scalars: Tensor
+        engine: Engine, structure: Any, values: Values, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hand out what the evaluation holds."""
-        ctx.evaluation, ctx.windows = evaluation, windows
-        ctx.set_materialize_grads(False)
-        if omega is not None:
-            ctx.save_for_backward(omega)  # so that torch refuses a backward after it was changed in place
-        strengths, closeness = torch.tensor(evaluation.strengths), torch.tensor(evaluation.d)  # copies, to write to
-        return strengths, closeness, strengths.new_full((), evaluation.imbalance**2)
+        """Hand out what was found: copies, to write to."""
+        strengths, closeness = engine.tensor(values.strengths).clone(), engine.tensor(values.d).clone()
+        flow = torch.as_tensor(values.imbalance**2, dtype=closeness.dtype, device=closeness.device).reshape(())
+        return strengths, closeness, flow
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the structure, and omega so that torch refuses a backward pass after it was changed in place."""
+        ctx.engine, ctx.structure, ctx.values, cutoff, edge_weight, *_ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.has_omega = edge_weight is not None
+        ctx.save_for_backward(edge_weight if ctx.has_omega else cutoff)
+
+    @staticmethod
     def backward(
-        ctx: Any, strength_gradient: Tensor | None, closeness_gradient: Tensor | None, flow_gradient: Tensor | None
+        ctx: Any, by_strength: Tensor | None, by_closeness: Tensor | None, by_flow: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Gradients of the raw scalars."""
-        e, windows = ctx.evaluation, ctx.windows
-        if windows.free and windows.latest is not e.candidates:
-            raise RuntimeError(CHANGED)
-        ctx.saved_tensors  # noqa: B018 - raises where omega has changed
-        by_scalar = np.empty((len(SCALARS), windows.config.n_rows), e.d.dtype)
-        by_cutoff, by_omega = windows.pull_back(
-            e,
-            *(None if g is None else g.contiguous().numpy() for g in (strength_gradient, closeness_gradient)),
-            0.0 if flow_gradient is None else 2.0 * e.imbalance * flow_gradient.item(),
-            by_scalar,
+        (like,) = ctx.saved_tensors  # raises where omega has changed
+        function = _edges_back if _direct() else _EdgesBack.apply
+        by_cutoff, by_omega, scalars = function(
+            ctx.engine, ctx.structure, ctx.values, like, by_strength, by_closeness, by_flow
         )
-        columns = torch.from_numpy(by_scalar).unbind()
-        omega = torch.from_numpy(by_omega) if windows.free else None
-        return None, None, columns[0].new_full((), by_cutoff), omega, *(columns[k] for k in windows.places)
+        columns = scalars.unbind(0)
+        return None, None, None, by_cutoff, by_omega, *(columns[k] for k in ctx.engine.geometry.places)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """Refuse: every set of parameters has a structure of its own."""
+        raise RuntimeError(
+            "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has another "
+            "structure; loop over them, or use vmap over inputs only"
+        )
 
 
 class StraightThrough(torch.autograd.Function):
@@ -63,65 +153,152 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Any, by_cutoff: Any, by_closeness: Any, closeness: Tensor, cutoff: Tensor) -> Tensor:
+    def forward(value: Any, by_cutoff: Any, by_closeness: Any, closeness: Tensor, cutoff: Tensor) -> Tensor:
         """The value."""
-        ctx.by_cutoff, ctx.by_closeness = by_cutoff, torch.as_tensor(by_closeness, device=cutoff.device)
         return torch.as_tensor(value, dtype=cutoff.dtype, device=cutoff.device).clone()
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the slopes."""
+        _, ctx.by_cutoff, by_closeness, _, cutoff = inputs
+        ctx.by_closeness = torch.as_tensor(by_closeness, device=cutoff.device)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of closeness and of the raw cutoff."""
         return None, None, None, gradient * ctx.by_closeness, (gradient * ctx.by_cutoff).to(gradient.dtype)
 
 
-def arrays_of(x: Tensor, values: Tensor) -> tuple[Floats, Floats]:
-    """Inputs and edge values as the kernels want them."""
-    return x.detach().contiguous().numpy(), values.detach().contiguous().numpy()
+# -- outputs of a DAG ----------------------------------------------------------------------------------------
 
 
-def scales_of(plan: Plan, weight: Tensor | None, bias: Tensor) -> Scales:
-    """Weight and bias of every neuron."""
-    return plan.scales(None if weight is None else weight.detach().numpy(), bias.detach().numpy())
+def _run(
+    engine: Engine, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
+) -> tuple[Tensor, Saved | None]:
+    """Outputs, and what the backward pass needs."""
+    if len(x) == 0:
+        return x.new_empty(0, len(structure.outputs)), None
+    scales = engine.scales(structure, None if weight is None else engine.array(weight), engine.array(bias))
+    out, saved = engine.forward(structure, engine.array(strengths), engine.array(x), scales)
+    return engine.tensor(out), saved
+
+
+def _run_back(
+    engine: Engine,
+    structure: Any,
+    ring: Ring | None,
+    saved: Saved | None,
+    by_input: bool,
+    gradient: Tensor,
+    x: Tensor,
+    strengths: Tensor,
+    weight: Tensor | None,
+    bias: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x (where ``by_input``), strengths, weight, bias and of the closeness of the ring."""
+    if saved is None:
+        zeros = (None if t is None else torch.zeros_like(t) for t in (x if by_input else None, strengths, weight, bias))
+        closeness = None if ring is None else torch.zeros_like(engine.tensor(ring.values.d))
+        return *zeros, closeness
+    values = engine.array(strengths)
+    found = engine.backward(structure, values, saved, engine.array(gradient))
+    weighted, by_closeness, by_x = structure.neurons.weighted, None, None
+    if ring is not None:
+        by_closeness = engine.tensor(engine.ring_gradient(ring, saved, found, values, engine.array(x)))
+    if by_input:
+        by_x = engine.tensor(engine.input_gradient(structure, saved, found, x.shape[1]))
+    by_weight, by_bias = (engine.tensor(by[weighted]).clone() for by in (found.weight, found.bias))
+    return (
+        by_x,
+        engine.tensor(found.strengths).clone(),
+        by_weight if weight is not None else None,
+        by_bias,
+        by_closeness,
+    )
+
+
+class _RunBack(_Once):
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        """See `_run_back`."""
+        return _run_back(*args)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """One after the other; what was saved serves where only the gradient is batched."""
+
+        def run(*slices: Any) -> Any:
+            engine, structure, ring, saved, by_input, gradient, *rest = slices
+            if any(isinstance(dim, int) for dim in in_dims[6:]):
+                _, saved = _run(engine, structure, *rest)
+            return _run_back(engine, structure, ring, saved, by_input, gradient, *rest)
+
+        return _looped(run, info.batch_size, in_dims, args)
 
 
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons (DESIGN, sections 2 and 4).
 
-    apply(plan, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs)
+    apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0] -> (batch, n_outputs)
 
-    x (batch, n_inputs); values (n_edges,) in CSR order; weight (n_weighted,) or None; bias (n_weighted,).
+    x (batch, n_inputs); strengths (n_edges,) in CSR order; weight (n_weighted,) or None; bias (n_weighted,).
     With a ``ring``, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor, ring: Ring | None = None,
-        closeness: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Walk the DAG."""
-        out, ctx.walk = plan.forward(*arrays_of(x, values), scales_of(plan, weight, bias))
-        ctx.plan, ctx.has_weight, ctx.ring = plan, weight is not None, ring
-        ctx.save_for_backward(values, x if ring else None)
-        return torch.from_numpy(out)
+        engine: Engine,
+        structure: Any,
+        ring: Ring | None,
+        x: Tensor,
+        strengths: Tensor,
+        weight: Tensor | None,
+        bias: Tensor,
+        closeness: Tensor | None,
+    ) -> tuple[Tensor, Saved | None]:
+        """A forward pass, and what it saved."""
+        return _run(engine, structure, x, strengths, weight, bias)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Pull gradients back over the transpose."""
-        values, x = ctx.saved_tensors
-        plan, by_closeness = ctx.plan, None
-        found = plan.backward(ctx.walk, values.detach().contiguous().numpy(), gradient.contiguous().numpy())
-        if ctx.ring:
-            by_closeness = torch.zeros(len(ctx.ring.evaluation.d), dtype=values.dtype)
-            ctx.ring.add_gradient(plan, ctx.walk, found, *arrays_of(x, values), by_closeness.numpy())
-        weight, bias = (torch.tensor(by[plan.weighted]) for by in (found.weight, found.bias))
-        return (
-            None,
-            torch.from_numpy(plan.by_input(ctx.walk.batch, found)) if ctx.needs_input_grad[1] else None,
-            torch.tensor(found.value),
-            weight if ctx.has_weight else None,
-            bias,
-            None,
-            by_closeness,
-        )
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep what was saved."""
+        ctx.engine, ctx.structure, ctx.ring, *tensors, _ = inputs
+        ctx.saved = output[1]
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """A backward pass over the transpose."""
+        x, strengths, weight, bias = ctx.saved_tensors
+        function = _run_back if _direct() else _RunBack.apply
+        by_input = ctx.needs_input_grad[3]
+        head = ctx.engine, ctx.structure, ctx.ring, ctx.saved, by_input
+        return None, None, None, *function(*head, gradient, x, strengths, weight, bias)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        """A batched input is a larger batch; where other tensors are batched, one after the other."""
+        engine, structure, ring, x, *rest = args
+        if isinstance(in_dims[3], int) and not any(isinstance(dim, int) for dim in in_dims[4:]):
+            x = x.movedim(in_dims[3], 0)
+            out, saved = Propagate.apply(engine, structure, ring, x.reshape(-1, x.shape[-1]), *rest)
+            return (out.reshape(info.batch_size, -1, out.shape[-1]), saved), (0, None)
+        (out, _), _ = _looped(Propagate.apply, info.batch_size, in_dims, args)
+        return (out, None), (0, None)
+
+
+def propagate(
+    engine: Engine,
+    structure: Any,
+    x: Tensor,
+    strengths: Tensor,
+    weight: Tensor | None,
+    bias: Tensor,
+    ring: Ring | None = None,
+    closeness: Tensor | None = None,
+) -> Tensor:
+    """Outputs (batch, n_outputs), with a graph where gradients are wanted."""
+    if torch.is_grad_enabled():
+        out: Tensor = Propagate.apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
+        return out
+    return _run(engine, structure, x, strengths, weight, bias)[0]

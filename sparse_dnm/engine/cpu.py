@@ -1,134 +1,223 @@
-"""Plan: a DAG, how it is run, and its walks forward and backward, on plain arrays."""
+"""The engine of the CPU: forward and backward passes over a DAG of neurons, on plain arrays (DESIGN, section 4)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import time
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from sparse_dnm.checks import CPU
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.schedule import Executor, Schedule, tile_width, tiles_of
+from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
+from sparse_dnm.engine.buffers import footprint
+from sparse_dnm.engine.cpu_structure import CpuSearch, CpuStructure
+from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
+from sparse_dnm.engine.topology import Topology
 
-KERNELS = backend.kernels(torch.device("cpu"))
+KERNELS = backend.kernels(CPU)
+WARM = 3  # unmeasured steps before a measured one
+GROUP = 8  # neighbouring inputs that are read together
+FAR = 256  # edges that the backward pass may meet in between while an edge's neighbour in memory stays at hand
 Floats = NDArray[np.floating]
 
 
-class Scales(NamedTuple):
-    """Weight and bias of every neuron, (n,) each."""
+class CpuEngine(CpuSearch):
+    """Numba's kernels on the threads of the CPU."""
 
-    weight: Floats
-    bias: Floats
+    def given(self, topology: Topology, neurons: Neurons) -> CpuStructure:
+        """The structure of a graph that is given."""
+        return CpuStructure(Schedule(topology), neurons)
 
-
-class Walk(NamedTuple):
-    """What a walk forward leaves for the walk back: the scales, and the values x and messages m of all neurons."""
-
-    batch: int
-    scales: Scales
-    x: Floats
-    m: Floats
-
-
-class Gradients(NamedTuple):
-    """Gradients of the edges' values (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values.
-
-    The first three begin arrays that hold as much for every tile: copies are smaller.
-    """
-
-    value: Floats
-    weight: Floats
-    bias: Floats
-    g: Floats
-
-
-@dataclass(slots=True)
-class Plan:
-    """Everything about a DAG that is not differentiated.
-
-    ``kind`` int8 (n,) and ``slope`` (n,) code the activation of each neuron; ``weighted`` says where in 0..n-1 the
-    given weights and biases belong (others have weight 1, bias 0); neurons from ``first_linear`` on read z, not m.
-    """
-
-    schedule: Schedule
-    executor: Executor
-    kind: NDArray[np.int8]
-    slope: Floats
-    first_linear: int
-    weighted: slice | NDArray[np.int32]
-
-    def scales(self, weight: Floats | None, bias: Floats) -> Scales:
-        """Scales of every neuron, of those of the ``weighted`` (weight None: 1)."""
-        n, dtype = len(self.kind), self.slope.dtype
-        out = Scales(np.ones(n, dtype), np.zeros(n, dtype))
+    def scales(
+        self, structure: CpuStructure, weight: Floats | None, bias: Floats, out: tuple[Floats, Floats] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Weight and bias of every neuron; ``out``: where to write them, with 1 and 0 where the others are."""
+        neurons = structure.neurons
+        if out is None:
+            n, dtype = len(neurons.kind), neurons.slope.dtype
+            out = np.ones(n, dtype), np.zeros(n, dtype)
         if weight is not None:
-            out.weight[self.weighted] = weight
-        out.bias[self.weighted] = bias
+            out[0][neurons.weighted] = weight
+        out[1][neurons.weighted] = bias
         return out
 
-    def forward(self, x: Floats, values: Floats, scales: Scales) -> tuple[Floats, Walk]:
-        """Outputs (batch, n_outputs) of x (batch, n_inputs) with ``values`` on the edges, in CSR order."""
-        s, batch = self.schedule, len(x)
-        topology, count, executor = s.topology, tile_width(batch), self.executor
+    def forward(
+        self,
+        structure: CpuStructure,
+        strengths: Floats,
+        x: Floats,
+        scales: tuple[Floats, Floats],
+        clock: Clock | None = None,
+    ) -> tuple[Floats, Saved]:
+        """See `Engine.forward`."""
+        s, neurons, executor, batch = structure.schedule, structure.neurons, self.executor, len(x)
+        topology, count = s.topology, tile_width(batch)
         size = tiles_of(batch) * count * topology.n_neurons
-        x_all, m_all = (executor.buffers.aligned(size, values.dtype) for _ in range(2))
-        out = np.empty((batch, len(topology.outputs)), values.dtype)
-        name = executor.choose("forward", batch, topology)
+        x_all, m_all = (self.buffers.aligned(size, strengths.dtype) for _ in range(2))
+        out = np.empty((batch, len(topology.outputs)), strengths.dtype)
+        name = executor.choose("forward", batch, structure)
+        read = clock or (time.perf_counter if executor.tries("forward", batch) else None)
         run = KERNELS.make(count)[0]
         with executor.threads_of(name, batch):
-            start = executor.timer()
+            start = read() if read else 0.0
             run(
-                *(executor.parts_for(name), s.inputs, s.column, x, s.walk(name), s.waves),
-                *(topology.indptr, topology.indices, values),
-                *(self.first_linear, scales.weight, scales.bias, self.kind, self.slope, topology.outputs),
+                *(executor.parts_for(name), s.inputs, s.column, x, s.sequence_of(name), s.waves),
+                *(topology.indptr, topology.indices, strengths),
+                *(neurons.first_linear, *scales, neurons.kind, neurons.slope, topology.outputs),
                 *(x_all, m_all, out),
             )
-            executor.record("forward", batch, name, executor.timer() - start)
-        return out, Walk(batch, scales, x_all, m_all)
+            seconds = read() - start if read else float("nan")
+        if read:
+            executor.record("forward", batch, name, seconds)
+        return out, Saved(batch, scales, x_all, m_all, seconds)
 
-    def complete(self, walk: Walk, x: Floats, values: Floats) -> None:
-        """Write values and messages of the neurons that nobody reads on the way to an output, too, into ``walk``."""
-        s, t = self.schedule, self.schedule.topology
+    def complete(self, structure: CpuStructure, strengths: Floats, saved: Saved, x: Floats) -> None:
+        """Write values and messages of the neurons that reach no output, too, into ``saved``."""
+        s, t, neurons = structure.schedule, structure.topology, structure.neurons
         inputs, column, order = s.rest()
-        KERNELS.make(tile_width(walk.batch))[0](
-            *(1, inputs, column, x, order, s.waves, t.indptr, t.indices, values, self.first_linear),
-            *(walk.scales.weight, walk.scales.bias, self.kind, self.slope, t.outputs[:0]),
-            *(walk.x, walk.m, np.empty((walk.batch, 0), x.dtype)),
+        KERNELS.make(tile_width(saved.batch))[0](
+            *(1, inputs, column, x, order, s.waves, t.indptr, t.indices, strengths, neurons.first_linear),
+            *(*saved.scales, neurons.kind, neurons.slope, t.outputs[:0]),
+            *(saved.x, saved.m, np.empty((saved.batch, 0), x.dtype)),
         )
 
-    def backward(self, walk: Walk, values: Floats, gradient: Floats) -> Gradients:
-        """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
-        s, executor, batch = self.schedule, self.executor, walk.batch
+    def backward(
+        self, structure: CpuStructure, strengths: Floats, saved: Saved, gradient: Floats, clock: Clock | None = None
+    ) -> Gradients:
+        """See `Engine.backward`."""
+        s, neurons, executor, batch = structure.schedule, structure.neurons, self.executor, saved.batch
         topology, count, tiles = s.topology, tile_width(batch), tiles_of(batch)
         n, n_edges = topology.n_neurons, topology.n_edges
-        buffers, dtype = executor.buffers, values.dtype
-        g, by_value = buffers.aligned(walk.x.size, dtype), buffers.aligned(tiles * n_edges, dtype)
+        buffers, dtype = self.buffers, strengths.dtype
+        g, by_strength = buffers.aligned(saved.x.size, dtype), buffers.aligned(tiles * n_edges, dtype)
         by_weight, by_bias = buffers.empty(tiles * n, dtype), buffers.empty(tiles * n, dtype)
         if len(s.executed) < n:
             by_weight.fill(0)
             by_bias.fill(0)
         if len(topology.t_edges) < n_edges:
-            by_value.fill(0)
-        name = executor.choose("backward", batch, topology)
+            by_strength.fill(0)
+        name = executor.choose("backward", batch, structure)
+        read = clock or (time.perf_counter if executor.tries("backward", batch) else None)
         run = KERNELS.make(count)[1]
         with executor.threads_of(name, batch):
-            start = executor.timer()
+            start = read() if read else 0.0
             run(
-                *(executor.parts_for(name), s.inputs, s.walk(name), s.waves),
-                *(topology.indptr, topology.t_indptr, topology.t_edges, values),
-                *(self.first_linear, walk.scales.weight, walk.scales.bias, self.kind, self.slope, s.column_of),
-                *(walk.x, walk.m, gradient, g, by_value, by_weight, by_bias),
+                *(executor.parts_for(name), s.inputs, s.sequence_of(name), s.waves),
+                *(topology.indptr, topology.t_indptr, topology.t_edges, strengths),
+                *(neurons.first_linear, *saved.scales, neurons.kind, neurons.slope, s.column_of),
+                *(saved.x, saved.m, gradient, g, by_strength, by_weight, by_bias),
             )
             if tiles > 1:
-                KERNELS.add_tiles(tiles, by_value, by_weight, by_bias)
-            executor.record("backward", batch, name, executor.timer() - start)
-        return Gradients(by_value[:n_edges], by_weight[:n], by_bias[:n], g)
+                KERNELS.add_tiles(tiles, by_strength, by_weight, by_bias)
+            seconds = read() - start if read else float("nan")
+        if read:
+            executor.record("backward", batch, name, seconds)
+        return Gradients(by_strength[:n_edges], by_weight[:n], by_bias[:n], g, seconds)
 
-    def by_input(self, batch: int, gradients: Gradients) -> Floats:
-        """Gradient of the input (batch, n_inputs), of what `backward` returned."""
-        s, g = self.schedule, gradients.g
-        out = np.zeros((batch, len(s.topology.inputs)), g.dtype)
-        KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, tile_width(batch), g, out)
+    def input_gradient(self, structure: CpuStructure, saved: Saved, gradients: Gradients, n_columns: int) -> Floats:
+        """See `Engine.input_gradient`."""
+        s, g = structure.schedule, gradients.g
+        out = np.zeros((saved.batch, n_columns), g.dtype)
+        KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, tile_width(saved.batch), g, out)
         return out
+
+    def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Floats, x: Floats) -> Floats:
+        """See `Engine.ring_gradient`.  Readers that reach no output have no gradient."""
+        e, structure = ring.values, ring.structure
+        topology, candidates = structure.topology, structure.candidates
+        n_rows = len(candidates.indptr) - 1
+        self.complete(structure, strengths, saved, x)
+        by_closeness = np.zeros_like(e.d)
+        weighted = self.config.edges == "weighted"  # then the strength of an edge has the factor omega
+        with backend.use_threads(e.threads):
+            KERNELS.ring_gradient(
+                *(topology.n_neurons - n_rows, structure.neurons.first_linear, tile_width(saved.batch)),
+                *(candidates.indptr, candidates.indices, e.d, e.c, e.threshold, topology.live),
+                *(saved.x, saved.m, *saved.scales, gradients.g, ring.kappa),
+                *(e.omega if weighted else e.omega[:0], by_closeness),
+            )
+        return by_closeness
+
+    def by_neuron(self, structure: CpuStructure, saved: Saved, array: Floats) -> Floats:
+        """An array (tiles, n, width) of a pass as (n, batch)."""
+        n = structure.topology.n_neurons
+        tiles = array.reshape(-1, n, tile_width(saved.batch))
+        return tiles.transpose(1, 0, 2).reshape(n, -1)[:, : saved.batch]
+
+    # -- what a step costs -----------------------------------------------------------------------------------
+
+    def stopwatch(self, structure: CpuStructure, strengths: Floats, x: Floats, train: bool) -> CpuStopwatch:
+        """See `Engine.stopwatch`."""
+        return CpuStopwatch(self, structure, strengths, x, train)
+
+    def features(self, structure: CpuStructure, executor: str) -> Any:
+        """1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed
+        edges, and those whose neighbour in memory the backward pass has left far behind; for ``wavefront`` levels."""
+        s, t = structure.schedule, structure.topology
+        visit = np.empty(t.n_edges, np.int32)
+        counts = (
+            1,
+            len(s.inputs),
+            KERNELS.lone_inputs(s.inputs, s.column, GROUP),
+            len(s.order),
+            len(t.t_edges),
+            KERNELS.far_edges(s.sequence_of(executor), s.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, FAR, visit),
+            *([len(s.waves) - 1] if executor == "wavefront" else []),
+        )
+        return np.array(counts, float)
+
+    def edge_bytes(self, structure: CpuStructure, batch: int, train: bool) -> float:
+        """Its source, its strength, its place in the transpose, its gradients."""
+        n = max(structure.n_edges, 1)
+        return _edges_bytes(structure, n, batch, train) / n
+
+    def step_bytes(self, structure: CpuStructure, batch: int, train: bool) -> int:
+        """See `Engine.step_bytes`."""
+        s, t, neurons = structure.schedule, structure.topology, structure.neurons
+        size = neurons.slope.dtype.itemsize
+        graph = (t.indptr, t.inputs, t.outputs, t.levels, t.order, t.live, t.t_indptr)
+        order = (s.executed, s.column, s.waves, s.column_of, s.sequence if t.ascending else s.order[:0])
+        lanes = footprint(tiles_of(batch) * tile_width(batch) * t.n_neurons * size, aligned=True)  # of every neuron
+        scales = neurons.kind.nbytes + neurons.slope.nbytes + 2 * t.n_neurons * size
+        tables = batch * (len(t.inputs) + len(t.outputs)) * size  # inputs and outputs
+        total: int = sum(array.nbytes for array in (*graph, *order)) + scales + tables + 2 * lanes
+        if train:
+            total += lanes + 2 * footprint(tiles_of(batch) * t.n_neurons * size) + batch * len(t.outputs) * size
+        return total + _edges_bytes(structure, t.n_edges, batch, train)
+
+
+def _edges_bytes(structure: CpuStructure, n: int, batch: int, train: bool) -> int:
+    """Bytes of n edges."""
+    size = structure.neurons.slope.dtype.itemsize
+    gradients = footprint(tiles_of(batch) * n * size, aligned=True) if train else 0
+    return footprint(4 * n) + footprint(size * n) + footprint(8 * n) + gradients
+
+
+class CpuStopwatch:
+    """Times the kernels of a step by a clock that is read around them alone."""
+
+    def __init__(self, engine: CpuEngine, structure: CpuStructure, strengths: Floats, x: Floats, train: bool):
+        self.engine, self._structure, self._strengths, self._x = engine, structure, strengths, x
+        n, dtype = len(structure.neurons.kind), x.dtype
+        self._scales = np.ones(n, dtype), np.zeros(n, dtype)
+        self._gradient: Floats | None = None
+        if train:
+            shape = (len(x), len(structure.topology.outputs))
+            self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    def warm(self, clock: Any) -> float:
+        """Seconds of a step that follows WARM others."""
+        for _ in range(WARM):
+            self(clock)
+        return self(clock)
+
+    def __call__(self, clock: Any) -> float:
+        """Seconds of a step; no compilation after the first call."""
+        _, saved = self.engine.forward(self._structure, self._strengths, self._x, self._scales, clock.read)
+        seconds = saved.seconds - clock.overhead
+        if self._gradient is not None:
+            found = self.engine.backward(self._structure, self._strengths, saved, self._gradient, clock.read)
+            seconds += found.seconds - clock.overhead
+        return max(seconds, 0.0)

@@ -1,4 +1,4 @@
-"""A DAG of neurons on CUDA: kernels on torch's tensors and current stream; a given structure is uploaded once.
+"""The engine of CUDA: forward and backward passes by kernels on torch's tensors and current stream.
 
 Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensors of the CPU: tests need no GPU.
 """
@@ -6,235 +6,257 @@ Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensor
 from __future__ import annotations
 
 import contextlib
-import weakref
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.cpu import Plan
-from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
+from sparse_dnm.engine.cpu_structure import CpuStructure
+from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure
+from sparse_dnm.engine.schedule import Schedule
+from sparse_dnm.engine.topology import Topology
 
-WARPS = 8  # of a block that walks a tile
+WARPS = 8  # of a block that runs a tile
 FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases of an executor
+FINE = 100  # steps of the clock that a measurement lasts at least
+TOGETHER = 64  # steps of a network that it times at most
+WARM = 3  # unmeasured steps before a measured one
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What a `Plan` and its schedule hold, on one device, as the kernels want it."""
+class CudaEngine(CudaSearch):
+    """CUDA kernels: ``columns`` is a block per tile of columns, ``wavefront`` a warp per neuron that waits for its sources."""
 
-    inputs: Tensor
-    column: Tensor
-    order: Tensor
-    waves: Tensor
-    indptr: Tensor
-    indices: Tensor
-    readers: Tensor  # int32 (n_edges,): of every edge
-    t_indptr: Tensor
-    t_edges: Tensor
-    outputs: Tensor
-    column_of: Tensor
-    kind: Tensor
-    slope: Tensor
-    weighted: slice | Tensor  # int64: where the given weights and biases belong
-    first_linear: int  # neuron
-    n_live_edges: int  # edges to executed neurons
-
-    @property
-    def n_edges(self) -> int:
-        """Edges, those of dead neurons included."""
-        return len(self.indices)
-
-    @property
-    def depth(self) -> int:
-        """The largest level that is executed."""
-        return len(self.waves) - 2
-
-    @staticmethod
-    def of(plan: Plan, device: torch.device) -> Structure:
-        """Upload a plan's arrays."""
-        s, t = plan.schedule, plan.schedule.topology
-        weighted = np.arange(t.n_neurons)[plan.weighted]
+    def given(self, topology: Topology, neurons: Neurons) -> CudaStructure:
+        """The structure of a graph that is given, uploaded."""
+        s, t = Schedule(topology), topology
         arrays = (
             *(s.inputs, s.column, s.order, s.waves, t.indptr, t.indices, t.readers, t.t_indptr, t.t_edges, t.outputs),
-            *(s.column_of, plan.kind, plan.slope, weighted),
+            *(s.column_of, t.inputs),
         )
-        tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-        return Structure(*(*tensors, plan.first_linear, len(t.t_edges)))  # type: ignore[arg-type]
+        *tensors, all_inputs = (torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays)
+        host = CpuStructure(
+            s, Neurons(neurons.kind.cpu().numpy(), neurons.slope.cpu().numpy(), neurons.first_linear,
+                       neurons.weighted.cpu().numpy())
+        )  # fmt: skip
+        made = CudaStructure(*(*tensors, neurons, len(t.t_edges), len(s.inputs) > 0, all_inputs))  # type: ignore[arg-type]
+        return made.uploaded(host)
 
+    def scales(self, structure: CudaStructure, weight: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Engine.scales`."""
+        neurons = structure.neurons
+        n = len(neurons.kind)
+        scales = bias.new_ones(n), bias.new_zeros(n)
+        if weight is not None:
+            scales[0][neurons.weighted] = weight
+        scales[1][neurons.weighted] = bias
+        return scales
 
-_uploads: weakref.WeakKeyDictionary[Schedule, dict[Any, Structure]] = weakref.WeakKeyDictionary()
-
-
-def structure_of(plan: Plan, device: torch.device) -> Structure:
-    """A plan's structure on ``device``, uploaded once for each schedule."""
-    of_schedule, key = _uploads.setdefault(plan.schedule, {}), (device, plan.slope.dtype)
-    if key not in of_schedule:
-        of_schedule[key] = Structure.of(plan, device)
-    return of_schedule[key]
-
-
-class Ring(NamedTuple):
-    """Candidates below the cutoff that get a gradient; the twin of `growth.Ring`.
-
-    readers, sources int32 (n_candidates,); scale (n_candidates,): of the gradient that the strength of an edge would
-    have, 0 where there is none.
-    """
-
-    readers: Tensor
-    sources: Tensor
-    scale: Tensor
-
-
-class Walk(NamedTuple):
-    """What a walk forward leaves for the walk back; the twin of `plan.Walk`."""
-
-    batch: int
-    scales: tuple[Tensor, Tensor]  # weight and bias of every neuron
-    x: Tensor
-    m: Tensor
-
-
-class Gradients(NamedTuple):
-    """Of the edges' values (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values."""
-
-    value: Tensor
-    weight: Tensor
-    bias: Tensor
-    g: Tensor
-
-
-def scales_of(s: Structure, weight: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of every neuron, of those of the ``weighted`` (weight None: 1)."""
-    n = len(s.kind)
-    scales = bias.new_ones(n), bias.new_zeros(n)
-    if weight is not None:
-        scales[0][s.weighted] = weight.detach()
-    scales[1][s.weighted] = bias.detach()
-    return scales
-
-
-def walk_up(
-    s: Structure, executor: Executor, x: Tensor, values: Tensor, scales: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Walk]:
-    """Outputs (batch, n_outputs) of x (batch, n_inputs); the twin of `Plan.forward`."""
-    kernels, n, batch = backend.cuda_kernels(), len(s.kind), len(x)
-    tiles = -(-batch // kernels.WIDTH)
-    name = executor.choose_there(FORWARD, batch, s)
-    start = executor.start_there(FORWARD, batch, x.device)
-    x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
-    out = x.new_empty(batch, len(s.outputs))
-    edges = s.indptr, s.indices, values, s.first_linear, *scales, s.kind, s.slope
-    if name == "columns":
-        block = tiles, (kernels.WIDTH, WARPS)
-        backend.launch(
-            *(kernels.forward, *block, s.inputs, s.column, x, s.order, s.waves, *edges, s.outputs, x_all, m_all, out)
-        )
-    else:
-        done = s.order.new_zeros(tiles * n)
-        block = backend.resident(x.device), (kernels.WIDTH, 1)
-        backend.launch(
-            *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
-            *(done, out),
-        )
-    executor.record_there(FORWARD, batch, name, start, x.device)
-    return out, Walk(batch, scales, x_all, m_all)
-
-
-def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, gradient: Tensor) -> Gradients:
-    """From the ``gradient`` of the outputs to the others; the twin of `Plan.backward`."""
-    kernels, n, batch = backend.cuda_kernels(), len(s.kind), walk.batch
-    tiles = -(-batch // kernels.WIDTH)
-    name = executor.choose_there(BACKWARD, batch, s)
-    start = executor.start_there(BACKWARD, batch, gradient.device)
-    g, z_gradient = torch.zeros_like(walk.x), torch.zeros_like(walk.x)
-    edges = s.t_indptr, s.t_edges, values, s.first_linear, *walk.scales, s.kind, s.slope, s.column_of
-    if name == "columns":
-        block = tiles, (kernels.WIDTH, WARPS)
-        backend.launch(*(kernels.backward, *block, s.inputs, s.order, s.waves, *edges, walk.x, gradient, g, z_gradient))
-    else:
-        done = s.order.new_zeros(tiles * n)
-        block = backend.resident(gradient.device), (kernels.WIDTH, 1)
-        backend.launch(
-            *(kernels.backward_apart, *block, s.inputs, s.order, *edges, walk.x, gradient, done, g, z_gradient)
-        )
-    by_value = by_edge(s, walk, g, s.readers, s.indices)
-    by_weight, by_bias = values.new_zeros(n), values.new_zeros(n)
-    half = kernels.SUMMING // 2
-    backend.launch(
-        *(kernels.neuron_gradients, -(-n // (half * kernels.WIDTH)), (kernels.WIDTH, half)),
-        *(walk.x, z_gradient, n, by_weight, by_bias),
-    )
-    executor.record_there(BACKWARD, batch, name, start, gradient.device)
-    return Gradients(by_value, by_weight, by_bias, g)
-
-
-def by_edge(s: Structure, walk: Walk, g: Tensor, readers: Tensor, sources: Tensor) -> Tensor:
-    """Gradients of the values that edges between these neurons have, or would have."""
-    kernels, by = backend.cuda_kernels(), walk.x.new_zeros(len(sources))
-    if len(sources):
-        blocks = -(-len(sources) // (kernels.SUMMING * kernels.WIDTH))
-        backend.launch(
-            *(kernels.edge_gradients, blocks, (kernels.WIDTH, kernels.SUMMING), readers, sources, s.first_linear),
-            *(*walk.scales, walk.x, walk.m, g, len(s.kind), by),
-        )
-    return by
-
-
-@contextlib.contextmanager
-def _memory_told(s: Structure, batch: int, like: Tensor) -> Iterator[None]:
-    """Say what did not fit the device, and what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        n, width = len(s.kind), backend.cuda_kernels().WIDTH
-        need = 4 * n * -(-batch // width) * width * like.element_size()
-        raise MemoryError(
-            f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
-            f"{str(like.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
-        ) from None
-
-
-class Propagate(torch.autograd.Function):
-    """Outputs of a DAG of neurons on CUDA; the twin of `autograd.Propagate`.
-
-    apply(structure, executor, x, values, weight, bias, ring=None, closeness=None) -> (batch, n_outputs), all on one
-    device.  Raises MemoryError, backward too, where that has not enough of it.
-    """
-
-    @staticmethod
     def forward(
-        ctx: Any, s: Structure, executor: Executor, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor,
-        ring: Ring | None = None, closeness: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Walk the DAG."""
-        values = values.contiguous()
-        with _memory_told(s, len(x), x):
-            out, ctx.walk = walk_up(s, executor, x.contiguous(), values, scales_of(s, weight, bias))
-        ctx.structure, ctx.executor, ctx.has_weight, ctx.ring = s, executor, weight is not None, ring
-        ctx.n_columns = x.shape[1]
-        ctx.save_for_backward(values)
+        self,
+        structure: CudaStructure,
+        strengths: Tensor,
+        x: Tensor,
+        scales: tuple[Tensor, Tensor],
+        clock: Clock | None = None,
+    ) -> tuple[Tensor, Saved]:
+        """See `Engine.forward`.  No clock of the CPU times it: `stopwatch` does.  Raises torch.OutOfMemoryError with what
+        did not fit."""
+        with self._memory_said(structure, len(x), x):
+            return self._forward(structure, strengths, x, scales)
+
+    def _forward(
+        self, s: CudaStructure, strengths: Tensor, x: Tensor, scales: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Saved]:
+        kernels, n, batch = backend.cuda_kernels(), len(s.neurons.kind), len(x)
+        tiles = -(-batch // kernels.WIDTH)
+        name = self.executor.choose_by_trial(FORWARD, batch, s)
+        start = self._start(FORWARD, batch)
+        x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
+        out = x.new_empty(batch, len(s.outputs))
+        edges = s.indptr, s.indices, strengths, s.neurons.first_linear, *scales, s.neurons.kind, s.neurons.slope
+        if name == "columns":
+            block = tiles, (kernels.WIDTH, WARPS)
+            backend.launch(
+                *(kernels.forward, *block, s.inputs, s.column, x, s.order, s.waves, *edges),
+                *(s.outputs, x_all, m_all, out),
+            )
+        else:
+            done = s.order.new_zeros(tiles * n)
+            block = backend.resident(x.device), (kernels.WIDTH, 1)
+            backend.launch(
+                *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
+                *(done, out),
+            )
+        self._record(FORWARD, batch, name, start)
+        return out, Saved(batch, scales, x_all, m_all, math.nan)
+
+    def backward(
+        self, structure: CudaStructure, strengths: Tensor, saved: Saved, gradient: Tensor, clock: Clock | None = None
+    ) -> Gradients:
+        """See `Engine.backward`."""
+        with self._memory_said(structure, saved.batch, gradient):
+            return self._backward(structure, strengths, saved, gradient)
+
+    def _backward(self, s: CudaStructure, strengths: Tensor, saved: Saved, gradient: Tensor) -> Gradients:
+        kernels, n, batch = backend.cuda_kernels(), len(s.neurons.kind), saved.batch
+        tiles = -(-batch // kernels.WIDTH)
+        name = self.executor.choose_by_trial(BACKWARD, batch, s)
+        start = self._start(BACKWARD, batch)
+        g, z_gradient = torch.zeros_like(saved.x), torch.zeros_like(saved.x)
+        neurons = s.neurons
+        edges = (
+            *(s.t_indptr, s.t_edges, strengths, neurons.first_linear, *saved.scales, neurons.kind, neurons.slope),
+            s.column_of,
+        )
+        if name == "columns":
+            block = tiles, (kernels.WIDTH, WARPS)
+            backend.launch(
+                *(kernels.backward, *block, s.inputs, s.order, s.waves, *edges, saved.x, gradient, g, z_gradient)
+            )
+        else:
+            done = s.order.new_zeros(tiles * n)
+            block = backend.resident(gradient.device), (kernels.WIDTH, 1)
+            backend.launch(
+                *(kernels.backward_apart, *block, s.inputs, s.order, *edges, saved.x, gradient, done, g, z_gradient)
+            )
+        by_strength = self._edge_gradients(s, saved, g, s.readers, s.indices)
+        by_weight, by_bias = strengths.new_zeros(n), strengths.new_zeros(n)
+        half = kernels.SUMMING // 2
+        backend.launch(
+            *(kernels.neuron_gradients, -(-n // (half * kernels.WIDTH)), (kernels.WIDTH, half)),
+            *(saved.x, z_gradient, n, by_weight, by_bias),
+        )
+        self._record(BACKWARD, batch, name, start)
+        return Gradients(by_strength, by_weight, by_bias, g, math.nan)
+
+    def _edge_gradients(self, s: CudaStructure, saved: Saved, g: Tensor, readers: Tensor, sources: Tensor) -> Tensor:
+        """Gradients of the strengths that edges between these neurons have, or would have."""
+        kernels, by = backend.cuda_kernels(), saved.x.new_zeros(len(sources))
+        if len(sources):
+            blocks = -(-len(sources) // (kernels.SUMMING * kernels.WIDTH))
+            backend.launch(
+                *(kernels.edge_gradients, blocks, (kernels.WIDTH, kernels.SUMMING), readers, sources),
+                *(s.neurons.first_linear, *saved.scales, saved.x, saved.m, g, len(s.neurons.kind), by),
+            )
+        return by
+
+    def input_gradient(self, structure: CudaStructure, saved: Saved, gradients: Gradients, n_columns: int) -> Tensor:
+        """See `Engine.input_gradient`."""
+        kernels, out = backend.cuda_kernels(), gradients.g.new_zeros(saved.batch, n_columns)
+        block = -(-saved.batch // kernels.WIDTH), (kernels.WIDTH, WARPS)
+        n = len(structure.neurons.kind)
+        backend.launch(*(kernels.input_gradients, *block, structure.inputs, structure.column, n, gradients.g, out))
         return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Pull gradients back over the transpose, then add up those of edges and neurons."""
-        s, walk, ring = ctx.structure, ctx.walk, ctx.ring
-        (values,) = ctx.saved_tensors
-        with _memory_told(s, walk.batch, gradient):
-            found = walk_down(s, ctx.executor, walk, values, gradient.contiguous())
-        by_input, by_closeness = None, None
-        if ctx.needs_input_grad[2]:
-            kernels, by_input = backend.cuda_kernels(), gradient.new_zeros(len(gradient), ctx.n_columns)
-            block = -(-len(gradient) // kernels.WIDTH), (kernels.WIDTH, WARPS)
-            backend.launch(*(kernels.input_gradients, *block, s.inputs, s.column, len(s.kind), found.g, by_input))
-        if ring is not None:
-            by_closeness = by_edge(s, walk, found.g, ring.readers, ring.sources) * ring.scale
-        weight = found.weight[s.weighted] if ctx.has_weight else None
-        return None, None, by_input, found.value, weight, found.bias[s.weighted], None, by_closeness
+    def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Tensor, x: Tensor) -> Tensor:
+        """See `Engine.ring_gradient`; the structure was made with ``everything``, so that all messages are there."""
+        e, s = ring.values, ring.structure
+        size = e.d.abs()
+        scale = torch.where((size > e.threshold) & (size <= e.c), ring.kappa / (1.0 - e.c), 0.0).to(e.d.dtype)
+        if self._flags[2]:
+            scale = scale * e.omega
+        readers = s.candidates.row_of + self.config.n_inputs
+        return self._edge_gradients(s, saved, gradients.g, readers, s.candidates.indices) * scale
+
+    @contextlib.contextmanager
+    def _memory_said(self, s: CudaStructure, batch: int, like_: Tensor) -> Iterator[None]:
+        """Say what did not fit the device, and what to do."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            n, width = len(s.neurons.kind), backend.cuda_kernels().WIDTH
+            need = 4 * n * -(-batch // width) * width * like_.element_size()
+            raise torch.OutOfMemoryError(
+                f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
+                f"{str(like_.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
+            ) from None
+
+    def _start(self, phase: str, batch: int) -> Any:
+        """Before a call: a mark where a choice depends on its time, else None."""
+        if not self.executor.tries(phase, batch):
+            return None
+        backend.keep_busy(self.device)
+        return backend.mark(self.device)
+
+    def _record(self, phase: str, batch: int, name: str, start: Any) -> None:
+        """Take note of such a call; ``start`` is what `_start` returned."""
+        if start is not None:
+            self.executor.record(phase, batch, name, backend.between(start, backend.mark(self.device)))
+
+    # -- what a step costs -----------------------------------------------------------------------------------
+
+    def stopwatch(self, structure: CudaStructure, strengths: Tensor, x: Tensor, train: bool) -> CudaStopwatch:
+        """See `Engine.stopwatch`."""
+        return CudaStopwatch(self, structure, strengths, x, train)
+
+    def features(self, structure: CudaStructure, executor: str) -> Any:
+        """1 call; executed inputs; other executed neurons; executed edges; levels: neither inputs nor edges of a tile
+        follow each other in memory."""
+        s = structure
+        return np.array([1, len(s.inputs), len(s.order), s.n_live_edges, len(s.waves) - 1], float)
+
+    def edge_bytes(self, structure: CudaStructure, batch: int, train: bool) -> float:
+        """Source, reader, place in the transpose, strength, gradient."""
+        return 4 + 4 + 8 + structure.neurons.slope.element_size() * (2 if train else 1)
+
+    def step_bytes(self, structure: CudaStructure, batch: int, train: bool) -> int:
+        """See `Engine.step_bytes`; those of `columns`."""
+        s = structure
+        size, n, n_outputs = s.neurons.slope.element_size(), len(s.neurons.kind), len(s.outputs)
+        found = (*vars(s).values(), s.neurons.kind, s.neurons.slope, s.neurons.weighted)
+        tensors = {t.data_ptr(): t.nbytes for t in found if isinstance(t, Tensor) and t is not s.all_inputs}
+        width = backend.cuda_kernels().WIDTH
+        lanes = -(-batch // width) * width * n * size  # a value of every neuron
+        total = sum(tensors.values()) + s.n_edges * size + 2 * n * size + 2 * lanes
+        total += batch * (len(s.all_inputs) + n_outputs) * size
+        if train:
+            total += 2 * lanes + s.n_edges * size + 2 * n * size + batch * n_outputs * size
+        return total
+
+
+class CudaStopwatch:
+    """Times steps by marks in the device's stream.
+
+    Steps are launched while the device waits, and then run one after the other: the device is timed, and not Python.
+    So many of them are timed together that the clock is fine enough.
+    """
+
+    def __init__(self, engine: CudaEngine, structure: CudaStructure, strengths: Tensor, x: Tensor, train: bool):
+        self.engine, self._structure, self._strengths, self._x = engine, structure, strengths, x
+        n = len(structure.neurons.kind)
+        self._scales = x.new_ones(n), x.new_zeros(n)
+        self._gradient, self._together = None, 1
+        if train:
+            drawn = np.random.default_rng(0).standard_normal((len(x), len(structure.outputs)))
+            self._gradient = torch.from_numpy(drawn).to(x)
+
+    def run(self) -> None:
+        """A step."""
+        _, saved = self.engine.forward(self._structure, self._strengths, self._x, self._scales)
+        if self._gradient is not None:
+            self.engine.backward(self._structure, self._strengths, saved, self._gradient)
+
+    def warm(self, clock: Any) -> float:
+        """Seconds of a step that follows WARM others."""
+        for _ in range(WARM):
+            self.run()
+        return self(clock)
+
+    def __call__(self, clock: Any) -> float:
+        """Seconds of a step."""
+        device = self._x.device
+        while True:
+            backend.keep_busy(device, self._together)
+            start = backend.mark(device)
+            for _ in range(self._together):
+                self.run()
+            seconds = max(backend.between(start, backend.mark(device)) - clock.overhead, 0.0)
+            if seconds >= FINE * clock.resolution or self._together >= TOGETHER:
+                return seconds / self._together
+            wanted = math.ceil(1.2 * FINE * clock.resolution / max(seconds / self._together, clock.resolution))
+            self._together = min(max(wanted, self._together + 1), TOGETHER)

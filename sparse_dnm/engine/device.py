@@ -72,9 +72,9 @@ def _cuda_usable() -> bool:
     return SIMULATED or bool(cuda.is_available())
 
 
-def on_cuda(tensor: torch.Tensor) -> bool:
-    """The CUDA kernels are those for this tensor."""
-    return tensor.device.type == "cuda"
+def on_cuda(device: torch.device) -> bool:
+    """The CUDA kernels are those of this device."""
+    return device.type == "cuda"
 
 
 _streams: dict[tuple[int, int], Any] = {}  # torch's streams, as numba has them

@@ -1,6 +1,6 @@
-"""Executor ``torch-sparse``: a DAG level by level through torch-sparse's products and torch's own autograd.
+"""The engine of executor ``torch-sparse``: a DAG level by level through torch-sparse's products and torch's own autograd.
 
-It shares no kernel and no gradient with `autograd.Propagate`, so it checks them, and it is their rival in benchmarks.
+It shares no kernel and no gradient with the other engines, so it checks them, and it is their rival in benchmarks.
 It runs on torch's threads.
 
 Neurons are put in the order of execution, levels 0 .. D.  Level 0, most of it inputs, sends its messages to all
@@ -17,6 +17,7 @@ z = w x + b costs nothing of size (neurons, batch).
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_dnm.checks import require_torch_sparse
-from sparse_dnm.engine.cpu import Plan
+from sparse_dnm.engine.base import Gradients, Ring
+from sparse_dnm.engine.cpu import CpuEngine
+from sparse_dnm.engine.cpu_structure import CpuStructure, Floats
 from sparse_dnm.engine.device import LEAKY, LOGISTIC, SILU, TANH
 from sparse_dnm.engine.schedule import Schedule
 
@@ -64,28 +67,29 @@ class Block:
 class Layout:
     """Index arrays of a schedule's live neurons and of their edges, in the order of execution.
 
-    Neurons that read z (``plan.first_linear`` on) come last: they are the outputs.  In a level, inputs come first and
+    Neurons that read z (``neurons.first_linear`` on) come last: they are the outputs.  In a level, inputs come first and
     neurons of one activation stand together.
     """
 
-    def __init__(self, plan: Plan):
+    def __init__(self, structure: CpuStructure):
         require_torch_sparse()
-        self.topology = topology = plan.schedule.topology
+        neurons = structure.neurons
+        self.topology = topology = structure.topology
         n = topology.n_neurons
-        neurons = np.flatnonzero(topology.live)
+        live = np.flatnonzero(topology.live)
         levels = topology.levels.astype(np.int64)
-        levels[plan.first_linear :] = n  # after all others
+        levels[neurons.first_linear :] = n  # after all others
         no_input = np.ones(n, np.bool_)
         no_input[topology.inputs] = False
-        by = (plan.slope, plan.kind, no_input, levels)
-        order = neurons[np.lexsort([key[neurons] for key in by])]
-        self.depth = int(levels[order].max(initial=0, where=order < plan.first_linear))
+        by = (neurons.slope, neurons.kind, no_input, levels)
+        order = live[np.lexsort([key[live] for key in by])]
+        self.depth = int(levels[order].max(initial=0, where=order < neurons.first_linear))
         self.starts = np.searchsorted(levels[order], np.arange(self.depth + 2)).tolist()
         self.n_summed = self.starts[-1]
-        n_inputs, n_first = int(np.count_nonzero(~no_input[neurons])), self.starts[1]
+        n_inputs, n_first = int(np.count_nonzero(~no_input[live])), self.starts[1]
         self.parts = [n_inputs, n_first - n_inputs, self.n_summed - n_first, len(order) - self.n_summed]
         self.activations: list[list[tuple[int, float, int]]] = [[] for _ in range(self.depth + 1)]
-        runs = _runs(levels[order], plan.kind[order], plan.slope[order])
+        runs = _runs(levels[order], neurons.kind[order], neurons.slope[order])
         for level, kind, slope, length in runs:
             if level <= self.depth:
                 self.activations[level].append((kind, slope, length))
@@ -96,7 +100,6 @@ class Layout:
         self.neurons = torch.from_numpy(order)
         self.columns = torch.from_numpy(column[order[:n_inputs]])
         self.outputs = torch.from_numpy(position[topology.outputs] - (self.n_summed if self.parts[-1] else 0))
-        self.weighted = torch.from_numpy(np.arange(n)[plan.weighted])
         self._cut(order, position, levels)
 
     def _cut(self, order: NDArray[np.int64], position: NDArray[np.int64], levels: NDArray[np.int64]) -> None:
@@ -153,25 +156,70 @@ def _activate(z: Tensor, runs: list[tuple[int, float, int]]) -> Tensor:
 _layouts: weakref.WeakKeyDictionary[Schedule, Layout] = weakref.WeakKeyDictionary()
 
 
-def _layout(plan: Plan) -> Layout:
-    """The layout of the plan's schedule, made at its first call."""
-    layout = _layouts.get(plan.schedule)
-    if layout is None or layout.topology is not plan.schedule.topology:
-        layout = _layouts[plan.schedule] = Layout(plan)
+def _layout(structure: CpuStructure) -> Layout:
+    """The layout of the structure's schedule, made at its first call."""
+    layout = _layouts.get(structure.schedule)
+    if layout is None or layout.topology is not structure.topology:
+        layout = _layouts[structure.schedule] = Layout(structure)
     return layout
 
 
-def propagate(plan: Plan, x: Tensor, values: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
-    """Outputs (batch, n_outputs) of a DAG: arguments and result are those of `autograd.Propagate`."""
-    layout = _layout(plan)
-    n, starts = layout.topology.n_neurons, layout.starts
-    z = bias.new_zeros(n).index_copy(0, layout.weighted, bias).index_select(0, layout.neurons).unsqueeze(1)
+@dataclass(eq=False, slots=True)
+class SavedGraph:
+    """What a forward pass leaves: torch's graph from the leaves x, strengths, weight and bias to the outputs."""
+
+    batch: int
+    leaves: list[Tensor]
+    out: Tensor
+    seconds: float = math.nan
+
+
+class TorchSparseEngine(CpuEngine):
+    """The engine of the CPU, but passes over the DAG are torch-sparse's products and torch's own autograd."""
+
+    fused = False
+
+    def serves(self, device: torch.device) -> bool:
+        """See `Engine.serves`."""
+        return device.type == "cpu" and self.executor.name == "torch-sparse"
+
+    def forward(
+        self, structure: CpuStructure, strengths: Floats, x: Floats, scales: tuple[Floats, Floats], clock: Any = None
+    ) -> tuple[Floats, Any]:
+        """See `Engine.forward`."""
+        leaves = [torch.from_numpy(a).detach().requires_grad_() for a in (x, strengths, *scales)]
+        with torch.enable_grad():
+            out = _outputs(_layout(structure), *leaves)
+        return out.detach().numpy(), SavedGraph(len(x), leaves, out)
+
+    def backward(
+        self, structure: CpuStructure, strengths: Floats, saved: Any, gradient: Floats, clock: Any = None
+    ) -> Gradients:
+        """See `Engine.backward`; g is the gradient of the input."""
+        found = torch.autograd.grad(
+            saved.out, saved.leaves, torch.from_numpy(gradient), retain_graph=True, allow_unused=True
+        )
+        filled = (torch.zeros_like(p) if g is None else g for g, p in zip(found, saved.leaves, strict=True))
+        by_input, strengths_, weight, bias = (t.numpy() for t in filled)
+        return Gradients(strengths_, weight, bias, by_input, math.nan)
+
+    def input_gradient(self, structure: CpuStructure, saved: Any, gradients: Gradients, n_columns: int) -> Floats:
+        """See `Engine.input_gradient`."""
+        return gradients.g
+
+    def ring_gradient(self, ring: Ring, saved: Any, gradients: Gradients, strengths: Floats, x: Floats) -> Floats:
+        """Refused: torch-sparse's products hand out no messages of neurons that reach no output."""
+        raise ValueError("kappa is for the kernels; with executor='torch-sparse' set kappa=0")
+
+
+def _outputs(layout: Layout, x: Tensor, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Outputs (batch, n_outputs) of x (batch, n_inputs); values of the edges, weight and bias (n,) of all neurons."""
+    starts = layout.starts
+    z = bias.index_select(0, layout.neurons).unsqueeze(1)
+    factors = weight.index_select(0, layout.neurons)
     inputs = x.t().index_select(0, layout.columns)
-    values = values.index_select(0, layout.edges)
-    if weight is not None:
-        factors = weight.new_ones(n).index_copy(0, layout.weighted, weight).index_select(0, layout.neurons)
-        inputs = inputs * factors[: len(inputs)].unsqueeze(1)
-        values = values * factors.index_select(0, layout.readers)
+    inputs = inputs * factors[: len(inputs)].unsqueeze(1)
+    values = values.index_select(0, layout.edges) * factors.index_select(0, layout.readers)
     of_product = values.split(layout.sizes)
     activated = []
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sparse_dnm.config import PROXY_GRADIENTS, check_choice
+from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
 
@@ -44,21 +45,22 @@ class SparsityProxy:
             raise ValueError(f"power={power!r} must be >= 1")
         self.tau, self.power, self._flat = tau, power, gradient == "none"
 
-    def value(self, model: DynamicManifold) -> float:
+    def value(self, evaluation: Evaluation) -> float:
         """The term, without gradient."""
-        return model.density**self.power
+        return evaluation.density**self.power
 
-    def gradient(self, model: DynamicManifold) -> Gradient | None:
-        """Of the term, at the structure of the last forward; None where it has none."""
+    def gradient(self, evaluation: Evaluation) -> Gradient | None:
+        """Of the term; None where it has none."""
         if self._flat:
             return None
-        slope = self.power * model.density ** (self.power - 1) / model.config.possible_edges
-        _, by_cutoff, by_closeness = model.gates(self.tau)
+        slope = self.power * evaluation.density ** (self.power - 1) / evaluation.config.possible_edges
+        _, by_cutoff, by_closeness = evaluation.gates(self.tau)
         return Gradient(slope * by_cutoff, by_closeness * slope)
 
     def __call__(self, model: DynamicManifold) -> Tensor:
-        """The term, a scalar."""
-        found = self.gradient(model)
+        """The term at the last forward of the model, a scalar."""
+        evaluation = model.evaluation
+        found = self.gradient(evaluation)
         if found is None:
-            return model.cutoff.new_full((), self.value(model))
-        return model.straight_through(self.value(model), *found)
+            return evaluation.cutoff.new_full((), self.value(evaluation))
+        return evaluation.straight_through(self.value(evaluation), *found)

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import INSIDE
-from sparse_dnm.engine.cpu import Floats
-from sparse_dnm.engine.schedule import tile_width
+from sparse_dnm.engine.cpu import CpuEngine, Floats
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.manifold import DynamicManifold
 
@@ -42,37 +41,45 @@ def scan(
     if count < 1:
         raise ValueError(f"count={count} must be >= 1 edge")
     check_input(x, model.config.n_inputs, model.alpha.dtype)
-    e, plan = model.find()
-    arrays = model.arrays()
+    evaluation = model.find()
+    structure, e = evaluation.host, evaluation.host_values
+    engine = CpuEngine(model.executor, model.config)
+    candidates = structure.candidates
+    assert candidates is not None
+    weight, bias = (engine.array(p.cpu()) for p in (model.weight, model.bias))
     table = x.contiguous().numpy()
-    out, walk = plan.forward(table, e.strengths, plan.scales(arrays["weight"], arrays["bias"]))
+    out, saved = engine.forward(structure, e.strengths, table, engine.scales(structure, weight, bias))
     outputs = torch.from_numpy(out).requires_grad_()
     with torch.enable_grad():
         value = loss(outputs * outputs if model.config.output == "square" else outputs)
         if value.shape != () or not value.requires_grad:
             raise ValueError(f"loss gave {tuple(value.shape)}; it must be a scalar that depends on the outputs")
         (gradient,) = torch.autograd.grad(value, outputs)
-    found = plan.backward(walk, e.strengths, gradient.numpy())
-    plan.complete(walk, table, e.strengths)
-    messages, values, by_value = (_by_neuron(a, len(table), model.config.n_neurons) for a in (walk.m, walk.x, found.g))
-    told = values * torch.from_numpy(walk.scales.weight)[:, None] + torch.from_numpy(walk.scales.bias)[:, None]
+    found = engine.backward(structure, e.strengths, saved, gradient.numpy())
+    engine.complete(structure, e.strengths, saved, table)
+    messages, values, by_value = (
+        torch.from_numpy(engine.by_neuron(structure, saved, a)) for a in (saved.m, saved.x, found.g)
+    )
+    linear_messages = values * torch.from_numpy(saved.scales[0])[:, None] + torch.from_numpy(saved.scales[1])[:, None]
     best = _Best(count)
     for first in range(0, model.config.n_rows, BLOCK):
         rows = np.arange(first, min(first + BLOCK, model.config.n_rows))
         readers = rows + model.config.n_inputs
-        reach = model._windows.reach(e, rows[:, None], np.arange(model.config.n_sources)[None, :])
+        reach = engine.geometry.closeness_without_omega(
+            e.rows, rows[:, None], np.arange(model.config.n_sources)[None, :]
+        )
         allowed = np.abs(reach) > FAINT
         for k, r in enumerate(rows):
             allowed[k, readers[k] :] = False
-            allowed[k, e.candidates.indices[e.candidates.indptr[r] : e.candidates.indptr[r + 1]]] = False
-        allowed &= plan.schedule.topology.live[readers][:, None]
+            allowed[k, candidates.indices[candidates.indptr[r] : candidates.indptr[r + 1]]] = False
+        allowed &= structure.topology.live[readers][:, None]
         if generator is not None:
             scores = torch.rand(allowed.shape, generator=generator) - 0.5
             scores += torch.where(scores < 0, -1.0, 1.0)  # the sign is drawn, too
         else:
             linear = torch.from_numpy(readers >= model.config.n_sources)[:, None]
             given = by_value[readers]
-            scores = torch.where(linear, given @ told.T, given @ messages.T)[:, : model.config.n_sources]
+            scores = torch.where(linear, given @ linear_messages.T, given @ messages.T)[:, : model.config.n_sources]
         best.take(torch.where(torch.from_numpy(allowed), scores, 0.0), rows, reach)
     born, sources, slopes, reached = best.found()
     model.add_candidates(born, sources, -np.sign(slopes) * NEWBORN * e.c / reached)
@@ -84,22 +91,16 @@ def reseed(model: DynamicManifold, generator: torch.Generator) -> int:
 
     Returns how many rows there were.
     """
-    e, _ = model.find()
+    evaluation = model.find()
     hidden = np.arange(model.config.n_rows) < model.config.n_hidden
-    reads = np.diff(e.row_starts)[model.config.n_inputs :]
+    reads = np.diff(evaluation.topology.indptr)[model.config.n_inputs :]
     dead = np.flatnonzero(hidden & (reads == 0))
     fresh = initial_scalars(model.config, generator, model.alpha.dtype)
     with torch.no_grad():
-        for name in model._windows.scalars:
+        for name in evaluation.engine.geometry.scalars:
             model.get_parameter(name)[dead] = fresh[name][dead].to(model.alpha.device)
     model.forget_rows(dead)
     return len(dead)
-
-
-def _by_neuron(array: Floats, batch: int, n: int) -> Tensor:
-    """A buffer of a walk (tiles, n, width) as (n, batch)."""
-    tiles = torch.from_numpy(array).reshape(-1, n, tile_width(batch))
-    return tiles.transpose(0, 1).reshape(n, -1)[:, :batch]
 
 
 class _Best:

@@ -10,13 +10,15 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from sparse_dnm.checks import DTYPES, check_dtype, check_input, check_shape
+from sparse_dnm.checks import DTYPES, check_dtype, check_shape
 from sparse_dnm.config import ACTIVATIONS, check_choice
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.cpu import Plan
-from sparse_dnm.engine.execution import propagate
-from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Engine
+from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.topology import Topology
+from sparse_dnm.model.inputs import Batched
 
 
 class SparseDAG(nn.Module):
@@ -59,8 +61,8 @@ class SparseDAG(nn.Module):
         identity_kind, identity_slope = backend.ACTIVATION_CODES["identity"]
         self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
         self._slope = np.where(is_input, identity_slope, slope).astype(DTYPES[dtype])
-        self._schedule = Schedule(topology)
-        self._plan: Plan | None = None
+        self._engine: Engine | None = None
+        self._structures: dict[torch.dtype, Any] = {}
 
     @classmethod
     def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
@@ -89,7 +91,7 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        check_input(x, len(self.topology.inputs), self.bias.dtype, self.bias.device)
+        batch = Batched(x, len(self.topology.inputs), self.bias.dtype, self.bias.device)
         if self.edge_weight.device != self.bias.device:
             raise ValueError(
                 f"edge_weight is on {str(self.edge_weight.device)!r} and bias on {str(self.bias.device)!r}; move "
@@ -98,13 +100,32 @@ class SparseDAG(nn.Module):
         check_shape("edge_weight", self.edge_weight, (self.topology.n_edges,))
         check_shape("bias", self.bias, self._biased.shape)
         check_dtype(self.bias.dtype)
-        backend.kernels(self.bias.device)
-        plan, dtype = self._plan, DTYPES[self.bias.dtype]
-        if plan is None or plan.executor is not self.executor or plan.slope.dtype != dtype:
-            slope = self._slope.astype(dtype, copy=False)
-            plan = Plan(self._schedule, self.executor, self._kind, slope, self.topology.n_neurons, self._biased)
-            self._plan = plan
-        return propagate(plan, x, self.edge_weight, None, self.bias)
+        engine = self.engine
+        with batch.precision:
+            out = propagate(engine, self._structure(engine), batch.rows, self.edge_weight, None, self.bias)
+            return batch.restore(out)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs this network, where its parameters are."""
+        engine, device = self._engine, self.bias.device
+        if engine is None or engine.executor is not self.executor or not engine.serves(device):
+            self._engine = engine = engine_for(self.executor, device)
+            self._structures = {}
+        return engine
+
+    def _structure(self, engine: Engine) -> Any:
+        """How the engine runs the topology in the dtype of the parameters."""
+        dtype = self.bias.dtype
+        if dtype not in self._structures:
+            slope = self._slope.astype(DTYPES[dtype], copy=False)
+            neurons = engine.neurons(self._kind, slope, self.topology.n_neurons, self._biased)
+            self._structures[dtype] = engine.given(self.topology, neurons)
+        return self._structures[dtype]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without what is made anew."""
+        return {**self.__dict__, "_engine": None, "_structures": {}}
 
 
 def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:

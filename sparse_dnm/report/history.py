@@ -125,7 +125,7 @@ class History:
             model.load_state_dict(saved.group("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit its run: {error}") from None
-        return model, Structure(saved.header["step"], model.topology, model.found[0].strengths)
+        return model, Structure(saved.header["step"], model.topology, model.find().host_values.strengths)
 
     @property
     def time_against_density(self) -> tuple[list[float], list[float], list[float]]:

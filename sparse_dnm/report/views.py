@@ -103,7 +103,7 @@ def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fi
     """
     config, topology = model.config, model.topology
     weight = model.weight.detach().cpu().double().numpy()
-    strengths = model.found[0].strengths.astype(np.float64)
+    strengths = model.find().host_values.strengths.astype(np.float64)
     across = topology.to_scipy(strengths * weight[topology.indices])
     importance = np.asarray(abs(across).sum(axis=0)).ravel()
     hidden = np.arange(config.n_inputs, config.n_sources)

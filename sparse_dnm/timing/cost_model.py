@@ -14,16 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.candidates import Prices
-from sparse_dnm.engine.cpu import Floats
-from sparse_dnm.engine.schedule import Schedule
+from sparse_dnm.engine.base import Prices
+from sparse_dnm.engine.cpu_structure import Floats
 
-KERNELS = backend.kernels(torch.device("cpu"))
 COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
@@ -32,32 +28,6 @@ FEATURES = {  # of an executor's time
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
-GROUP = 8  # neighbouring inputs that are read together
-FAR = 256  # edges that the walk back may meet in between while an edge's neighbour in memory stays at hand
-
-
-def features(schedule: Schedule, executor: str) -> Floats:
-    """How often the FEATURES of ``executor`` occur in one step.
-
-    1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed edges,
-    and those whose neighbour in memory the walk back has left far behind; levels.  On CUDA, where neither inputs nor
-    edges of a tile follow each other in memory, those without the parts.
-    """
-    s, t = schedule, schedule.topology
-    if executor.startswith("cuda"):
-        return np.array([1, len(s.inputs), len(s.order), len(t.t_edges), len(s.waves) - 1], float)
-    visit = np.empty(t.n_edges, np.int32)
-    walk = s.walk(executor)
-    counts = (
-        1,
-        len(s.inputs),
-        KERNELS.lone_inputs(s.inputs, s.column, GROUP),
-        len(s.order),
-        len(t.t_edges),
-        KERNELS.far_edges(walk, s.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, FAR, visit),
-        len(s.waves) - 1,
-    )
-    return np.array(counts[: len(FEATURES[executor])], float)
 
 
 @dataclass(frozen=True)

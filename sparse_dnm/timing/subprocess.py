@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.cpu import Plan
-from sparse_dnm.engine.schedule import Executor, Schedule
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Stopwatch
+from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import DeviceStep, Settings, Step, step_of, time_steps
+from sparse_dnm.timing.probes import Settings, time_steps
 
 PROCESSES = 3  # a network lies elsewhere in memory in each
 
@@ -40,25 +41,28 @@ class Network:
     @staticmethod
     def of(model: DynamicManifold) -> Network:
         """The network of the model's present parameters."""
-        evaluation, plan = model.find()
-        t = plan.schedule.topology
+        evaluation = model.find()
+        topology, neurons = evaluation.topology, evaluation.host.neurons
         return Network(
-            *(t.indptr.copy(), t.indices.copy(), t.inputs, t.outputs),
-            evaluation.strengths.copy(),
-            plan.kind,
-            plan.slope,
-            plan.first_linear,
+            *(topology.indptr.copy(), topology.indices.copy(), topology.inputs, topology.outputs),
+            evaluation.host_values.strengths.copy(),
+            neurons.kind,
+            neurons.slope,
+            neurons.first_linear,
         )
 
-    def step(self, executor: Executor, settings: Settings) -> Step | DeviceStep:
-        """A step of it, to be timed."""
-        schedule = Schedule(Topology(self.indptr, self.indices, self.inputs, self.outputs))
-        n = len(self.kind)
-        plan = Plan(schedule, executor, self.kind, self.slope, int(self.first_linear), np.arange(n, dtype=np.int32))
+    def stopwatch(self, settings: Settings) -> Stopwatch:
+        """Of a step of it."""
+        device = backend.device_of(settings.device)
+        engine = engine_for(Executor(settings.executor, settings.threads), device)
+        neurons = engine.neurons(
+            self.kind, self.slope, int(self.first_linear), np.arange(len(self.kind), dtype=np.int32)
+        )
+        structure = engine.given(Topology(self.indptr, self.indices, self.inputs, self.outputs), neurons)
         shape = (settings.batch, len(self.inputs))
         x = np.random.default_rng(settings.seed).standard_normal(shape).astype(self.slope.dtype)
-        there = backend.device_of(settings.device)
-        return step_of(plan, self.values, x if there.type == "cpu" else torch.from_numpy(x).to(there), settings)
+        values, samples = (engine.array(torch.from_numpy(a).to(device)) for a in (self.values, x))
+        return engine.stopwatch(structure, values, samples, settings.mode == "train")
 
 
 def time_fresh(networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES) -> dict[str, Any]:
@@ -86,11 +90,11 @@ def main() -> None:
     """Time the networks of a folder, as standard input says, and print their seconds."""
     about = json.loads(sys.stdin.read())
     settings = Settings(**{name: value for name, value in about["settings"].items() if name != "only"})
-    steps = []
+    watches = []
     for name in about["names"]:
         with np.load(Path(sys.argv[1]) / f"{name}.npz") as arrays:
-            steps.append(Network(**arrays).step(Executor(settings.executor, settings.threads), settings))
-    times = time_steps(steps, settings)
+            watches.append(Network(**arrays).stopwatch(settings))
+    times = time_steps(watches, settings)
     print(json.dumps({name: times.seconds[k].tolist() for k, name in enumerate(about["names"])}))
 
 

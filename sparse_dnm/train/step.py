@@ -8,7 +8,7 @@ model or an executor that computes otherwise).
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,17 @@ from torch.nn import functional as F
 from torch.nn.modules import module
 
 from sparse_dnm.checks import check_input
-from sparse_dnm.config import TrainConfig
+from sparse_dnm.config import SCALARS, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.candidates import SCALARS
-from sparse_dnm.engine.cpu import Scales
+from sparse_dnm.loss.controller import Controller
+from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
-from sparse_dnm.loss.time import Controller, MeasuredMemory, MeasuredTime
+from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.trim import Frozen
 
 KERNELS = backend.kernels(torch.device("cpu"))
 
@@ -83,9 +86,9 @@ def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
-def descent_of(
-    model: DynamicManifold, task: str, config: TrainConfig, costs: Costs | None = None
-) -> KernelDescent | AutogradDescent:
+def step_for(
+    model: DynamicManifold, task: str, config: TrainConfig, optimizer: torch.optim.Optimizer, costs: Costs | None = None
+) -> KernelStep | AutogradStep:
     """The way that fits ``model`` as it is now; ``task`` is a Dataset's; ``costs`` None: those terms are left out.
 
     Raises ValueError where nothing can be trained.
@@ -98,13 +101,14 @@ def descent_of(
     plain = (
         type(model) is DynamicManifold
         and "forward" not in vars(model)
-        and model.executor.name != "torch-sparse"
-        and not backend.on_cuda(model.alpha)
+        and model.engine.fused
         and all(p.requires_grad for p in parameters)
         and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)
     )
-    return (KernelDescent if plain else AutogradDescent)(model, task, config, costs or Costs(config))
+    if plain:
+        return KernelStep(model, task, config, costs or Costs(config), optimizer)
+    return AutogradStep(model, task, config, costs or Costs(config))
 
 
 def check_data(data: Dataset, model: DynamicManifold) -> None:
@@ -124,31 +128,89 @@ def check_data(data: Dataset, model: DynamicManifold) -> None:
         raise ValueError(f"y_train holds labels {int(y.min())} to {int(y.max())}; they must be in 0 .. {n - 1}")
 
 
-class KernelDescent:
+class CompactEdges:
+    """omega of the candidates and its two moments in CSR order, beside the slots of edge_weight and of an optimiser.
+
+    A step reads and writes these, so that it touches candidates only and gathers nothing.  `store` writes them back; who
+    looks at edge_weight, or changes candidates, calls it before, and `load` after.
+    """
+
+    def __init__(self, model: DynamicManifold, optimizer: torch.optim.Optimizer):
+        self._model, self._optimizer = model, optimizer
+        self.slots: Tensor | None = None  # None: edge_weight has the latest numbers
+        self.omega = self.first = self.second = model.edge_weight.new_empty(0)
+
+    def load(self) -> None:
+        """Take the numbers of the model's candidates, where they are not held already."""
+        if self.slots is not None:
+            return
+        self.slots = torch.from_numpy(self._model.candidates.slots)
+        self.omega = self._model.edge_weight.detach()[self.slots]
+        state = self._optimizer.state.get(self._model.edge_weight)
+        self.first, self.second = (
+            torch.zeros_like(self.omega) if state is None else state[name][self.slots]
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Write them to edge_weight and to the optimiser."""
+        if self.slots is None:
+            return
+        weight, slots = self._model.edge_weight, self.slots
+        weight[slots] = self.omega
+        state = self._optimizer.state.get(weight)
+        if state is not None:
+            state["exp_avg"][slots], state["exp_avg_sq"][slots] = self.first, self.second
+        self.slots = None
+
+
+class KernelStep:
     """Forward, loss and gradient by one kernel after the other, without a graph."""
 
-    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+    def __init__(
+        self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs, optimizer: torch.optim.Optimizer
+    ):
         self.model, self.config, self.costs = model, config, costs
         self._objective = "cross_entropy" if task == "classification" else "squared_error"
+        self.edges = CompactEdges(model, optimizer) if model.config.edges != "closeness" else None
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
         self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
-        self._scales = Scales(np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype))
+        self._scales = np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_cutoff = np.zeros((), dtype)
+        self._seconds: float | None = None  # of the last backward pass, where a clock was read
+        self._engine: Any = model.engine
         rows = torch.from_numpy(self._by_scalar)
-        self._gradients = {name: rows[SCALARS.index(name)] for name in model._windows.scalars}
+        self._gradients = {name: rows[SCALARS.index(name)] for name in self._engine.geometry.scalars}
         self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
         for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
             self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
 
+    @property
+    def _time(self) -> MeasuredTime | None:
+        """The term that wants the seconds of this step."""
+        speed = self.costs.speed
+        return speed if isinstance(speed, MeasuredTime) and speed.takes_steps else None
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
-        arrays, scales = self.model.arrays(), self._scales
-        self._evaluation, self._plan = evaluation, plan = self.model.find(arrays)
-        scales.weight[: self._n_sources], scales.bias[: self._n_sources] = arrays["weight"], arrays["bias"]
-        self._x = x.contiguous().numpy()
-        self._linear, self._walk = plan.forward(self._x, evaluation.strengths, scales)
+        model, edges = self.model, self.edges
+        self._engine = engine = model.engine
+        arrays, scales, omega = model.arrays(), self._scales, None
+        if edges is not None:
+            edges.load()
+            omega = edges.omega.numpy()
+        self._evaluation = e = model.find(arrays, omega, None if edges is None else edges.store)
+        if edges is not None:
+            edges.load()  # the candidates may be others
+        scales[0][: self._n_sources], scales[1][: self._n_sources] = arrays["weight"], arrays["bias"]
+        self._x = engine.array(x)
+        time = self._time
+        self._linear, self._saved = engine.forward(
+            e.structure, e.values.strengths, self._x, scales, None if time is None else time.clock.read
+        )
         self._outputs = self._linear * self._linear if self._squared else self._linear
         return torch.from_numpy(self._outputs)
 
@@ -160,35 +222,66 @@ class KernelDescent:
         objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
-        costs = (None if term is None else term.value(self.model) for term in self.costs.terms())
-        return total_of(self.config, self.costs, objective, self._evaluation.imbalance**2, *costs)
+        e, time, ran = self._evaluation, self._time, None
+        if time is not None and self._seconds is not None:
+            ran = self._saved.seconds + self._seconds - 2 * time.clock.overhead
+        costs = (
+            None if term is None else term.value(e, ran) if isinstance(term, MeasuredTime) else term.value(e)
+            for term in self.costs.terms()
+        )
+        return total_of(self.config, self.costs, objective, e.values.imbalance**2, *costs)
 
     def backward(self) -> None:
         """Gradient of that loss."""
-        model, config, e = self.model, self.config, self._evaluation
-        found = self._plan.backward(self._walk, e.strengths, self._by_output)
+        model, config, engine, e = self.model, self.config, self._engine, self._evaluation
+        strengths, time = e.values.strengths, self._time
+        clock = None if time is None else time.clock.read
+        found = engine.backward(e.structure, strengths, self._saved, self._by_output, clock)
+        self._seconds = None if clock is None else found.seconds
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
-        by_closeness, by_cutoff = None, 0.0
-        if model.kappa:
-            by_closeness = np.zeros_like(e.d)
-            model.ring(e).add_gradient(self._plan, self._walk, found, self._x, e.strengths, by_closeness)
+        by_closeness, by_cutoff, ring = None, 0.0, model.ring(e)
+        if ring is not None:
+            by_closeness = engine.ring_gradient(ring, self._saved, found, strengths, self._x)
         for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
-            slope = term.gradient(model) if term is not None and coefficient else None
+            slope = term.gradient(e) if term is not None and coefficient else None
             if slope is not None:
                 scaled = slope.by_closeness * slope.by_closeness.dtype.type(coefficient)
                 by_closeness = scaled if by_closeness is None else by_closeness + scaled
                 by_cutoff += coefficient * slope.by_cutoff
-        by_imbalance = 2.0 * config.flow * e.imbalance
-        through, by_omega = model._windows.pull_back(e, found.value, by_closeness, by_imbalance, self._by_scalar)
-        self._by_cutoff[()] = through + by_cutoff
+        by_imbalance = 2.0 * config.flow * e.values.imbalance
+        back = engine.edges_backward(
+            e.structure, e.values, found.strengths, by_closeness, by_imbalance, self._by_scalar
+        )
+        self._by_cutoff[()] = back.cutoff + by_cutoff
         parameters = model._parameters
         for name, gradient in self._gradients.items():
             parameters[name].grad = gradient  # type: ignore[union-attr]
-        if model._windows.free:
-            parameters["edge_weight"].grad = torch.from_numpy(by_omega)  # type: ignore[union-attr]
+        if self.edges is not None:
+            self.by_omega = torch.from_numpy(back.omega)
+
+    def update(self, optimizer: Adam, frozen: Frozen | None) -> None:
+        """A step of the optimiser; where a structure is frozen, no edge appears or goes."""
+        edges, instead = self.edges, dict[Tensor, Any]()
+        if edges is not None:
+            if self.config.omega_decay:
+                self.by_omega.add_(edges.omega, alpha=self.config.omega_decay)
+            instead[self.model.edge_weight] = edges.omega, self.by_omega, edges.first, edges.second
+        optimizer.update(instead)
+        if frozen is not None and edges is not None:
+            frozen.hold(edges.omega, edges.slots)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of the last forward."""
+        return self._evaluation
+
+    def finish(self) -> None:
+        """Write back what is held beside the model."""
+        if self.edges is not None:
+            self.edges.store()
 
 
-class AutogradDescent:
+class AutogradStep:
     """Forward, loss and gradient through torch's graph."""
 
     def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
@@ -222,3 +315,20 @@ class AutogradDescent:
         pairs = zip(self._terms, self._coefficients, strict=True)
         roots = [(term, term.new_tensor(c)) for term, c in pairs if term is not None and term.requires_grad]
         torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
+
+    def update(self, optimizer: Adam, frozen: Frozen | None) -> None:
+        """A step of the optimiser; where a structure is frozen, no edge appears or goes."""
+        omega, decay = getattr(self.model, "edge_weight", None), self.config.omega_decay
+        if decay and omega is not None and omega.grad is not None:
+            omega.grad.add_(omega.detach(), alpha=decay)
+        optimizer.update({})
+        if frozen is not None and omega is not None:
+            frozen.hold(omega)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Of the last forward."""
+        return self.model.evaluation
+
+    def finish(self) -> None:
+        """Nothing is held beside the model."""

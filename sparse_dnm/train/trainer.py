@@ -24,10 +24,12 @@ from sparse_dnm.config import INSIDE, TrainConfig
 from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.data.source import DataSource, describe
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.cpu import Floats
+from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.io import CheckpointError, append_line, doing, write_json
+from sparse_dnm.loss.controller import Controller
+from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy
-from sparse_dnm.loss.time import Controller, MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.growth import due, reseed, scan
 from sparse_dnm.model.manifold import DynamicManifold
@@ -35,10 +37,11 @@ from sparse_dnm.timing.calibration import read_profile
 from sparse_dnm.timing.subprocess import Network, time_fresh
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
+from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.schedules import Variation, kappa, learning_rate, trimmed_after
 from sparse_dnm.train.snapshots import Structure
-from sparse_dnm.train.step import Costs, Terms, check_data, descent_of
+from sparse_dnm.train.step import AutogradStep, Costs, KernelStep, Terms, check_data, step_for
 from sparse_dnm.train.trim import Frozen, OverBudget, keep_edges, trim
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
@@ -83,12 +86,6 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-class _Adam(torch.optim.Adam):
-    """Adam without torch's decorator that imports torch's compiler, more than a second at every start."""
-
-    add_param_group = getattr(torch.optim.Adam.add_param_group, "__wrapped__", torch.optim.Adam.add_param_group)
 
 
 class StopSignals:
@@ -165,19 +162,18 @@ class Trainer:
         self.step = 0  # updates made
         self._generator = torch.Generator().manual_seed(config.seed)
         self._order = BatchOrder(len(data.x_train), config.batch_size, self._generator)
-        self._optimizer = _Adam(model.parameters(), lr=config.lr, fused=True)
+        self._optimizer = Adam(list(model.parameters()), config.lr)
         model.follow(self._optimizer)
         self._vary = Variation(config, data, self._generator)
         if config.target_edges > model.config.possible_edges:
             raise ValueError(
                 f"target_edges={config.target_edges} are more than the {model.config.possible_edges} possible ones"
             )
-        self._parameters: list[Tensor] = list(model.parameters())
         check_data(data, model)
         if config.scan_every and model.config.edges not in INSIDE:
             raise ValueError(f"scan_every={config.scan_every} needs edges in {INSIDE}, not {model.config.edges!r}")
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
-        self._descent = descent_of(model, data.task, config)
+        self._step: KernelStep | AutogradStep = step_for(model, data.task, config, self._optimizer)
         self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
         self._saved_costs: Record = {}  # what a checkpoint says of them
         self._edges = 0  # of the last forward
@@ -185,7 +181,6 @@ class Trainer:
         self._quiet_until = 0  # step up to which speed and memory do not count
         self._doubted = False  # the model of the time was said not to fit
         self.notes: list[str] = []  # what the calibration found, a line each
-        self._listed: tuple[Tensor | None, list[int], Any] | None = None  # what the moments belong to, and they
         self._description = describe(data)
         self._saved: int | None = None  # step of the checkpoint in out
         self._last_loss = math.nan
@@ -257,12 +252,13 @@ class Trainer:
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
+            stack.callback(lambda: self._step.finish())
             if self._costs is None:
                 self._costs = self._make_costs()  # a bad profile or clock, or a signal, ends before there is a run
             if self.out:
                 stack.enter_context(signals)
             self._begin()
-            self._choose_descent()
+            self._choose_step()
             if self.step == 0:
                 first = self._first_line()
                 self._snapshot()
@@ -280,11 +276,15 @@ class Trainer:
                     raise self._diverged(str(error)) from error
                 if line is not None:
                     on_log(line)
-                    self._choose_descent()  # hooks may have come, parameters been frozen
+                    self._choose_step()  # hooks may have come, parameters been frozen
             return self._finish()
 
-    def _choose_descent(self) -> None:
-        self._descent = descent_of(self.model, self.data.task, self.config, self._costs)
+    def _choose_step(self) -> None:
+        """The way of making a step that fits the model as it is now; the one of before where that is the same."""
+        made = step_for(self.model, self.data.task, self.config, self._optimizer, self._costs)
+        if type(made) is not type(self._step) or self._step.costs is not made.costs:
+            self._step.finish()
+            self._step = made
 
     def _make_costs(self) -> Costs:
         """Speed and memory as the configuration wants them, calibrated or as the checkpoint has them."""
@@ -311,10 +311,12 @@ class Trainer:
                 and now.threads == before["threads"]
                 and before.get("device", "cpu") == self._device.type
             ):
-                speed = MeasuredTime.resumed(model, settings, before)
+                speed = MeasuredTime(model, settings, state=before)
             else:
                 speed = MeasuredTime(model, settings, read_profile(Path(config.profile)) if config.profile else None)
                 self.notes += speed.describe()
+            if config.time_mode == "train":
+                model.executor = speed.executor  # what is timed is what trains
             self._check_budget(speed)
         memory = None
         if config.memory_coefficient:
@@ -383,18 +385,14 @@ class Trainer:
         if self._device.type != "cpu":
             x, y = x.to(self._device), y.to(self._device)
         outputs, terms = self._loss(x, y, logging)
-        self._descent.backward()
-        omega = getattr(self.model, "edge_weight", None)
-        if config.omega_decay and omega is not None and omega.grad is not None:
-            omega.grad.add_(omega.detach(), alpha=config.omega_decay)
+        self._step.backward()
         if self._frozen is not None:
             self._frozen.still()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        self._update()
-        if self._frozen is not None:
-            self._frozen.hold()
+        self._step.update(self._optimizer, self._frozen)
         if self._holds_edges and self.step >= trimmed_after(config) and (number % STEER == 0 or number == config.steps):
+            self._step.finish()
             keep_edges(self.model, config.target_edges)
         if due(config.scan_every, number, trimmed_after(config)):
             self._scan(x, y)
@@ -404,6 +402,7 @@ class Trainer:
             self._snapshot()
         if not logging:
             return None
+        self._step.finish()
         self._check_parameters()
         line = self._line(outputs, y, terms, self._test() if saving else {})
         if saving:
@@ -414,11 +413,13 @@ class Trainer:
         """Keep the structure of the last forward."""
         if self.out is None and self._on_snapshot is None:
             return
-        strengths = self.model.found[0].strengths.astype(np.float32)
-        structure = Structure(self.step, self.model.topology, strengths)
+        found = self._step.evaluation
+        strengths = found.host_values.strengths.astype(np.float32)
+        structure = Structure(self.step, found.topology, strengths)
         if self.out is not None:
             snapshots.save(self.out, structure)
         if self._on_snapshot is not None:
+            self._step.finish()
             self._on_snapshot(structure)
 
     def _steer(self) -> None:
@@ -442,6 +443,7 @@ class Trainer:
 
     def _scan(self, x: Tensor, y: Tensor) -> None:
         """Let edges be born that are no candidates."""
+        self._step.finish()
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         drawn = self._generator if self.config.regrowth == "random" else None
         target = y.cpu()
@@ -450,6 +452,7 @@ class Trainer:
     def _trim(self) -> None:
         """Make the network fit its budget or its number of edges, and keep its structure from here on."""
         assert self._costs is not None
+        self._step.finish()
         if self.step == trimmed_after(self.config):  # else a checkpoint of after that was resumed
             if self.config.target_edges:
                 self._keep_edges()
@@ -544,61 +547,16 @@ class Trainer:
 
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
-        outputs = self._descent.forward(x)
+        outputs = self._step.forward(x)
         if self.step and not self.model.connected and self._recover():
-            outputs = self._descent.forward(x)
+            outputs = self._step.forward(x)
         self._check_connected()
         self._edges = self.model.n_edges
-        terms = self._descent.loss(y, report)
+        terms = self._step.loss(y, report)
         if not math.isfinite(terms.total):
             raise self._diverged(f"the loss became {terms.total} in step {self.step + 1}")
         self._last_loss = terms.total
         return outputs, terms
-
-    def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Adam's two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
-        state = self._optimizer.state
-        missing = [p for p in parameters if p not in state]
-        if len(parameters) < len(state):  # some rest: their count does not go on
-            resting = {id(s["step"]) for p, s in state.items() if p not in set(parameters)}
-            for p in parameters:
-                if p in state and id(state[p]["step"]) in resting:
-                    state[p]["step"] = state[p]["step"].clone()
-        if missing:
-            step = torch.zeros((), dtype=torch.float32, device=self._device)
-            for p in missing:
-                state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        states = [state[p] for p in parameters]
-        first, second, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        return first, second, steps
-
-    @torch.no_grad()
-    def _update(self) -> None:
-        """A step of the optimiser: its call of torch's fused kernel, without the Python around it, which costs more
-        than forward and backward of the DAG, and whose first call imports torch's compiler: a second."""
-        (group,) = self._optimizer.param_groups
-        parameters = [p for p in self._parameters if p.grad is not None]
-        candidates, names = self.model._buffers["candidate_indices"], [id(p) for p in parameters]
-        if self._listed is None or self._listed[0] is not candidates or self._listed[1] != names:
-            self._listed = candidates, names, self._moments(parameters)  # those of omega change with the candidates
-        first, second, steps = self._listed[2]
-        for step in {id(step): step for step in steps}.values():
-            if step.is_cuda:
-                step.add_(1)
-            else:
-                step.numpy()[()] += 1  # a tenth of the time of add_
-        gradients: list[Any] = [p.grad for p in parameters]
-        beta1, beta2 = group["betas"]
-        torch._fused_adam_(
-            *(parameters, gradients, first, second, [], steps),
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=group["amsgrad"],
-            maximize=group["maximize"],
-        )
 
     def _first_line(self) -> Record:
         """The untrained model, on the first rows of the training set."""
@@ -667,6 +625,7 @@ class Trainer:
 
     def _test(self) -> dict[str, float]:
         """The test figure of a model that is fit to be saved: connected, and finite."""
+        self._step.finish()
         try:
             test = evaluate(self.model, self.data)
         except TrainingError as error:
@@ -679,6 +638,7 @@ class Trainer:
         is not enough, rows that begin anew.  The terms that ask for a smaller network then rest for a while."""
         if self.config.budget_us or self._frozen is not None or self._recovered >= RECOVERIES:
             return False
+        self._step.finish()
         self._check_parameters()
         self._recovered += 1
         for anew in (False, True):
@@ -750,6 +710,7 @@ class Trainer:
         """Write the checkpoint: all that the next update depends on."""
         if self.out is None:
             return
+        self._step.finish()
         self._check_parameters()
         tensors = files.pack(self.model, self._optimizer, self._order, self._generator)
         header = {
@@ -785,7 +746,8 @@ class Trainer:
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():
-            state["step"] = shared.setdefault(state["step"].item(), state["step"])  # see _moments
+            state["step"] = shared.setdefault(state["step"].item(), state["step"])  # see Adam._moments
+        self._optimizer.forget()
         self.step = self._saved = saved.header["step"]
         self._seconds_before = saved.header["train_seconds"]
         self._step_seconds_before = saved.header["step_seconds"]
@@ -833,9 +795,8 @@ class Trainer:
                 self._trim()
             found = {"budget_us": self.config.budget_us, "fresh_seconds": self._keep_budget()}
             self._save()
-        self.model.find()
         return {
-            "measured_seconds": term.measure(self.model),
+            "measured_seconds": term.measure(self.model.find()),
             **found,
             "measured": {
                 **{name: getattr(settings, name) for name in ("mode", "batch", "clock", "executor", "threads")},

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dnm.config import INSIDE
-from sparse_dnm.engine.candidates import Prices, expected_cost
-from sparse_dnm.engine.cpu import Floats
+from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
 ROUNDS = 60  # cuts at most
@@ -38,37 +39,34 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     becoming 0; where closeness is computed from the rows alone, the cutoff rises instead.
     Raises OverBudget, the model as small as could be, where that is not enough.
     """
-    model.find()
-    seconds = term.measure(model)
+    evaluation = model.find()
+    seconds = term.measure(evaluation)
     for _ in range(ROUNDS):
         if seconds <= target:
             return seconds
         before = {name: p.detach().clone() for name, p in model.named_parameters() if name in ("edge_weight", "cutoff")}
-        evaluation, _ = model.found
-        active = np.abs(evaluation.d) > evaluation.c
-        counts = term.counts(model)
-        prices = term.refit.model.prices(counts)
-        predicted = float(term.refit.model.seconds(counts))
-        saved = _saved(model, term, prices) * (seconds / predicted if predicted > 0 else 1.0)
+        values = evaluation.host_values
+        active = np.abs(values.d) > values.c
+        predicted = float(term.refit.model.seconds(term.counts(evaluation)))
+        saved = _saved(evaluation, term) * (seconds / predicted if predicted > 0 else 1.0)
         wanted = seconds - 0.995 * target
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         first = order[: max(1, min(enough, math.ceil(STEP * len(order))))]
         if model.config.edges in INSIDE:
-            gone = np.flatnonzero(active)[first]
+            gone = model.candidates.slots[np.flatnonzero(active)[first]]
             with torch.no_grad():
                 model.edge_weight[torch.from_numpy(gone)] = 0.0
         else:
-            _raise_cutoff(model, np.sort(np.abs(evaluation.d[active])), len(first))
-        model.find()
-        if not model.connected:
+            _raise_cutoff(model, np.sort(np.abs(values.d[active])), len(first))
+        evaluation = model.find()
+        if not evaluation.connected:
             with torch.no_grad():
                 for name, value in before.items():
-                    if name == "cutoff" or value.shape == model.edge_weight.shape:
-                        model.get_parameter(name).copy_(value)
+                    model.get_parameter(name).copy_(value)
             model.find()
             raise OverBudget(seconds)
-        seconds = term.measure(model)
+        seconds = term.measure(evaluation)
     if seconds <= target:
         return seconds
     raise OverBudget(seconds)
@@ -80,27 +78,26 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
     Raises ValueError, the cutoff moved, where those do not connect inputs and outputs.
     """
     for _ in range(ROUNDS):  # a lower cutoff may let pairs in that were no candidates
-        evaluation, plan = model.find()
-        n = plan.schedule.topology.n_edges
-        if n == count:
+        evaluation = model.find()
+        if evaluation.n_edges == count:
             break
-        sizes = np.sort(np.abs(evaluation.d))
+        sizes = np.sort(np.abs(evaluation.host_values.d))
         _raise_cutoff(model, sizes, max(len(sizes) - count, 1))
-    n = model.find()[1].schedule.topology.n_edges
-    if not model.connected:
+    evaluation = model.find()
+    if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
-    return n
+    return evaluation.n_edges
 
 
-def _saved(model: DynamicManifold, term: MeasuredTime, prices: Prices) -> NDArray[np.float64]:
+def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
     """Seconds that each active edge's removal is expected to save; a neuron's are shared by the edges that read it."""
-    evaluation, plan = model.found
-    topology = plan.schedule.topology
-    active = np.abs(evaluation.d) > evaluation.c
-    found = expected_cost(evaluation, model.config, topology.live, term.settings.tau, prices)
+    values, topology, prices = evaluation.host_values, evaluation.topology, term.prices(evaluation)
+    active = np.abs(values.d) > values.c
+    found = evaluation.expected_cost(term.settings.tau, prices)
     readers = np.diff(topology.t_indptr)[topology.indices]
-    unit = np.where(topology.indices < model.config.n_inputs, prices.input, prices.neuron)
-    return np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
+    unit = np.where(topology.indices < evaluation.config.n_inputs, prices.input, prices.neuron)
+    saved: NDArray[np.float64] = np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
+    return saved
 
 
 def _raise_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:
@@ -119,17 +116,21 @@ class Frozen:
     MARGIN = 1e-3  # of the cutoff, that an active edge stays above it
 
     def __init__(self, model: DynamicManifold):
-        evaluation, _ = model.find()
+        evaluation = model.find()
         self.model = model
         self._inside = model.config.edges in INSIDE
         if self._inside:
+            values, candidates, capacity = evaluation.host_values, model.candidates, model.capacity
             self._kept = model.edge_weight.detach().clone()
-            device = self._kept.device
-            self._active = torch.from_numpy(np.abs(evaluation.d) > evaluation.c).to(device)
+            active, least = np.zeros(capacity, np.bool_), np.zeros(capacity)
+            active[candidates.slots] = np.abs(values.d) > values.c
             # of omega; of rows and cutoff alone, so that a run that goes on holds it at the same bits
-            rows = np.repeat(np.arange(model.config.n_rows), np.diff(evaluation.candidates.indptr))
-            reach = np.maximum(np.abs(model._windows.reach(evaluation, rows, evaluation.candidates.indices)), 1e-30)
-            self._least = torch.from_numpy(evaluation.c * (1 + self.MARGIN) / reach).to(device, self._kept.dtype)
+            rows = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr))
+            geometry = evaluation.engine.geometry
+            reach = np.abs(geometry.closeness_without_omega(values.rows, rows, candidates.indices))
+            least[candidates.slots] = values.c * (1 + self.MARGIN) / np.maximum(reach, 1e-30)
+            self._active = torch.from_numpy(active).to(self._kept.device)
+            self._least = torch.from_numpy(least).to(self._kept)
 
     def still(self) -> None:
         """After a backward: no gradient for what would change the structure."""
@@ -138,9 +139,10 @@ class Frozen:
                 parameter.grad = None
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """After an update: no edge has appeared or gone."""
-        if self._inside:
-            now, kept = self.model.edge_weight, self._kept
-            held = torch.where(kept < 0, torch.minimum(now, -self._least), torch.maximum(now, self._least))
-            now.copy_(torch.where(self._active, held, kept))
+    def hold(self, omega: Tensor, slots: Tensor | None = None) -> None:
+        """After an update of ``omega``, that of all slots or of these: no edge has appeared or gone."""
+        if not self._inside:
+            return
+        kept, least, active = (a if slots is None else a[slots] for a in (self._kept, self._least, self._active))
+        held = torch.where(kept < 0, torch.minimum(omega, -least), torch.maximum(omega, least))
+        omega.copy_(torch.where(active, held, kept))

@@ -1,0 +1,112 @@
+"""Executor: how a DAG is run, and the choice of the faster way by measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sparse_dnm.checks import require_torch_sparse
+from sparse_dnm.config import EXECUTORS, check_choice
+from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.schedule import tiles_of
+
+
+class Sized(Protocol):
+    """What a choice depends on."""
+
+    @property
+    def n_edges(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+
+
+@dataclass
+class _Trial:
+    """Timings of one phase at one batch size, until a choice is made."""
+
+    edges: int
+    depth: int
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"columns": [], "wavefront": []})
+    choice: str | None = None
+
+    def stale(self, structure: Sized) -> bool:
+        """The structure has changed by more than a fifth since the choice."""
+        return (
+            abs(structure.n_edges - self.edges) > 0.2 * self.edges
+            or abs(structure.depth - self.depth) > 0.2 * self.depth
+        )
+
+
+class Executor:
+    """Chooses how to run the DAG: ``columns`` is batch-parallel, a thread per tile of columns, ``wavefront``
+    level-parallel, all threads on one level; ``auto``, the one measured to be faster.
+
+    ``auto`` spends no extra run: the first calls of a phase (forward, backward) at a batch size alternate between
+    the two, one unmeasured call each and then ``samples``; the smaller median stays until edges or depth have
+    changed by a fifth.  On one thread both do the same work in the same order, and where every thread has a tile of
+    its own ``columns`` does it without a barrier: then that runs, untried.
+    """
+
+    samples = 5
+
+    def __init__(self, name: str = "auto", threads: int = 0):
+        check_choice("executor", name, EXECUTORS)
+        if name == "torch-sparse":
+            require_torch_sparse()
+        self.name = name
+        self.threads = backend.check_threads(threads)
+        self._trials: dict[tuple[str, int], _Trial] = {}
+
+    def choose(self, phase: str, batch: int, structure: Sized) -> str:
+        """The executor of the next call of ``phase`` on the CPU."""
+        if self.name == "auto" and self.threads <= tiles_of(batch):
+            return "columns"
+        return self.choose_by_trial(phase, batch, structure)
+
+    def choose_by_trial(self, phase: str, batch: int, structure: Sized) -> str:
+        """The same where threads of the CPU do not count."""
+        if self.name != "auto":
+            return self.name
+        trial = self._trials.get((phase, batch))
+        if trial is None or trial.stale(structure):
+            trial = self._trials[phase, batch] = _Trial(structure.n_edges, structure.depth)
+        if trial.choice is not None:
+            return trial.choice
+        return min(trial.seconds, key=lambda name: len(trial.seconds[name]))
+
+    def tries(self, phase: str, batch: int) -> bool:
+        """Does the choice of this phase still depend on the time of its next call?"""
+        trial = self._trials.get((phase, batch))
+        return trial is not None and trial.choice is None
+
+    def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
+        """Take note of the time that the kernel of a call of ``phase`` took."""
+        trial = self._trials.get((phase, batch))
+        if trial is None or trial.choice is not None:
+            return
+        trial.seconds[name].append(seconds)
+        if all(len(times) > self.samples for times in trial.seconds.values()):
+            medians = {name: statistics.median(times[1:]) for name, times in trial.seconds.items()}
+            trial.choice = min(medians, key=lambda name: medians[name])
+
+    def threads_of(self, name: str, batch: int) -> contextlib.AbstractContextManager[None]:
+        """The threads of a pass, set: ``columns`` gives each a tile, and one tile wakes none."""
+        if name != "columns":
+            return backend.use_threads(self.threads)
+        tiles = tiles_of(batch)
+        return backend.use_threads(min(self.threads, tiles)) if tiles > 1 else contextlib.nullcontext()
+
+    def parts_for(self, name: str) -> int:
+        """Parts that a level of neurons is cut into: `columns` knows no levels."""
+        return self.threads if name == "wavefront" else 1
+
+    def chosen(self) -> str:
+        """What ran, for reports: the fixed name, or the choices of ``auto`` per phase and batch."""
+        if self.name != "auto":
+            return self.name
+        if self.threads == 1 and not self._trials:
+            return "columns"
+        made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in self._trials.items() if t.choice]
+        return "auto: " + (", ".join(made) or ("no choice yet" if self._trials else "columns"))

@@ -1,0 +1,391 @@
+"""The contract of the engines: a structure that is never changed, the values of a step, and what an engine does with them.
+
+Arrays are numpy's on the CPU and torch's on CUDA; `Engine.array` and `Engine.tensor` lead from torch's tensors to them
+and back.  Nobody outside this package asks which ones they are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sparse_dnm.engine.candidates import CROWDED, Candidates, Geometry, OverCapacity, assign_slots, compose
+
+if TYPE_CHECKING:
+    from sparse_dnm.engine.autotune import Executor
+    from sparse_dnm.engine.cpu import CpuStructure
+    from sparse_dnm.engine.topology import Topology
+
+Array = Any  # numpy.ndarray on the CPU, torch.Tensor on CUDA
+Clock = Callable[[], float]  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    """What the neurons of a network do; arrays of the engine's device.
+
+    kind          int8 (n,)  activation, coded as in ACTIVATION_CODES, and its slope below zero:
+    slope         (n,)       in the dtype of the network
+    first_linear  int        neurons from this one on read z of their sources, the others m = act(z)
+    weighted      slice or int array: where in 0..n-1 the network's weights and biases belong; others have 1 and 0
+    """
+
+    kind: Array
+    slope: Array
+    first_linear: int
+    weighted: Any
+
+
+class Structure(Protocol):
+    """A graph and how it is run, on one device.  Never changed once made; made anew when an edge appears or goes."""
+
+    neurons: Neurons
+    candidates: Candidates | None  # of a manifold; None where the graph is given
+
+    @property
+    def n_edges(self) -> int:
+        """Active edges, those of dead neurons included."""
+
+    @property
+    def depth(self) -> int:
+        """The largest level that is executed."""
+
+    @property
+    def connected(self) -> bool:
+        """Some input reaches an output."""
+
+    @property
+    def outputs(self) -> Array:
+        """int32: the output neurons."""
+
+    @property
+    def topology(self) -> Topology:
+        """The graph as arrays of the CPU, brought over at the first call."""
+
+    @property
+    def host(self) -> CpuStructure:
+        """The same structure for the CPU."""
+
+
+class Values(NamedTuple):
+    """What changes at every step: closeness of the candidates, strengths of the active edges.
+
+    rows        float64 (ROWS, n_rows)  transformed scalars
+    c           the cutoff, and ``threshold``, above which candidates are kept
+    omega       (n_candidates,) of the candidates, in their order; empty where edges have none
+    d           (n_candidates,) closeness, in the model's dtype
+    near        how many candidates lie above the threshold
+    strengths   (n_edges,) of the active edges, in CSR order
+    imbalance   sum of |strength| over input -> hidden edges less that over hidden -> output edges
+    active      how the engine finds the active edges among the candidates in its backward pass
+    threads     that work on arrays of this size deserves
+    """
+
+    rows: Array
+    c: Any
+    threshold: Any
+    omega: Array
+    d: Array
+    near: int
+    strengths: Array
+    imbalance: Any
+    active: Any
+    threads: int
+
+
+class Evaluated(NamedTuple):
+    """What one look at the candidates finds.
+
+    stale       bool (n_rows,): the rows to search where a pair outside may be active, else None
+    same        the active edges are those of the previous structure
+    row_starts  int64 (n + 1,) CSR indptr of the active edges; ``sources`` and ``readers`` int32 (n_edges,) of them
+    """
+
+    values: Values
+    stale: Array | None
+    same: bool
+    row_starts: Array
+    sources: Array
+    readers: Array | None
+
+
+class Update(NamedTuple):
+    """The structure of some parameters and its values.
+
+    origin   place of each candidate among those before, -1 where it is new; None where the candidates are the same
+    """
+
+    structure: Any
+    values: Values
+    origin: Array | None
+
+
+@dataclass(eq=False, slots=True)
+class Saved:
+    """What a forward pass leaves for the backward pass: weight and bias of every neuron, values x and messages m.
+
+    seconds   of the kernel, where a clock was given; else nan
+    """
+
+    batch: int
+    scales: tuple[Array, Array]
+    x: Array
+    m: Array
+    seconds: float
+
+
+class Gradients(NamedTuple):
+    """Gradients of the strengths (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values.
+
+    On the CPU the first three begin arrays that hold as much for every tile: copies are smaller.
+    """
+
+    strengths: Array
+    weight: Array
+    bias: Array
+    g: Array
+    seconds: float
+
+
+class ParameterGradients(NamedTuple):
+    """Gradients of the raw row scalars (7, n_rows) in the order of SCALARS, of the raw cutoff, and of omega in the order
+    of the candidates."""
+
+    scalars: Array
+    cutoff: Any
+    omega: Array
+
+
+class Gates(NamedTuple):
+    """Soft number of edges, its derivative by the raw cutoff, and those by the candidates' closeness."""
+
+    total: Any
+    by_cutoff: Any
+    by_closeness: Array
+
+
+class Prices(NamedTuple):
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
+
+    edge: float
+    input: float
+    neuron: float
+    level: float
+
+
+class Cost(NamedTuple):
+    """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
+    chance that each exists, (n_candidates,) both; arrays of the CPU."""
+
+    value: float
+    by_cutoff: float
+    by_closeness: Any
+    by_gate: Any
+
+
+class Ring(NamedTuple):
+    """The candidates below the cutoff get a gradient, times ``kappa``: that which the strength of an edge in their place
+    would have (RigL, Evci et al. 2020)."""
+
+    kappa: float
+    structure: Any
+    values: Values
+
+
+class Stopwatch(Protocol):
+    """Times a step of one structure: its forward pass, and the backward pass where it trains."""
+
+    def warm(self, clock: Any) -> float:
+        """Seconds of a step that follows some others: caches and branch predictors know it."""
+
+    def __call__(self, clock: Any) -> float:
+        """Seconds of a step by a `timing.clock.Clock`."""
+
+
+class Engine(ABC):
+    """Runs DAGs of neurons on one kind of device; where it has a manifold's geometry, it finds structures, too."""
+
+    kind: str  # cpu or cuda
+    fused = False  # training may call the passes one after the other without a graph
+    device: torch.device
+    executor: Executor
+    geometry: Geometry  # of the manifold, where there is one
+
+    @abstractmethod
+    def serves(self, device: torch.device) -> bool:
+        """Is this still the engine of its executor on a device?"""
+
+    # -- structure of a manifold -----------------------------------------------------------------------------
+
+    def update(
+        self,
+        parameters: Mapping[str, Array],
+        omega: Array,
+        candidates: Candidates,
+        previous: Structure | None,
+        capacity: int | None,
+        everything: bool = False,
+    ) -> Update:
+        """The structure of the present ``parameters``, exactly, and its values.
+
+        The candidates are evaluated, and searched anew where a pair outside may have become an edge, or where most of
+        them have sunk below the threshold.  At most ``capacity`` are kept: of more the least close go, active edges
+        never (None: all are kept, and new ones get no slot).  ``everything``: neurons that reach no output run, too (where the ring needs their messages).
+        Raises ValueError where a scalar is not finite, and OverCapacity where more edges are active than there is
+        room for.
+        """
+        first, origin = candidates, None
+        found = self.evaluate(parameters, omega, candidates, previous)
+        if found.stale is not None:
+            candidates, omega, origin = self.search(candidates, found, found.stale, parameters, omega)
+            found = self.evaluate(parameters, omega, candidates, previous, check=False)
+        if len(found.values.d) > CROWDED and 2 * found.values.near < len(found.values.d):
+            candidates, omega, again = self.search(candidates, found, None, parameters, omega)
+            origin = compose(origin, again)
+            found = self.evaluate(parameters, omega, candidates, previous, check=False)
+        if origin is not None:
+            if capacity is not None and len(candidates.indices) > capacity:
+                candidates, omega, again = self.search(candidates, found, None, parameters, omega)
+                found = self.evaluate(parameters, omega, candidates, previous, check=False)
+                candidates, omega, kept = self.fit_capacity(candidates, found, omega, capacity)
+                origin = compose(compose(origin, again), kept)
+                found = self.evaluate(parameters, omega, candidates, previous, check=False)
+            candidates = assign_slots(candidates, first, origin, capacity)
+        return Update(self.structure(found, candidates, previous, everything), found.values, origin)
+
+    @abstractmethod
+    def no_candidates(self) -> Candidates:
+        """None yet, in a state from which every pair may enter."""
+
+    @abstractmethod
+    def evaluate(
+        self, parameters: Mapping[str, Array], omega: Array, candidates: Candidates, previous: Any, check: bool = True
+    ) -> Evaluated:
+        """Closeness of the candidates, and the active among them.
+
+        With ``check``, only the rows to search are found where a pair outside may have crossed the cutoff.
+        """
+
+    @abstractmethod
+    def search(
+        self, old: Candidates, found: Evaluated, stale: Array | None, parameters: Mapping[str, Array], omega: Array
+    ) -> tuple[Candidates, Array, Array]:
+        """Candidates after a search of the ``stale`` rows (None: all), without slots; omega of each, and its place among
+        the old ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
+
+    def fit_capacity(
+        self, candidates: Candidates, found: Evaluated, omega: Array, capacity: int
+    ) -> tuple[Candidates, Array, Array]:
+        """Keep the ``capacity`` closest candidates, active edges in any case; places of those that stay, as well."""
+        size, n_edges = abs(self.tensor(found.values.d)), len(found.sources)
+        if n_edges > capacity:
+            raise OverCapacity(n_edges, capacity)
+        kept = torch.topk(size, min(capacity, len(size))).indices.sort().values
+        smaller, places = candidates.only(kept, size), self.array(kept)
+        return smaller, omega[places] if len(omega) else omega, places
+
+    @abstractmethod
+    def structure(self, found: Evaluated, candidates: Candidates, previous: Any, everything: bool) -> Any:
+        """The structure of active edges; ``previous`` is used again as far as it is the same."""
+
+    @abstractmethod
+    def edges_backward(
+        self, structure: Any, values: Values, by_strength: Array | None, by_closeness: Array | None, by_imbalance: Any
+    ) -> ParameterGradients:
+        """From gradients of the strengths, of the candidates' closeness (None: none) and of the imbalance to those of the
+        parameters."""
+
+    @abstractmethod
+    def gates(self, values: Values, tau: float) -> Gates:
+        """Sum of the gates sigmoid((|d| - c) / tau) of the candidates above the threshold (DESIGN, 3)."""
+
+    @abstractmethod
+    def expected_cost(self, structure: Any, values: Values, tau: float, prices: Prices) -> Cost:
+        """Cost of the structure where candidates of live readers exist with the chance sigmoid((|d| - c) / tau).
+
+        That of outputs and of a call is left out.
+        """
+
+    # -- passes over a DAG -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def given(self, topology: Topology, neurons: Neurons) -> Any:
+        """The structure of a graph that is given."""
+
+    @abstractmethod
+    def neurons(self, kind: Any, slope: Any, first_linear: int, weighted: Any) -> Neurons:
+        """Neurons on this device, of arrays of the CPU."""
+
+    @abstractmethod
+    def scales(self, structure: Any, weight: Array | None, bias: Array) -> tuple[Array, Array]:
+        """Weight and bias of every neuron, of those of the weighted (weight None: 1)."""
+
+    @abstractmethod
+    def forward(
+        self, structure: Any, strengths: Array, x: Array, scales: tuple[Array, Array], clock: Clock | None = None
+    ) -> tuple[Array, Saved]:
+        """Outputs (batch, n_outputs) of x (batch, n_inputs) with ``strengths`` on the edges, in CSR order."""
+
+    @abstractmethod
+    def backward(
+        self, structure: Any, strengths: Array, saved: Saved, gradient: Array, clock: Clock | None = None
+    ) -> Gradients:
+        """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
+
+    @abstractmethod
+    def input_gradient(self, structure: Any, saved: Saved, gradients: Gradients, n_columns: int) -> Array:
+        """Gradient of the input (batch, n_columns), of what `backward` returned."""
+
+    @abstractmethod
+    def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Array, x: Array) -> Array:
+        """kappa times the sum over the batch of (dL/dx_i) m_j / (1 - c) of the ring's candidates, (n_candidates,)."""
+
+    # -- what a step costs -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def stopwatch(self, structure: Any, strengths: Array, x: Array, train: bool) -> Stopwatch:
+        """Times steps of the structure on the batch x."""
+
+    @abstractmethod
+    def features(self, structure: Any, executor: str) -> Any:
+        """How often what costs time occurs in one step of ``executor``: float64, in the order of `pricing`."""
+
+    @abstractmethod
+    def step_bytes(self, structure: Any, batch: int, train: bool) -> int:
+        """Bytes of the arrays of a step: CSR, transpose, order, strengths, values and messages, and where it trains all
+        gradients."""
+
+    @abstractmethod
+    def edge_bytes(self, structure: Any, batch: int, train: bool) -> float:
+        """Bytes of them that one more edge takes."""
+
+    # -- arrays ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
+        """The numbers of a manifold's parameters, by name.  Raises ValueError where they are not as kernels need them."""
+
+    @abstractmethod
+    def gather(self, edge_weight: Array, slots: Array) -> Array:
+        """omega of the candidates from their slots."""
+
+    @abstractmethod
+    def bits(self, array: Array) -> bytes | None:
+        """The bits of an array, to see whether it has changed; None where that would cost a transfer."""
+
+    @abstractmethod
+    def host_values(self, structure: Any, values: Values) -> Values:
+        """The values of a structure in arrays of the CPU."""
+
+    @abstractmethod
+    def array(self, tensor: Tensor) -> Array:
+        """A tensor as the kernels want it: contiguous, without a graph."""
+
+    @abstractmethod
+    def tensor(self, array: Array) -> Tensor:
+        """An array as a tensor, without a copy."""

@@ -1,0 +1,38 @@
+"""Controller: what brings a size, seconds or edges, down to its budget."""
+
+from __future__ import annotations
+
+import math
+
+
+class Controller:
+    """PI controller of a multiplier on log(size / goal), in logarithms; bounded, without wind-up.
+
+    ``size`` is what has a budget: seconds of a step, or edges.
+    The multiplier grows while it is over the goal and shrinks below; at its bounds the integral stands still.
+    The goal falls from the size at the start to the budget while `progress` goes from 0 to 1: an edge that is gone
+    hardly comes back, so that the network must not shrink faster than it has to.
+    """
+
+    KP, KI = 5.0, 0.05
+    LOW, HIGH = math.log(1e-3), math.log(1e2)
+    FIRST = math.log(0.1)  # integral at the start
+
+    def __init__(self, budget: float, start: float, integral: float = FIRST):
+        self.budget, self.start, self.integral = budget, max(start, budget), integral
+        self.multiplier = math.exp(integral)
+        self.progress = 1.0
+
+    @property
+    def goal(self) -> float:
+        """The size by now."""
+        return self.start * (self.budget / self.start) ** min(self.progress, 1.0)
+
+    def update(self, size: float) -> float:
+        """Take note of the size; the new multiplier."""
+        error = math.log(max(size, 1e-300) / self.goal)
+        wanted = self.KP * error + self.integral + self.KI * error
+        if self.LOW <= wanted <= self.HIGH or (wanted > self.HIGH) == (error < 0):
+            self.integral += self.KI * error
+        self.multiplier = math.exp(min(max(self.KP * error + self.integral, self.LOW), self.HIGH))
+        return self.multiplier

@@ -1,0 +1,420 @@
+"""The candidate edges of a manifold as buffers of fixed length, and the slots of edge_weight (DESIGN, 4.1)."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from sparse_dnm.checks import CPU, check_shape
+from sparse_dnm.config import INSIDE, ManifoldConfig
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Engine, Update
+from sparse_dnm.engine.candidates import (
+    Candidates,
+    Geometry,
+    OverCapacity,
+    check_candidates,
+    check_new_pairs,
+    check_slots,
+    digest,
+)
+from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.model.averaging import SlotBirths
+
+STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
+NOT_FOLLOWED = (
+    "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
+    "model.follow(optimizer) once after you made it, or ignore this where it has none"
+)
+MIXED = (
+    "the buffers of this manifold's structure do not belong together; were they averaged? Make "
+    "AveragedModel(model, use_buffers=False), or load them from one state_dict"
+)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, as far as torch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class EdgeSlots(nn.Module):
+    """Holds candidates, and the slot that each owns in the parameter edge_weight (capacity,).
+
+    Buffers, all of fixed length, so that whatever holds, copies or averages them keeps fitting:
+    candidate_indptr   int64 (n_rows + 1,)  CSR of the candidates
+    candidate_indices  int32 (capacity,)    their sources; -1 beyond the last
+    candidate_slots    int64 (capacity,)    their slots; -1 beyond the last; not where edges have no omega
+    slot_births        int64 (capacity,)    how often each slot was filled; as candidate_slots
+    structure_digest   int64 ()             of the three arrays above, to notice where they were mixed up
+    _reference         float64 (n_rows, 8)  where each row was last searched
+    """
+
+    config: ManifoldConfig
+    executor: Executor
+    alpha: Tensor
+    edge_weight: nn.Parameter
+    candidate_indptr: Tensor
+    candidate_indices: Tensor
+    candidate_slots: Tensor
+    slot_births: Tensor
+    structure_digest: Tensor
+    _reference: Tensor
+
+    def _begin(self, geometry: Geometry) -> None:
+        """Buffers and edge_weight of no edge."""
+        self._geometry = geometry
+        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._warned = False
+        self._engine: Engine | None = None
+        if geometry.free:
+            self.register_parameter("edge_weight", nn.Parameter(torch.empty(0, dtype=self.alpha.dtype)))
+        self._hold(engine_for(self.executor, CPU, self.config).no_candidates(), 0)
+
+    @property
+    def capacity(self) -> int:
+        """Slots: candidates that there is room for."""
+        return len(self.candidate_indices)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs this manifold, where its parameters are."""
+        engine, device = self._engine, self._parameters_device()
+        if engine is None or engine.executor is not self.executor or not engine.serves(device):
+            self._engine = engine = engine_for(self.executor, device, self.config)
+        return engine
+
+    def _parameters_device(self) -> torch.device:
+        found = self._parameters.get("alpha")
+        return (self.alpha if found is None else found).device
+
+    # -- candidates ------------------------------------------------------------------------------------------
+
+    def _hold(self, candidates: Candidates, capacity: int) -> None:
+        """Register the buffers anew, of this capacity, with the candidates."""
+        device = self._parameters_device()
+        n_rows = self.config.n_rows
+        made = {
+            "candidate_indptr": torch.zeros(n_rows + 1, dtype=torch.int64),
+            "candidate_indices": torch.full((capacity,), -1, dtype=torch.int32),
+            "structure_digest": torch.zeros((), dtype=torch.int64),
+            "_reference": torch.zeros(n_rows, candidates.reference.shape[1], dtype=torch.float64),
+        }
+        if self._geometry.free:
+            births = self._buffers.get("slot_births")
+            counts = torch.zeros(capacity, dtype=torch.int64)
+            if births is not None:
+                kept = min(capacity, len(births))
+                counts[:kept] = births.as_subclass(Tensor)[:kept].cpu()
+            made |= {"candidate_slots": torch.full((capacity,), -1, dtype=torch.int64), "slot_births": counts}
+        for name, tensor in made.items():
+            self.register_buffer(name, tensor.to(device))
+        self._own_births()
+        self._write(candidates)
+
+    def _own_births(self) -> None:
+        """Let the births know whose they are."""
+        births = self._buffers.get("slot_births")
+        if births is not None:
+            self._buffers["slot_births"] = SlotBirths.of(births.as_subclass(Tensor), self)
+
+    @torch.no_grad()
+    def _write(self, candidates: Candidates) -> None:
+        """Hold the candidates in the buffers, in place."""
+        n, buffers = len(candidates.indices), self._buffers
+        for name, array in (("candidate_indices", candidates.indices), ("candidate_slots", candidates.slots)):
+            if array is not None:
+                buffers[name][:n] = torch.as_tensor(array)  # type: ignore[index]
+                buffers[name][n:] = -1  # type: ignore[index]
+        self.candidate_indptr.copy_(torch.as_tensor(candidates.indptr))
+        self._reference.copy_(torch.as_tensor(candidates.reference))
+        self.structure_digest.copy_(self._digest())
+        self._held_candidates = candidates
+        self._seen = self._versions()
+
+    def _digest(self) -> Tensor:
+        slots = self._buffers.get("candidate_slots")
+        return digest(self.candidate_indptr, self.candidate_indices, self.candidate_indices if slots is None else slots)
+
+    def _versions(self) -> tuple[tuple[int, int], ...]:
+        """Of the buffers, to see where somebody else has written to them or replaced them."""
+        found = (self._buffers.get(name) for name in STRUCTURE)
+        return tuple((id(t), _version(t)) for t in found if t is not None)
+
+    def _candidates(self) -> Candidates:
+        """The candidates that the buffers hold, in arrays of the engine.
+
+        Raises ValueError where the buffers are not those of a structure.
+        """
+        if self._seen != self._versions():
+            self._adopt()
+        return self._held_candidates
+
+    def _adopt(self) -> None:
+        """Take what somebody has written to the buffers: loaded, copied or received."""
+        if not torch.equal(self._digest(), self.structure_digest):
+            raise ValueError(MIXED)
+        n = int(self.candidate_indptr[-1])
+        slots = self._buffers.get("candidate_slots")
+        engine = self.engine
+        parts = (
+            self.candidate_indptr,
+            self.candidate_indices[:n],
+            self._reference,
+            slots if slots is None else slots[:n],
+        )
+        held = Candidates.of(*(None if t is None else engine.array(t.clone()) for t in parts))
+        host = held.host
+        check_candidates(self.config, host.indptr, host.indices, n)
+        if host.slots is not None:
+            check_slots(host.slots, self.capacity)
+        now, names = self._held_candidates, ("indptr", "indices", "reference", "slots")
+        pairs = [(getattr(now, name), getattr(held, name)) for name in names]
+        if type(now.indptr) is not type(held.indptr) or not all(
+            a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs
+        ):
+            self._held_candidates = held
+            self._forget()
+        self._seen = self._versions()
+
+    def _forget(self) -> None:
+        """The last evaluation is of another structure: to be overridden."""
+
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates of the last forward, in arrays of the CPU: indptr, indices, slots, reference."""
+        return self._candidates().host
+
+    # -- slots -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)  # or what is written here could not be trained
+    @torch.no_grad()
+    def _commit(self, update: Update, training: bool = False) -> None:
+        """Hold the candidates of an update; fresh omega go to the slots of new ones, 0 to those that are free.
+
+        ``training``: a graph is wanted, so that an optimiser may be there.
+        """
+        if update.origin is None:
+            return
+        candidates = update.structure.candidates
+        self._write(candidates)
+        if candidates.slots is None:
+            return
+        slots, fresh = torch.as_tensor(candidates.slots), torch.as_tensor(update.origin) < 0
+        reused = self._fill(slots, slots[fresh], torch.as_tensor(update.values.omega)[fresh])
+        if reused and training and not self._optimizers and not self._warned:
+            self._warned = True
+            warnings.warn(NOT_FOLLOWED, stacklevel=3)
+
+    def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
+        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments begin at 0.
+
+        Returns whether one of them had another edge before.
+        """
+        free = torch.ones(self.capacity, dtype=torch.bool, device=slots.device)
+        free[slots] = False
+        self.edge_weight[free] = 0.0
+        self.edge_weight[filled] = omega.to(self.edge_weight)
+        if self.edge_weight.grad is not None:
+            self.edge_weight.grad[free] = 0.0
+            self.edge_weight.grad[filled] = 0.0
+        births = self.slot_births.as_subclass(Tensor)
+        births[filled] += 1
+        for optimizer in self._optimizers:
+            for value in optimizer.state.get(self.edge_weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == self.edge_weight.shape:
+                    value[filled] = 0.0
+        return bool((births[filled] > 1).any())
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
+
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
+        no moments per parameter.
+        """
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")
+        self._optimizers.add(optimizer)
+
+    @torch.no_grad()
+    def grow_capacity(self, capacity: int) -> None:
+        """Make room for ``capacity`` candidates: edge_weight and the buffers become longer, in place; moments of
+        followed optimisers, too.  Averages, DDP and optimisers that are not followed must be made anew.
+
+        Raises ValueError where that is no more than now.
+        """
+        if not self.capacity < capacity:
+            raise ValueError(f"capacity={capacity} must be more than the present {self.capacity}")
+        more, candidates = min(capacity, self.config.possible_edges) - self.capacity, self._candidates()
+        self._forget()
+        if self._geometry.free:
+
+            def longer(values: Tensor) -> Tensor:
+                return torch.cat([values, values.new_zeros(more)])
+
+            gradient, self.edge_weight.grad = self.edge_weight.grad, None
+            before = self.edge_weight.shape
+            self.edge_weight.data = longer(self.edge_weight.data)
+            if gradient is not None:
+                self.edge_weight.grad = longer(gradient)
+            for optimizer in self._optimizers:
+                state = optimizer.state.get(self.edge_weight, {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == before:
+                        state[key] = longer(value)
+        self._hold(candidates, self.capacity + more)
+
+    @torch.no_grad()
+    def add_candidates(self, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike) -> None:
+        """Make pairs candidates, each with its omega, (n,) each; where closeness has it as a factor only.
+
+        ``rows`` count from the first neuron that is no input.
+        Raises ValueError where a pair is not possible or is one already, and OverCapacity where there is no room.
+        """
+        if not self._geometry.inside:
+            raise ValueError(f"candidates can be added in edges {INSIDE} only, not {self.config.edges!r}")
+        new_rows, new_sources, values = np.asarray(rows), np.asarray(sources), np.asarray(omega)
+        if not new_rows.shape == new_sources.shape == values.shape == (len(new_rows),):
+            raise ValueError(
+                f"rows {new_rows.shape}, sources {new_sources.shape} and omega {values.shape} must be (n,) each"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("omega must be finite")
+        old = self.candidates
+        indptr, indices, order = check_new_pairs(self.config, old, new_rows, new_sources)
+        if len(indices) > self.capacity:
+            raise OverCapacity(len(indices), self.capacity)
+        free = np.setdiff1d(np.arange(self.capacity), old.slots, assume_unique=True)[: len(values)]
+        slots = np.concatenate([old.slots, free])[order]
+        arrays = (indptr, indices, old.reference, slots)
+        device, engine = self._parameters_device(), self.engine
+        self._write(Candidates.of(*(engine.array(torch.from_numpy(a).to(device)) for a in arrays)))
+        filled = torch.from_numpy(free).to(device)
+        self._fill(torch.from_numpy(slots).to(device), filled, torch.from_numpy(values))
+
+    def forget_rows(self, rows: NDArray[np.integer]) -> None:
+        """Let pairs enter ``rows`` as at the start, when they are searched next."""
+        held = self._candidates()
+        reference = torch.as_tensor(held.reference).clone()
+        start = torch.from_numpy(self._geometry.no_reference()).to(reference.device)
+        reference[torch.from_numpy(rows)] = start[torch.from_numpy(rows)]
+        self._write(Candidates.of(held.indptr, held.indices, self.engine.array(reference), held.slots))
+
+    # -- moving, copying, loading ----------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
+        before, device, held = self._buffers["_reference"], self._parameters_device(), self._held_candidates
+        super()._apply(fn, recurse)
+        assert before is not None
+        if before.is_meta:  # and a meta tensor holds nothing
+            self._hold(held.host, self.capacity)
+        else:
+            self._buffers["_reference"] = before.to(self._parameters_device())
+            self._own_births()
+            self._seen = self._versions()
+        if self._parameters_device() != device and not self._reference.is_meta:
+            self._forget()
+            self._engine = None
+            engine, host = self.engine, held.host
+            parts = (host.indptr, host.indices, host.reference, host.slots)
+            tensors = (None if a is None else torch.from_numpy(a).to(self._parameters_device()) for a in parts)
+            self._held_candidates = Candidates.of(*(None if t is None else engine.array(t) for t in tensors))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
+        buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
+        return {**self.__dict__, "_buffers": buffers, "_optimizers": None, "_engine": None, "_seen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
+        self._own_births()
+        self._seen = self._versions()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """As torch's; births as an ordinary tensor."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        key = prefix + "slot_births"
+        if key in destination:
+            destination[key] = destination[key].as_subclass(Tensor)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take over the saved candidates, whatever their number and the capacity.
+
+        A state from before there were slots, or that of a DenseManifold, has omega in the order of the candidates; the
+        latter has no reference: then closeness finds its candidates anew, and free edges keep those that are saved, as
+        if every row had been searched at the saved scalars.
+        Raises ValueError, nothing changed, where the candidates are not possible edges: kernels do not check.
+        """
+        free = self._geometry.free
+        names = ["candidate_indptr", "candidate_indices"] + ["edge_weight"] * free
+        if any(prefix + name not in state_dict for name in names):
+            rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in names}
+            super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
+            return
+        state = dict(state_dict)
+        slotted = f"{prefix}structure_digest" in state
+        complete = f"{prefix}_reference" in state
+        indptr, indices = (state[prefix + name].detach().cpu().numpy().copy() for name in names[:2])
+        if slotted:
+            indices = indices[: int(indptr[-1])]
+        n = len(indices)
+        weights = state[f"{prefix}edge_weight"] if free else indices
+        check_candidates(self.config, indptr, indices, n if slotted else len(weights))
+        slots = np.arange(n) if free else None
+        capacity = len(state[f"{prefix}candidate_indices"]) if slotted else max(self.capacity, n)
+        if slotted and free:
+            slots = state[f"{prefix}candidate_slots"].detach().cpu().numpy()[:n].copy()
+            check_slots(slots, capacity)
+        start = self._geometry.no_reference()
+        reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy() if complete else start
+        if not complete and not free:
+            indptr, indices = np.zeros_like(indptr), indices[:0]
+        self._resize(capacity)
+        device, engine = self._parameters_device(), self.engine
+        arrays = (None if a is None else torch.from_numpy(a).to(device) for a in (indptr, indices, reference, slots))
+        self._write(Candidates.of(*(None if t is None else engine.array(t) for t in arrays)))
+        if free and not slotted:
+            state[f"{prefix}edge_weight"] = torch.cat([weights.detach(), weights.new_zeros(capacity - n)])
+            self.slot_births.as_subclass(Tensor)[:n] += 1
+        if not slotted or not complete:
+            state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
+        super()._load_from_state_dict(state, prefix, *args)
+        self._own_births()
+        self._seen = self._versions()
+        self._forget()
+        if free and not complete:
+            self._as_if_searched()
+
+    def _resize(self, capacity: int) -> None:
+        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost."""
+        if self._geometry.free and len(self.edge_weight) != capacity:
+            self.edge_weight.grad = None
+            self.edge_weight.data = self.edge_weight.new_zeros(capacity)
+        if self.capacity != capacity:
+            self._hold(engine_for(self.executor, CPU, self.config).no_candidates(), capacity)
+
+    def _as_if_searched(self) -> None:
+        """Every row counts as searched at the present scalars."""
+        engine, held = self.engine, self._candidates()
+        arrays = engine.read(self._plain_parameters())
+        now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
+        n_scalars = self._geometry.no_reference().shape[1] - 1
+        scalars = torch.as_tensor(now.rows)[:n_scalars].T
+        threshold = torch.as_tensor(now.threshold, dtype=torch.float64).reshape(1, 1).expand(len(scalars), 1)
+        reference = engine.array(torch.cat([scalars, threshold.to(scalars.device)], dim=1))
+        self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
+
+    def _plain_parameters(self) -> dict[str, Tensor]:
+        """The parameters by name: to be overridden."""
+        raise NotImplementedError
+
+    def _check_room(self) -> None:
+        if self._geometry.free:
+            check_shape("edge_weight", self.edge_weight, (self.capacity,))

@@ -1,0 +1,38 @@
+"""How modules take their inputs: any leading dimensions, autocast, tracing."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from sparse_dnm.checks import check_input
+
+
+def refuse_tracing(way_out: str) -> None:
+    """Raise RuntimeError where torch records instead of computing: it would keep the numbers of its example."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        raise RuntimeError(way_out)
+
+
+class Batched:
+    """An input (..., n_inputs) as rows (batch, n_inputs).
+
+    Under torch.autocast it is computed in ``dtype`` nevertheless, as torch.amp.custom_fwd(cast_inputs=...) does.
+    Raises ValueError where x does not fit.
+    """
+
+    def __init__(self, x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device):
+        self.precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+            self.precision = torch.autocast(x.device.type, enabled=False)
+            if x.is_floating_point():
+                x = x.to(dtype)
+        check_input(x, n_inputs, dtype, device)
+        self._leading = x.shape[:-1]
+        self.rows = x if x.ndim == 2 else x.reshape(-1, n_inputs)
+
+    def restore(self, out: Tensor) -> Tensor:
+        """Outputs (batch, n_outputs) with the leading dimensions of the input."""
+        return out if len(self._leading) == 1 else out.reshape(*self._leading, out.shape[1])

@@ -1,0 +1,237 @@
+"""Probes: structures cut out of a network, and how they are timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Engine, Stopwatch
+from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.cpu_structure import Floats
+from sparse_dnm.engine.schedule import tiles_of
+from sparse_dnm.engine.topology import Topology
+from sparse_dnm.model.evaluation import Evaluation
+from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
+from sparse_dnm.timing.cost_model import COUNTS
+
+CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
+RECIPES = (  # cuts in turn: what a probe is made by
+    ("edges",),
+    ("neurons", "edges"),
+    ("paths", "edges"),
+    ("inputs", "neurons"),
+    ("sources", "edges"),
+    ("sources", "neurons", "edges"),
+    ("layers", "edges"),
+    ("sources", "inputs", "edges"),
+    ("layers", "sources"),
+    ("neurons", "paths"),
+)
+DRIFTED = 1.25  # pace of the reference work, over the usual one, from which on a round is measured again
+
+
+def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) -> Topology:
+    """A part of ``topology`` over the same neurons, by one of CUTS.
+
+    edges    each edge is kept with probability ``keep``
+    neurons  each neuron that is neither input nor output is kept with that probability, with all its edges
+    inputs   so is each input; or the first ones are, that many
+    paths    only neurons of the first levels, a share ``keep`` of them, read more than inputs and constants
+    layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
+    sources  every edge gets a random source before its reader (those drawn twice become one): no part, a relative
+    """
+    check_choice("kind", kind, CUTS)
+    edges, n = topology.edges(), topology.n_neurons
+    source, reader = edges.T
+    if kind == "edges":
+        kept = rng.random(len(edges)) < keep
+    elif kind in ("neurons", "inputs"):
+        alive = rng.random(n) < keep
+        if kind == "inputs":
+            if rng.random() < 0.5:
+                alive[topology.inputs] = np.arange(len(topology.inputs)) < keep * len(topology.inputs)
+            chosen = alive[topology.inputs]
+            alive[:] = True
+            alive[topology.inputs] = chosen
+        else:
+            alive[topology.inputs] = alive[topology.outputs] = True
+        kept = alive[source] & alive[reader]
+    elif kind == "paths":
+        highest = max(1, round(keep * topology.depth))
+        kept = (topology.levels[reader] <= highest) | (topology.levels[source] == 0)
+    elif kind == "layers":
+        layer, count = np.zeros(n, np.int64), int(rng.integers(1, 31))
+        inner = np.setdiff1d(topology.order, np.concatenate([topology.inputs, topology.outputs]), assume_unique=True)
+        place = np.empty(n, np.int64)  # in the order of execution
+        place[topology.order] = np.arange(n)
+        inner = inner[np.argsort(place[inner])]
+        layer[inner] = 1 + np.arange(len(inner)) * count // max(len(inner), 1)
+        layer[topology.outputs] = count + 1
+        kept = layer[source] < layer[reader]
+    else:
+        return _scatter(topology, rng)
+    return Topology.from_edges(edges[kept], n, topology.inputs, topology.outputs)
+
+
+def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
+    """``topology`` with random sources: any neuron before the reader in the order of execution that is no output."""
+    order = topology.order[~np.isin(topology.order, topology.outputs)]
+    edges = topology.edges().astype(np.int64)
+    place = np.full(topology.n_neurons, len(order))
+    place[order] = np.arange(len(order))
+    edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
+    return Topology.from_edges(np.unique(edges, axis=0), topology.n_neurons, topology.inputs, topology.outputs)
+
+
+def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
+    """``count`` structures made out of ``topology`` by the RECIPES in turn; each cut keeps from a tenth to all."""
+    found = []
+    for k in range(count):
+        part = topology
+        for kind in RECIPES[k % len(RECIPES)]:
+            part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
+        found.append(part)
+    return found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how often."""
+
+    executor: str = "columns"  # one of FEATURES
+    mode: str = "train"  # one of config.TIME_MODES
+    batch: int = 50  # samples
+    threads: int = 0  # of the kernels; 0: all
+    clock: str = "process_time"  # one of config.CLOCKS
+    probes: int = 60  # structures to fit, and half as many to judge
+    repeats: int = 25  # rounds over all of them
+    seed: int = 0
+    only: tuple[str, ...] = COUNTS  # features that may cost anything
+    device: str = "cpu"  # or cuda, or cuda:N
+
+    def __post_init__(self) -> None:
+        check_choice("executor", self.executor, ("columns", "wavefront"))
+        check_choice("mode", self.mode, TIME_MODES)
+        check_choice("clock", self.clock, (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS)
+        for name, least in (("batch", 1), ("probes", 10), ("repeats", 3), ("seed", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= {least}")
+
+    @property
+    def priced(self) -> str:
+        """The executor by its name in FEATURES."""
+        return self.executor if self.device == "cpu" else f"cuda-{self.executor}"
+
+
+@dataclass
+class Times:
+    """What `time_steps` measured, and under which conditions."""
+
+    seconds: NDArray[np.float64]  # (structures, repeats)
+    rejected: int  # measurements made again
+    drift: float  # largest over smallest pace of the reference work in the rounds that counted
+    cpu_share: float  # CPU seconds of the process over wall seconds
+
+
+def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Callable[[], None] = lambda: None) -> Times:
+    """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.
+
+    A measurement during which the system took the processor away is made again, and so is a round in which a fixed
+    piece of work takes DRIFTED times as long as usual, or in which the host of a virtual machine took time; as often
+    again as asked for, at most.
+    """
+    clock = Clock.of(settings.clock)
+    for watch in watches:
+        watch(clock)
+    sentinel = Sentinel()
+    found = np.empty((len(watches), settings.repeats))
+    rejected, spare = 0, settings.repeats
+    names = [str(k) for k in range(len(watches))]
+    wall, cpu = time.perf_counter(), time.process_time()
+    turn = 0
+    orders = list(rounds(names, settings.repeats))
+    while turn < settings.repeats:
+        pace, taken = sentinel.pace(), stolen()
+        for name in orders[turn]:
+            for _ in range(5):
+                before = clock.disturbances()
+                found[int(name), turn] = watches[int(name)].warm(clock)
+                if clock.disturbances() == before:
+                    break
+                rejected += 1
+        if spare and (max(pace, sentinel.pace()) > DRIFTED or stolen() > taken):
+            spare, rejected = spare - 1, rejected + len(watches)
+            continue
+        sentinel.keep()
+        turn += 1
+        on_round()
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return Times(found, rejected, sentinel.drift, share)
+
+
+def edge_values(topology: Topology, dtype: Any) -> Floats:
+    """Values of the edges that keep sums near 1: no denormals, which slow arithmetic."""
+    reads = np.diff(topology.indptr)
+    return (1.0 / np.sqrt(np.maximum(reads, 1))).repeat(reads).astype(dtype)
+
+
+class Bench:
+    """Where and how a network's steps are timed: its engine's device, and a batch of samples."""
+
+    def __init__(self, evaluation: Evaluation, mode: str, batch: int, clock: str, seed: int):
+        self._neurons, self._device = evaluation.structure.neurons, evaluation.engine.device
+        self._topology = evaluation.topology
+        self._like = evaluation.engine
+        self._name, self._mode, self._batch, self._seed = evaluation.engine.kind, mode, batch, seed
+        self._clock = CUDA_CLOCK if self._name == "cuda" else Clock.of(clock).name
+        samples = np.random.default_rng(seed).standard_normal((batch, evaluation.config.n_inputs))
+        self.x = evaluation.batch(samples)
+
+    def settings(
+        self, executor: Executor, probes: int = 20, repeats: int = 5, only: tuple[str, ...] = COUNTS
+    ) -> Settings:
+        """How a step is timed by ``executor``."""
+        head = executor.name, self._mode, self._batch, executor.threads, self._clock
+        return Settings(*head, probes, repeats, self._seed, only, self._name)
+
+    def engine(self, executor: Executor) -> Engine:
+        """What runs the steps."""
+        return engine_for(executor, self._device)
+
+    def stopwatch(self, engine: Engine, topology: Topology) -> Stopwatch:
+        """Of a step of any structure over the neurons of the network."""
+        structure = engine.given(topology, self._neurons)
+        values = np.full(topology.n_edges, 0.1, topology_dtype(structure))  # sums stay small
+        return engine.stopwatch(structure, self._array(engine, values), self.x, self._mode == "train")
+
+    def _array(self, engine: Engine, values: Floats) -> Any:
+        return engine.array(torch.from_numpy(values).to(engine.device))
+
+    def settle(self, executor: Executor) -> Executor:
+        """The executor that is timed: of "auto", the faster one."""
+        if executor.name != "auto":
+            return Executor(executor.name, executor.threads)
+        names = ["columns", "wavefront"]
+        if self._name == "cpu" and executor.threads <= tiles_of(self._batch):
+            return Executor("columns", executor.threads)
+        made = [Executor(name, executor.threads) for name in names]
+        timing = replace(self.settings(made[0]), repeats=9)
+        if self._name == "cpu":
+            timing = replace(timing, clock="perf_counter")
+        watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
+        seconds = np.median(time_steps(watches, timing).seconds, axis=1)
+        return made[int(np.argmin(seconds))]
+
+
+def topology_dtype(structure: Any) -> np.dtype[Any]:
+    """Of a structure's network."""
+    dtype: np.dtype[Any] = structure.host.neurons.slope.dtype
+    return dtype

@@ -1,0 +1,74 @@
+"""Adam by one call of torch's fused kernel, also for what a step holds beside the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam without the decorator that imports torch's compiler, more than a second at every start."""
+
+    add_param_group = getattr(torch.optim.Adam.add_param_group, "__wrapped__", torch.optim.Adam.add_param_group)
+
+    def __init__(self, parameters: list[Tensor], lr: float):
+        super().__init__(parameters, lr=lr, fused=True)
+        self._parameters = parameters
+        self._listed: tuple[list[int], Any] = [], ()
+
+    @torch.no_grad()
+    def update(self, instead: dict[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """A step: torch's fused kernel without the Python around it, which costs more than forward and backward of the
+        DAG.
+
+        ``instead``: of a parameter that is held elsewhere its numbers, gradient and two moments there.
+        """
+        (group,) = self.param_groups
+        parameters = [p for p in self._parameters if p.grad is not None or p in instead]
+        names = [id(p) for p in parameters]
+        if self._listed[0] != names:
+            self._listed = names, self._moments(parameters)
+        first, second, steps = (list(each) for each in self._listed[1])
+        gradients: list[Any] = [p.grad for p in parameters]
+        for k, p in enumerate(parameters):
+            if p in instead:
+                parameters[k], gradients[k], first[k], second[k] = instead[p]
+        for step in {id(step): step for step in steps}.values():
+            if step.is_cuda:
+                step.add_(1)
+            else:
+                step.numpy()[()] += 1  # a tenth of the time of add_
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(
+            *(parameters, gradients, first, second, [], steps),
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+        )
+
+    def forget(self) -> None:
+        """The state was replaced: look it up anew."""
+        self._listed = [], ()
+
+    def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
+        state = self.state
+        missing = [p for p in parameters if p not in state]
+        if len(parameters) < len(state):  # some rest: their count does not go on
+            resting = {id(s["step"]) for p, s in state.items() if p not in set(parameters)}
+            for p in parameters:
+                if p in state and id(state[p]["step"]) in resting:
+                    state[p]["step"] = state[p]["step"].clone()
+        if missing:
+            step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
+            for p in missing:
+                state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [state[p] for p in parameters]
+        first, second, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        return first, second, steps
