@@ -1,4 +1,4 @@
-"""The contract of the engines: a structure that is never changed, the values of a step, and what an engine does with them.
+"""The contract of the engines: a structure that is never changed, the values of a step, and what is done with them.
 
 Arrays are numpy's on the CPU and torch's on CUDA; `Engine.array` and `Engine.tensor` lead from torch's tensors to them
 and back.  Nobody outside this package asks which ones they are.
@@ -153,8 +153,8 @@ class Gradients(NamedTuple):
 
 
 class ParameterGradients(NamedTuple):
-    """Gradients of the raw row scalars (7, n_rows) in the order of SCALARS, of the raw cutoff, and of omega in the order
-    of the candidates."""
+    """Gradients of the raw row scalars (7, n_rows) in the order of SCALARS, of the raw cutoff, and of omega of the
+    candidates, in their order."""
 
     scalars: Array
     cutoff: Any
@@ -189,7 +189,7 @@ class Cost(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """The candidates below the cutoff get a gradient, times ``kappa``: that which the strength of an edge in their place
+    """The candidates below the cutoff get a gradient, times ``kappa``: that of the strength that an edge in their place
     would have (RigL, Evci et al. 2020)."""
 
     kappa: float
@@ -275,8 +275,8 @@ class Engine(ABC):
     def search(
         self, old: Candidates, found: Evaluated, stale: Array | None, parameters: Mapping[str, Array], omega: Array
     ) -> tuple[Candidates, Array, Array]:
-        """Candidates after a search of the ``stale`` rows (None: all), without slots; omega of each, and its place among
-        the old ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
+        """Candidates after a search of the ``stale`` rows (None: all), without slots; omega of each, and its place
+        among the old ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
 
     def fit_capacity(
         self, candidates: Candidates, found: Evaluated, omega: Array, capacity: int
@@ -297,8 +297,8 @@ class Engine(ABC):
     def edges_backward(
         self, structure: Any, values: Values, by_strength: Array | None, by_closeness: Array | None, by_imbalance: Any
     ) -> ParameterGradients:
-        """From gradients of the strengths, of the candidates' closeness (None: none) and of the imbalance to those of the
-        parameters."""
+        """From gradients of the strengths, of the candidates' closeness (None: none) and of the imbalance to those of
+        the parameters."""
 
     @abstractmethod
     def gates(self, values: Values, tau: float) -> Gates:
@@ -368,7 +368,10 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
-        """The numbers of a manifold's parameters, by name.  Raises ValueError where they are not as kernels need them."""
+        """The numbers of a manifold's parameters, by name.
+
+        Raises ValueError where they are not as the kernels need them.
+        """
 
     @abstractmethod
     def gather(self, edge_weight: Array, slots: Array) -> Array:

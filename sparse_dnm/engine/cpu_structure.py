@@ -218,7 +218,7 @@ class CpuSearch(Engine):
     ) -> ParameterGradients:
         """See `Engine.edges_backward`.
 
-        ``by_scalar`` (7, n_rows): where to write the gradients of the scalars; those that the mode lacks stay as they are.
+        ``by_scalar`` (7, n_rows): where to write the gradients of the scalars; those that the mode lacks stay.
         """
         e, config, geometry, candidates = values, self.config, self.geometry, structure.candidates
         assert candidates is not None

@@ -234,8 +234,8 @@ class EdgeSlots(nn.Module):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 
-        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
-        no moments per parameter.
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
+        keeps no moments per parameter.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")
@@ -403,7 +403,7 @@ class EdgeSlots(nn.Module):
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
         engine, held = self.engine, self._candidates()
-        arrays = engine.read(self._plain_parameters())
+        arrays = engine.read(self._named())
         now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
         n_scalars = self._geometry.no_reference().shape[1] - 1
         scalars = torch.as_tensor(now.rows)[:n_scalars].T
@@ -411,7 +411,7 @@ class EdgeSlots(nn.Module):
         reference = engine.array(torch.cat([scalars, threshold.to(scalars.device)], dim=1))
         self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
 
-    def _plain_parameters(self) -> dict[str, Tensor]:
+    def _named(self) -> dict[str, Tensor]:
         """The parameters by name: to be overridden."""
         raise NotImplementedError
 

@@ -61,7 +61,7 @@ def scan(
         torch.from_numpy(engine.by_neuron(structure, saved, a)) for a in (saved.m, saved.x, found.g)
     )
     linear_messages = values * torch.from_numpy(saved.scales[0])[:, None] + torch.from_numpy(saved.scales[1])[:, None]
-    best = _Best(count)
+    best, all_sources = _Best(count), np.arange(model.config.n_sources)[None, :]
     for first in range(0, model.config.n_rows, BLOCK):
         rows = np.arange(first, min(first + BLOCK, model.config.n_rows))
         readers = rows + model.config.n_inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from dataclasses import replace
@@ -39,8 +40,8 @@ class DynamicManifold(EdgeSlots):
     ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
     as if they were edges: with it a network grows, without it gradients are exact.
 
-    Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.  ``dtype`` defaults to
-    torch's default dtype, ``device`` to torch's default device.
+    Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.  ``dtype`` defaults
+    to torch's default dtype, ``device`` to torch's default device.
     """
 
     alpha: Tensor
@@ -143,27 +144,21 @@ class DynamicManifold(EdgeSlots):
         parameters = self._parameters
         return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in names}
 
-    def _plain_parameters(self) -> dict[str, Tensor]:
-        """Their numbers, also inside torch.func's transforms."""
-        found = self._named()
-        if torch._C._are_functorch_transforms_active():
-            found = {name: _unwrapped(p) for name, p in found.items()}
-        return found
-
     def arrays(self) -> dict[str, Array]:
         """The numbers of every parameter, by name, in arrays of the engine."""
-        return self.engine.read(self._plain_parameters())
+        return self.engine.read(self._named())
 
     # -- structure -------------------------------------------------------------------------------------------
 
     def _update(self, omega: Any = None, arrays: dict[str, Array] | None = None, capacity: int | None = -1) -> Update:
         """The structure of the present parameters.
 
-        ``omega`` of the candidates, where the caller has it; ``capacity``: that of the model, or None for a structure of
-        the moment.
+        ``omega`` of the candidates, where the caller has it; ``capacity``: that of the model, or None for a structure
+        that the model does not keep.
         """
         engine, candidates = self.engine, self._candidates()
-        arrays = self.arrays() if arrays is None else arrays
+        if arrays is None:
+            arrays = self.arrays()
         if omega is None:
             omega = arrays["alpha"][:0]
             if self._geometry.free:
@@ -175,19 +170,23 @@ class DynamicManifold(EdgeSlots):
         room = self.capacity if capacity == -1 else capacity
         return engine.update(arrays, omega, candidates, previous, room, everything=self._kappa > 0)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def find(
         self, arrays: dict[str, Array] | None = None, omega: Any = None, on_change: Any = None, training: bool = False
     ) -> Evaluation:
         """Find the structure of the present parameters, without a graph.
 
-        ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is called
-        before the candidates become others.
+        ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
+        called before the candidates become others.
         """
         self._bits = None
-        own = self._is_own
-        update = self._update(omega, arrays, -1 if own else None)
+        own, plain = self._is_own, contextlib.nullcontext()
+        named = self._named()
+        if torch._C._are_functorch_transforms_active():
+            from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+            named, plain = {name: _unwrapped(p) for name, p in named.items()}, temporarily_clear_interpreter_stack()
+        with plain:  # numbers are read, not recorded
+            update = self._update(omega, self.engine.read(named) if arrays is None else arrays, -1 if own else None)
         if own and update.origin is not None:
             if "edge_weight" not in self._parameters and self._geometry.free:
                 raise ValueError(
@@ -221,8 +220,10 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def evaluation(self) -> Evaluation:
-        """What the last forward found (at the present parameters where none was made); evaluated again where it was made
-        without a graph and one is wanted now."""
+        """What the last forward found (at the present parameters where none was made).
+
+        It is evaluated again where it was made without a graph and one is wanted now.
+        """
         found = self._found
         if self._seen != self._versions():
             self._candidates()
@@ -311,7 +312,7 @@ class DynamicManifold(EdgeSlots):
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs) before they are squared."""
-        if not torch.is_grad_enabled() and self._is_own:
+        if not torch.is_grad_enabled() and self._is_own and not torch._C._are_functorch_transforms_active():
             return self._infer(x)
         found = self._evaluate()
         assert found.strengths is not None
@@ -346,8 +347,8 @@ def _unwrapped(tensor: Tensor) -> Tensor:
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
             raise RuntimeError(
-                "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has another "
-                "structure; loop over them, or use vmap over inputs only"
+                "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has a "
+                "structure of its own; loop over them, or use vmap over inputs only"
             )
         tensor = functorch.get_unwrapped(tensor)
     return tensor
