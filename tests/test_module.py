@@ -276,10 +276,10 @@ def test_torch_compile_calls_it_and_computes_the_same():
         torch.testing.assert_close(gradient, p.grad)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_tracing_and_export_name_the_way_out():
     model = toy()
-    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="to_dag"):
-        warnings.simplefilter("ignore")
+    with pytest.raises(RuntimeError, match="to_dag"):
         torch.jit.trace(model, X)
     with pytest.raises(Exception, match="to_dag"):
         torch.export.export(model, (X,))

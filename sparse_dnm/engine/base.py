@@ -235,7 +235,8 @@ class Engine(ABC):
 
         The candidates are evaluated, and searched anew where a pair outside may have become an edge, or where most of
         them have sunk below the threshold.  At most ``capacity`` are kept: of more the least close go, active edges
-        never (None: all are kept, and new ones get no slot).  ``everything``: neurons that reach no output run, too (where the ring needs their messages).
+        never (None: all are kept, and new ones get no slot).  ``everything``: neurons that reach no output run, too,
+        where the ring needs their messages.
         Raises ValueError where a scalar is not finite, and OverCapacity where more edges are active than there is
         room for.
         """

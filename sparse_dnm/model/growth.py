@@ -65,9 +65,7 @@ def scan(
     for first in range(0, model.config.n_rows, BLOCK):
         rows = np.arange(first, min(first + BLOCK, model.config.n_rows))
         readers = rows + model.config.n_inputs
-        reach = engine.geometry.closeness_without_omega(
-            e.rows, rows[:, None], np.arange(model.config.n_sources)[None, :]
-        )
+        reach = engine.geometry.closeness_without_omega(e.rows, rows[:, None], all_sources)
         allowed = np.abs(reach) > FAINT
         for k, r in enumerate(rows):
             allowed[k, readers[k] :] = False

@@ -131,8 +131,8 @@ def check_data(data: Dataset, model: DynamicManifold) -> None:
 class CompactEdges:
     """omega of the candidates and its two moments in CSR order, beside the slots of edge_weight and of an optimiser.
 
-    A step reads and writes these, so that it touches candidates only and gathers nothing.  `store` writes them back; who
-    looks at edge_weight, or changes candidates, calls it before, and `load` after.
+    A step reads and writes these, so that it touches candidates only and gathers nothing.  `store` writes them back;
+    whoever looks at edge_weight, or changes candidates, calls it before, and `load` after.
     """
 
     def __init__(self, model: DynamicManifold, optimizer: torch.optim.Optimizer):
