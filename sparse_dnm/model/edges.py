@@ -27,7 +27,6 @@ from sparse_dnm.engine.candidates import (
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
 
-STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
 NOT_FOLLOWED = (
     "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
     "model.follow(optimizer) once after you made it, or ignore this where it has none"
@@ -38,9 +37,7 @@ MIXED = (
 )
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, as far as torch counts that."""
-    return 0 if tensor.is_inference() else tensor._version
+WATCHED = ("structure_digest", "candidate_indices")  # of them, those that are looked at: who writes one, writes all
 
 
 class EdgeSlots(nn.Module):
@@ -86,7 +83,8 @@ class EdgeSlots(nn.Module):
         """What runs this manifold, where its parameters are."""
         engine, device = self._engine, self._parameters_device()
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
-            self._engine = engine = engine_for(self.executor, device, self.config)
+            engine = engine_for(self.executor, device, self.config)
+            self.__dict__["_engine"] = engine  # nn.Module's way of setting an attribute takes long
         return engine
 
     def _parameters_device(self) -> torch.device:
@@ -135,23 +133,29 @@ class EdgeSlots(nn.Module):
         self._reference.copy_(torch.as_tensor(candidates.reference))
         self.structure_digest.copy_(self._digest())
         self._held_candidates = candidates
-        self._seen = self._versions()
+        self._watch()
 
     def _digest(self) -> Tensor:
         slots = self._buffers.get("candidate_slots")
         return digest(self.candidate_indptr, self.candidate_indices, self.candidate_indices if slots is None else slots)
 
-    def _versions(self) -> tuple[tuple[int, int], ...]:
-        """Of the buffers, to see where somebody else has written to them or replaced them."""
-        found = (self._buffers.get(name) for name in STRUCTURE)
-        return tuple((id(t), _version(t)) for t in found if t is not None)
+    def _watch(self) -> None:
+        """From here on, whoever else writes to the buffers or replaces them is noticed."""
+        buffers = [(name, self._buffers[name]) for name in WATCHED]
+        self.__dict__["_seen"] = [(n, b, b._version) for n, b in buffers if b is not None and not b.is_inference()]
+
+    @property
+    def _touched(self) -> bool:
+        """Somebody else has written to the buffers since."""
+        buffers = self._buffers
+        return any(buffers[name] is not b or b._version != version for name, b, version in self._seen)
 
     def _candidates(self) -> Candidates:
         """The candidates that the buffers hold, in arrays of the engine.
 
         Raises ValueError where the buffers are not those of a structure.
         """
-        if self._seen != self._versions():
+        if self._touched:
             self._adopt()
         return self._held_candidates
 
@@ -180,7 +184,7 @@ class EdgeSlots(nn.Module):
         ):
             self._held_candidates = held
             self._forget()
-        self._seen = self._versions()
+        self._watch()
 
     def _forget(self) -> None:
         """The last evaluation is of another structure: to be overridden."""
@@ -317,7 +321,7 @@ class EdgeSlots(nn.Module):
         else:
             self._buffers["_reference"] = before.to(self._parameters_device())
             self._own_births()
-            self._seen = self._versions()
+            self._watch()
         if self._parameters_device() != device and not self._reference.is_meta:
             self._forget()
             self._engine = None
@@ -330,12 +334,12 @@ class EdgeSlots(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
-        return {**self.__dict__, "_buffers": buffers, "_optimizers": None, "_engine": None, "_seen": None}
+        return {**self.__dict__, "_buffers": buffers, "_optimizers": None, "_engine": None, "_seen": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
         self._own_births()
-        self._seen = self._versions()
+        self._watch()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """As torch's; births as an ordinary tensor."""
@@ -387,7 +391,7 @@ class EdgeSlots(nn.Module):
             state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
         super()._load_from_state_dict(state, prefix, *args)
         self._own_births()
-        self._seen = self._versions()
+        self._watch()
         self._forget()
         if free and not complete:
             self._as_if_searched()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from dataclasses import replace
@@ -178,15 +177,17 @@ class DynamicManifold(EdgeSlots):
         ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
         called before the candidates become others.
         """
-        self._bits = None
-        own, plain = self._is_own, contextlib.nullcontext()
-        named = self._named()
+        state = self.__dict__  # nn.Module's way of setting an attribute takes long
+        state["_bits"] = None
+        own = self._is_own
         if torch._C._are_functorch_transforms_active():
             from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-            named, plain = {name: _unwrapped(p) for name, p in named.items()}, temporarily_clear_interpreter_stack()
-        with plain:  # numbers are read, not recorded
-            update = self._update(omega, self.engine.read(named) if arrays is None else arrays, -1 if own else None)
+            named = {name: _unwrapped(p) for name, p in self._named().items()}
+            with temporarily_clear_interpreter_stack():  # numbers are read, not recorded
+                update = self._update(omega, self.engine.read(named), -1 if own else None)
+        else:
+            update = self._update(omega, arrays, -1 if own else None)
         if own and update.origin is not None:
             if "edge_weight" not in self._parameters and self._geometry.free:
                 raise ValueError(
@@ -196,13 +197,15 @@ class DynamicManifold(EdgeSlots):
             if on_change is not None:
                 on_change()
             self._commit(update, training)
-        found = Evaluation(self.config, self.engine, update.structure, update.values, self._named()["cutoff"])
+        cutoff = self._parameters.get("cutoff")
+        cutoff = self.cutoff if cutoff is None else cutoff
+        found = Evaluation(self.config, self.engine, update.structure, update.values, cutoff)
         if own:
-            self._found = found
+            state["_found"] = found
         return found
 
     def _forget(self) -> None:
-        self._found = self._bits = self._scales = None
+        self.__dict__.update(_found=None, _bits=None, _scales=None)
 
     def _with_tensors(self, found: Evaluation) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
@@ -225,7 +228,7 @@ class DynamicManifold(EdgeSlots):
         It is evaluated again where it was made without a graph and one is wanted now.
         """
         found = self._found
-        if self._seen != self._versions():
+        if self._touched:
             self._candidates()
             found = self._found
         if found is None:
@@ -245,7 +248,7 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def _last(self) -> Evaluation:
-        if self._seen != self._versions():
+        if self._touched:
             self._candidates()
         return self.find() if self._found is None else self._found
 
@@ -327,15 +330,15 @@ class DynamicManifold(EdgeSlots):
         """Outputs without a graph; structure is found again only where a bit of a parameter has changed."""
         engine = self.engine
         arrays = self.arrays()
-        if self._seen != self._versions():
+        if self._touched:
             self._candidates()
         bits = [engine.bits(array) for array in arrays.values()]
         found = self._found
         if found is None or self._bits != bits or found.engine is not engine or any(b is None for b in bits):
             found = self.find(arrays)
             arrays = self.arrays()
-            self._scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
-            self._bits = [engine.bits(array) for array in arrays.values()]
+            bits = [engine.bits(array) for array in arrays.values()]
+            self.__dict__.update(_bits=bits, _scales=engine.scales(found.structure, arrays["weight"], arrays["bias"]))
         if len(x) == 0:
             return x.new_empty(0, self.config.n_outputs)
         return engine.tensor(engine.forward(found.structure, found.values.strengths, engine.array(x), self._scales)[0])
