@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sparse_dnm.config import Preset
     from sparse_dnm.data.datasets import Dataset
     from sparse_dnm.data.source import DataSource
     from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.presets import Preset
     from sparse_dnm.report.tensorboard import TensorBoardLog
     from sparse_dnm.train.trainer import Record, Trainer
 
@@ -556,8 +556,8 @@ def _network(name: str) -> DynamicManifold:
     """The network of a run directory, or the untrained one of a preset, seed 0."""
     import torch
 
-    from sparse_dnm.config import PRESETS
     from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.presets import PRESETS
 
     if name in PRESETS:
         return DynamicManifold(PRESETS[name].manifold, torch.Generator().manual_seed(0))
@@ -631,7 +631,8 @@ def _new_trainer(
 
 
 def _preset(data: Dataset, preset: str | None) -> Preset:
-    from sparse_dnm.config import PRESETS, ManifoldConfig, Preset, check_choice
+    from sparse_dnm.config import ManifoldConfig, check_choice
+    from sparse_dnm.presets import PRESETS, Preset
 
     if preset is None:
         return Preset(ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period))
