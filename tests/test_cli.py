@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from sparse_dnm.cli import app as cli
 from sparse_dnm.cli.app import app
+from sparse_dnm.cli.console import errors_reported
 
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
 CHECKPOINT = "checkpoint.safetensors"
@@ -277,7 +278,7 @@ def test_a_failed_start_leaves_no_empty_directory(tmp_path, monkeypatch):
 def explained(error):
     """What the command line prints of an error, and its exit code."""
     errors = io.StringIO()
-    with contextlib.redirect_stderr(errors), pytest.raises(typer.Exit) as stop, cli._errors_reported():
+    with contextlib.redirect_stderr(errors), pytest.raises(typer.Exit) as stop, errors_reported():
         raise error
     assert stop.value.exit_code == 2
     return errors.getvalue()
@@ -300,7 +301,7 @@ def test_errors_of_the_system_are_one_line(error, line):
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="a bug"), cli._errors_reported():
+    with pytest.raises(RuntimeError, match="a bug"), errors_reported():
         raise RuntimeError("a bug")
 
 
