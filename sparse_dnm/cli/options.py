@@ -25,6 +25,7 @@ RESUMABLE = "may change when a run is resumed"
 # The legal values, as in sparse_dnm.config, which --help does not import:
 SPEEDS = "none|proxy|time"
 CLOCKS = "process_time|perf_counter|thread_time"
+MODES = "train|infer"
 EXECUTORS = "auto|columns|wavefront|torch-sparse"
 DEVICES = "cpu|cuda|cuda:N"
 

@@ -29,9 +29,7 @@ class CompareOptions:
     steps: Annotated[int | None, typer.Option(help="Updates of each training."), o.SETTING] = None
     mode: Annotated[
         str,
-        typer.Option(
-            metavar="train|infer", help="What is timed: forward + backward of a training batch, or a forward."
-        ),
+        typer.Option(metavar=o.MODES, help="What is timed: forward + backward of a training batch, or a forward."),
     ] = "infer"
     batch_size: Annotated[int, typer.Option(help="Samples of the forward in mode infer.")] = 1
     executor: Annotated[str, o.TIMED_EXECUTOR, o.SETTING] = "columns"
@@ -148,7 +146,7 @@ class CalibrateOptions:
 
     network: Annotated[str, typer.Argument(help="A preset, or the run directory of a training.")] = "digits"
     executor: Annotated[str, o.TIMED_EXECUTOR] = "columns"
-    mode: Annotated[str, typer.Option(metavar="train|infer", help="Forward + backward, or forward alone.")] = "train"
+    mode: Annotated[str, typer.Option(metavar=o.MODES, help="Forward + backward, or forward alone.")] = "train"
     batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50
     threads: Annotated[int, o.THREADS] = 0
     clock: Annotated[

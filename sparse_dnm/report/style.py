@@ -19,7 +19,7 @@ from sparse_dnm.timing.clock import Timing
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY = "#BBBBBB", "#CCCCCC"
-PALETTE = {  # as --NAME in the page's style sheet
+PALETTE = {  # for the page, see `css_variables`
     "orange": ORANGE,
     "sky-blue": SKY_BLUE,
     "green": GREEN,
@@ -49,6 +49,11 @@ CAPTION_SIZE = 7
 GRID_ALPHA = 0.3
 DPI = 150
 FORMATS = ("png", "svg")
+
+
+def css_variables() -> str:
+    """The palette as custom properties of CSS, --NAME, for the page."""
+    return f":root {{ {' '.join(f'--{name}: {colour};' for name, colour in PALETTE.items())} }}\n"
 
 
 def sheet(width: float, height: float, caption: str) -> Figure:
