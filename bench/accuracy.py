@@ -17,8 +17,8 @@ import torch
 
 from bench import rigl
 from sparse_dnm import DynamicManifold, Trainer, data
-from sparse_dnm.config import PRESETS
 from sparse_dnm.machine import machine
+from sparse_dnm.presets import PRESETS
 from sparse_dnm.train.trainer import one_torch_thread
 
 SHORT = 20_000  # steps of an ablation

@@ -14,10 +14,10 @@ from bench.peers import BLOCK, Cases, on, propagate_calls, seed_model
 from bench.replay import Call, recording, replay
 from bench.targets import Found
 from sparse_dnm import DenseManifold, DynamicManifold, Schedule, SparseDAG, Topology, Trainer
-from sparse_dnm.config import PRESETS
 from sparse_dnm.data.datasets import DIGITS, Dataset
 from sparse_dnm.engine.device import use_threads
 from sparse_dnm.engine.schedule import tile_width
+from sparse_dnm.presets import PRESETS
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.train.trainer import one_torch_thread
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from sparse_dnm import DynamicManifold, Trainer, data
-from sparse_dnm.config import PRESETS
 from sparse_dnm.machine import machine
+from sparse_dnm.presets import PRESETS
 
 ROWS = {"toy": "toy", "digits": "digits", "mnist": "mnist", "original-toy": "toy"}  # preset: data set
 

@@ -1,31 +1,53 @@
-"""Settings: frozen dataclasses, the presets, and their text form (JSON, ``key=value``)."""
+"""Settings: frozen dataclasses whose fields carry their own bounds, and their text form (JSON, ``key=value``)."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import math
 import operator
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-ACTIVATIONS = ("leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity")
-EDGE_MODES = ("closeness", "free", "free-closeness", "weighted")
-INSIDE = ("free", "free-closeness")  # of them, those whose closeness has the factor omega
-OUTPUTS = ("linear", "square")
-SPEEDS = ("none", "proxy", "time")
-TIME_MODES = ("train", "infer")  # forward + backward, or forward alone
-CLOCKS = ("process_time", "perf_counter", "thread_time")
-CUDA_CLOCK = "cuda_event"  # on CUDA there is no other
-ESTIMATORS = ("cost-model", "spsa")
-REGROWTHS = ("gradient", "random")
-ABLATIONS = ("none", "no-refit", "edges-only", "shuffled")
-PROXY_GRADIENTS = ("straight-through", "none")
-SCHEDULES = ("constant", "cosine")
-EXECUTORS = ("auto", "columns", "wavefront", "torch-sparse")
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass  # for mypy: dataclasses.replace and fields take pydantic's, too
+else:
+    from pydantic.dataclasses import dataclass
+
+Activation = Literal["leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity"]
+EdgeMode = Literal["closeness", "free", "free-closeness", "weighted"]
+Output = Literal["linear", "square"]
+Speed = Literal["none", "proxy", "time"]
+TimeMode = Literal["train", "infer"]  # forward + backward, or forward alone
+ClockName = Literal["process_time", "perf_counter", "thread_time"]
+Estimator = Literal["cost-model", "spsa"]
+Regrowth = Literal["gradient", "random"]
+Ablation = Literal["none", "no-refit", "edges-only", "shuffled"]
+ProxyGradient = Literal["straight-through", "none"]
+ScheduleName = Literal["constant", "cosine"]
+ExecutorName = Literal["auto", "columns", "wavefront", "torch-sparse"]
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+EDGE_MODES: tuple[str, ...] = get_args(EdgeMode)
+INSIDE = ("free", "free-closeness")  # edge modes whose closeness has the factor omega
+OUTPUTS: tuple[str, ...] = get_args(Output)
+SPEEDS: tuple[str, ...] = get_args(Speed)
+TIME_MODES: tuple[str, ...] = get_args(TimeMode)
+CLOCKS: tuple[str, ...] = get_args(ClockName)
+CUDA_CLOCK = "cuda_event"  # the only clock on CUDA
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+REGROWTHS: tuple[str, ...] = get_args(Regrowth)
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+PROXY_GRADIENTS: tuple[str, ...] = get_args(ProxyGradient)
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+EXECUTORS: tuple[str, ...] = get_args(ExecutorName)
 
 SCALARS = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")  # raw scalars of a row, in the kernels' order
 ROW_SCALARS = {  # those that each edge mode has
@@ -35,12 +57,11 @@ ROW_SCALARS = {  # those that each edge mode has
     "weighted": SCALARS,
 }
 
-Normal = tuple[float, float]  # mean and standard deviation of a normal distribution
 C = TypeVar("C", "ManifoldConfig", "TrainConfig")
 
 
 def check_device(name: str) -> str:
-    """``name`` if it is that of a device with kernels, there or not.  Raises ValueError otherwise."""
+    """``name`` if kernels exist for such a device, whether or not it is present.  Raises ValueError otherwise."""
     if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
     return name
@@ -52,38 +73,78 @@ def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(legal)}")
 
 
-def _number(rule: str, name: str, value: object, part: object) -> float:
-    """``part`` of ``value`` as a float."""
-    if isinstance(part, Real) and not isinstance(part, bool):
-        with contextlib.suppress(OverflowError):
-            return float(part)
-    raise ValueError(f"{name}={value!r} must be {rule}")
+# -- types of fields: a bound's error reads "must be NOUN >= BOUND", the noun is the field's description -------------
 
 
-def convert_fields(config: ManifoldConfig | TrainConfig) -> None:
-    """Make every field an int, a float or a pair of floats, as declared; numpy's numbers will do.
-
-    Raises ValueError naming the field, its value and the rule.
-    """
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.type == "int":
-            try:
-                if isinstance(value, bool):
-                    raise TypeError
-                value = operator.index(value)
-            except TypeError:
-                raise ValueError(f"{f.name}={value!r} must be an integer") from None
-        elif f.type == "float":
-            value = _number("a number", f.name, value, value)
-        elif f.type == "Normal":
-            rule = "a pair of numbers: mean, standard deviation"
-            if not isinstance(value, (tuple, list)) or len(value) != 2:
-                raise ValueError(f"{f.name}={value!r} must be {rule}")
-            value = tuple(_number(rule, f.name, value, part) for part in value)
-        object.__setattr__(config, f.name, value)
+def _plain(value: Any) -> object:
+    """A number of numpy or another library as Python's own int or float; booleans are none."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+        if isinstance(value, Real):
+            with contextlib.suppress(OverflowError):
+                return float(value)
+    raise PydanticCustomError("not_a_number", "not a number")
 
 
+def _path(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Integer = Annotated[int, BeforeValidator(_plain), Strict()]
+Number = Annotated[float, BeforeValidator(_plain), Strict(), Field(allow_inf_nan=False)]
+Positive = Annotated[Integer, Field(ge=1)]
+Count = Annotated[Integer, Field(ge=0)]
+Coefficient = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, lt=1, description="a share")]
+Normal = tuple[Number, Coefficient]  # mean and standard deviation of a normal distribution
+Device = Annotated[str, BeforeValidator(str), AfterValidator(check_device)]
+Path = Annotated[str, BeforeValidator(_path)]
+
+TYPE_RULES = {int: "an integer", float: "a number", str: "a string"}
+PAIR_RULE = "a pair of numbers: mean, standard deviation"
+NORMAL_RULE = "finite with a standard deviation >= 0"
+BOUNDS = {"ge": ">=", "gt": ">", "lt": "<"}
+BOUND_ERRORS = ("finite_number", "greater_than_equal", "greater_than", "less_than")
+
+
+def _line(cls: Any, values: dict[str, Any], error: ValidationError) -> str:
+    """The first error of a config as one line: the field, its value and the rule."""
+    first = error.errors(include_url=False)[0]
+    kind, place = first["type"], first["loc"]
+    if kind == "value_error":  # one of this module's own
+        return str(first["ctx"]["error"])
+    name = str(place[0])
+    field, annotation = cls.__pydantic_fields__[name], get_type_hints(cls)[name]
+    start = f"{name}={values[name]!r}"
+    if kind == "literal_error":
+        return f"{start} is unknown; choose one of {', '.join(get_args(annotation))}"
+    if annotation not in TYPE_RULES:
+        return f"{start} must be {NORMAL_RULE if kind in BOUND_ERRORS else PAIR_RULE}"
+    if kind not in BOUND_ERRORS:
+        return f"{start} must be {TYPE_RULES[annotation]}"
+    bounds = [f"{BOUNDS[key]} {getattr(m, key)}" for m in field.metadata for key in BOUNDS if hasattr(m, key)]
+    noun = field.description or ("an integer" if annotation is int else "a finite number")
+    return f"{start} must be {' '.join([noun, ' and '.join(bounds)]).strip()}"
+
+
+def _one_line_errors(cls: type[Any]) -> type[Any]:
+    """Make a pydantic dataclass raise ValueError with one line (see `_line`) in the place of ValidationError."""
+    init, signature = cls.__init__, inspect.signature(cls)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        values = signature.bind(*args, **kwargs).arguments  # a missing or unknown name is a TypeError, as in Python
+        try:
+            init(self, **values)
+        except ValidationError as error:
+            raise ValueError(_line(cls, values, error)) from None
+
+    cls.__init__ = checked
+    return cls
+
+
+@_one_line_errors
 @dataclass(frozen=True)
 class ManifoldConfig:
     """Shape and initial distribution of a Dynamic Neural Manifold.
@@ -94,13 +155,13 @@ class ManifoldConfig:
     Raises ValueError naming the field, its value and the rule.
     """
 
-    n_neurons: int  # neurons in all
-    n_inputs: int  # neurons
-    n_outputs: int  # neurons
-    period: float  # period of the data, in positions (image width for images)
-    activation: str = "leaky_relu"  # one of ACTIVATIONS
-    edges: str = "closeness"  # one of EDGE_MODES
-    output: str = "linear"  # one of OUTPUTS
+    n_neurons: Annotated[Integer, Field(ge=1, lt=2**31, description="an int32 number of neurons")]  # neurons in all
+    n_inputs: Positive  # neurons
+    n_outputs: Positive  # neurons
+    period: Annotated[Number, Field(gt=0)]  # period of the data, in positions (image width for images)
+    activation: Activation = "leaky_relu"
+    edges: EdgeMode = "closeness"
+    output: Output = "linear"
     alpha: Normal = (5.0, 1.0)  # raw
     beta: Normal = (0.0, 0.01)  # raw
     gamma: Normal = (0.0, 1.0)  # raw
@@ -111,41 +172,19 @@ class ManifoldConfig:
     weight: Normal = (0.0, 1.0)  # dimensionless
     bias: Normal = (0.0, 1.0)  # dimensionless
     omega: Normal = (0.0, 0.3)  # dimensionless
-    cutoff: float = -1.0  # raw; c = sigmoid(cutoff)
-    skin: float = 0.1  # closeness below the cutoff down to which candidates are kept
-    seed: int = 0  # key of the counter-based generator of omega
-    capacity: int = 0  # slots for candidate edges; 0: a quarter more than the first structure has, 4,096 at least
+    cutoff: Number = -1.0  # raw; c = sigmoid(cutoff)
+    skin: Coefficient = 0.1  # closeness below the cutoff down to which candidates are kept; 0: active edges only
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0  # key of the counter-based generator of omega
+    capacity: Count = 0  # slots for candidate edges; 0: a quarter more than the first structure has, 4,096 at least
 
-    def __post_init__(self) -> None:
-        convert_fields(self)
-        for name in ("n_neurons", "n_inputs", "n_outputs"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}={value!r} must be a positive integer")
+    @model_validator(mode="after")
+    def _leaves_hidden_neurons(self) -> ManifoldConfig:
         if self.n_inputs + self.n_outputs >= self.n_neurons:
             raise ValueError(
                 f"n_inputs + n_outputs = {self.n_inputs} + {self.n_outputs} leaves no hidden neuron in "
                 f"n_neurons={self.n_neurons}; give n_neurons >= {self.n_inputs + self.n_outputs + 1}"
             )
-        if self.n_neurons >= 2**31:
-            raise ValueError(f"n_neurons={self.n_neurons} does not fit the int32 edge lists; use fewer than 2**31")
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_choice("edges", self.edges, EDGE_MODES)
-        check_choice("output", self.output, OUTPUTS)
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type == "Normal" and (not all(map(math.isfinite, value)) or value[1] < 0):
-                raise ValueError(f"{f.name}={value!r} must be finite with a standard deviation >= 0")
-            if f.type == "float" and not math.isfinite(value):
-                raise ValueError(f"{f.name}={value!r} must be a finite number")
-        if self.period <= 0:
-            raise ValueError(f"period={self.period!r} must be > 0 positions")
-        if self.skin < 0:
-            raise ValueError(f"skin={self.skin!r} must be >= 0; 0 keeps active edges only")
-        if self.capacity < 0:
-            raise ValueError(f"capacity={self.capacity!r} must be >= 0 slots; 0: chosen from the first structure")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed!r} must be in 0 .. 2**63 - 1")
+        return self
 
     @property
     def n_rows(self) -> int:
@@ -170,9 +209,10 @@ class ManifoldConfig:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> ManifoldConfig:
-        """The preset ``name`` (one of PRESETS), with fields replaced by ``changes``."""
-        check_choice("preset", name, tuple(PRESETS))
-        return dataclasses.replace(PRESETS[name].manifold, **changes)
+        """The preset ``name`` (see `sparse_dnm.presets`), with fields replaced by ``changes``."""
+        from sparse_dnm.presets import preset
+
+        return dataclasses.replace(preset(name).manifold, **changes)
 
     @staticmethod
     def for_data(n_inputs: int, n_outputs: int, period: float | None = None, **changes: Any) -> ManifoldConfig:
@@ -194,124 +234,90 @@ class ManifoldConfig:
         return ManifoldConfig(**{**values, **changes})
 
 
+@_one_line_errors
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train: loss = objective·L + flow·flow_loss + speed_coefficient·speed, minimised by Adam."""
 
-    steps: int = 5000  # optimiser steps
-    batch_size: int = 50  # samples
-    lr: float = 0.002  # Adam's step size at the start
-    schedule: str = "cosine"  # one of SCHEDULES
-    shift: int = 0  # pixels by which images are moved at most, at random, in every direction
-    input_dropout: float = 0.0  # share of the inputs that are set to 0 at random
-    omega_decay: float = 0.0  # coefficient of half the sum of the squares of omega, where edges have one
-    kappa: float = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
-    grow_every: int = 4  # steps between those with that gradient, which is as many times as large
-    scan_every: int = 0  # steps between searches for edges outside the candidates; 0: none
-    scan_edges: int = 300  # edges that such a search lets be born
-    regrowth: str = "gradient"  # one of REGROWTHS: which edges those are
-    target_edges: int = 0  # edges to end with, by steering the proxy's coefficient; 0: as many as that leaves
-    objective: float = 1.0  # coefficient of the task's loss
-    flow: float = 0.0  # coefficient of flow_loss
-    speed: str = "time"  # one of SPEEDS
-    time_coefficient: float = 0.1  # coefficient of the measured time, over that at the start or the budget
-    time_mode: str = "train"  # one of TIME_MODES
-    time_batch: int = 1  # samples of a forward in time_mode "infer"
-    time_every: int = 10  # steps between timed ones
-    clock: str = "process_time"  # one of CLOCKS; on CUDA, CUDA_CLOCK is used
-    budget_us: float = 0.0  # µs that a step may take; 0: no budget
-    trim_steps: int = 500  # steps of the fine-tune after the network was trimmed to its budget
-    time_estimator: str = "cost-model"  # one of ESTIMATORS: where the gradient of the measured time comes from
-    time_ablation: str = "none"  # one of ABLATIONS
-    profile: str = ""  # path of a profile to use in the place of a calibration at the start
-    memory_coefficient: float = 0.0  # coefficient of the bytes of a step, over those at the start
-    proxy_coefficient: float = 0.1  # coefficient of the proxy
-    speed_power: int = 1  # the proxy is (active / possible)**speed_power
-    proxy_gradient: str = "straight-through"  # one of PROXY_GRADIENTS
-    tau: float = 0.3  # width of a gate, in closeness
-    seed: int = 0  # of initial values, data order and omega
-    log_every: int = 100  # steps between lines of metrics.jsonl
-    checkpoint_every: int = 1000  # steps between checkpoints
-    snapshot_every: int = 0  # steps between snapshots of the structure; 0: a hundredth of all steps
-    executor: str = "auto"  # one of EXECUTORS
-    threads: int = 0  # threads of the engine; 0: all cores
-    device: str = "cpu"  # cpu, cuda or cuda:N
+    steps: Count = 5000  # optimiser steps
+    batch_size: Positive = 50  # samples
+    lr: Annotated[Number, Field(gt=0)] = 0.002  # Adam's step size at the start
+    schedule: ScheduleName = "cosine"
+    shift: Count = 0  # pixels by which images are moved at most, at random, in every direction
+    input_dropout: Share = 0.0  # share of the inputs that are set to 0 at random
+    omega_decay: Coefficient = 0.0  # of half the sum of the squares of omega, where edges have one
+    kappa: Coefficient = 0.0  # of the gradient of candidates below the cutoff; 0: training only prunes
+    grow_every: Positive = 4  # steps between those with that gradient, which is as many times as large
+    scan_every: Count = 0  # steps between searches for edges outside the candidates; 0: none
+    scan_edges: Positive = 300  # edges that such a search adds
+    regrowth: Regrowth = "gradient"  # which edges those are
+    target_edges: Count = 0  # edges to end with, by steering the proxy's coefficient; 0: as many as that leaves
+    objective: Coefficient = 1.0  # of the task's loss
+    flow: Coefficient = 0.0  # of flow_loss
+    speed: Speed = "time"
+    time_coefficient: Coefficient = 0.1  # of the measured time, over that at the start or the budget
+    time_mode: TimeMode = "train"
+    time_batch: Positive = 1  # samples of a forward in time_mode "infer"
+    time_every: Positive = 10  # steps between timed ones
+    clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
+    budget_us: Coefficient = 0.0  # µs that a step may take; 0: no budget
+    trim_steps: Count = 500  # steps of the fine-tune after the network was trimmed to its budget
+    time_estimator: Estimator = "cost-model"  # where the gradient of the measured time comes from
+    time_ablation: Ablation = "none"
+    profile: Path = ""  # path of a profile to use in the place of a calibration at the start
+    memory_coefficient: Coefficient = 0.0  # of the bytes of a step, over those at the start
+    proxy_coefficient: Coefficient = 0.1  # of the proxy
+    speed_power: Positive = 1  # the proxy is (active / possible)**speed_power
+    proxy_gradient: ProxyGradient = "straight-through"
+    tau: Annotated[Number, Field(gt=0)] = 0.3  # width of a gate, in closeness
+    seed: Count = 0  # of initial values, data order and omega
+    log_every: Positive = 100  # steps between lines of metrics.jsonl
+    checkpoint_every: Positive = 1000  # steps between checkpoints
+    snapshot_every: Count = 0  # steps between snapshots of the structure; 0: a hundredth of all steps
+    executor: ExecutorName = "auto"
+    threads: Count = 0  # threads of the engine; 0: all cores
+    device: Device = "cpu"  # cpu, cuda or cuda:N
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "device", check_device(str(self.device)))
-        convert_fields(self)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("speed", self.speed, SPEEDS)
-        check_choice("proxy_gradient", self.proxy_gradient, PROXY_GRADIENTS)
-        check_choice("executor", self.executor, EXECUTORS)
-        check_choice("time_mode", self.time_mode, TIME_MODES)
-        check_choice("clock", self.clock, CLOCKS)
-        check_choice("time_estimator", self.time_estimator, ESTIMATORS)
-        check_choice("regrowth", self.regrowth, REGROWTHS)
-        check_choice("time_ablation", self.time_ablation, ABLATIONS)
-        for name, least in (
-            ("time_batch", 1),
-            ("time_every", 1),
-            ("trim_steps", 0),
-            ("shift", 0),
-            ("grow_every", 1),
-            ("target_edges", 0),
-            ("scan_every", 0),
-            ("scan_edges", 1),
-            ("steps", 0),
-            ("batch_size", 1),
-            ("speed_power", 1),
-            ("seed", 0),
-            ("log_every", 1),
-            ("checkpoint_every", 1),
-            ("snapshot_every", 0),
-            ("threads", 0),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"{name}={value!r} must be an integer >= {least}")
-        for name in (
-            *(
-                "objective",
-                "flow",
-                "time_coefficient",
-                "proxy_coefficient",
-                "memory_coefficient",
-                "budget_us",
-                "kappa",
-                "omega_decay",
-            ),
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0")
-        for name in ("lr", "tau"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value!r} must be a finite number > 0")
-        if not 0 <= self.input_dropout < 1:
-            raise ValueError(f"input_dropout={self.input_dropout!r} must be a share >= 0 and < 1")
+    @model_validator(mode="after")
+    def _target_edges_needs_the_proxy(self) -> TrainConfig:
         if self.target_edges and (self.speed != "proxy" or self.proxy_gradient == "none" or not self.proxy_coefficient):
             raise ValueError(
                 f"target_edges={self.target_edges} is reached by the proxy: it needs speed='proxy', "
                 f"proxy_gradient='straight-through' and a proxy_coefficient > 0, not speed={self.speed!r}, "
                 f"proxy_gradient={self.proxy_gradient!r}, proxy_coefficient={self.proxy_coefficient!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kappa_needs_the_kernels(self) -> TrainConfig:
         if self.kappa and self.executor == "torch-sparse":
             raise ValueError(f"kappa={self.kappa!r} is for the kernels; with executor='torch-sparse' set kappa=0")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_and_profile_need_measured_time(self) -> TrainConfig:
         if self.speed != "time" and (self.budget_us or self.profile):
             given = "budget_us" if self.budget_us else "profile"
             raise ValueError(f"{given}={getattr(self, given)!r} needs speed='time', not speed={self.speed!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _ablation_needs_the_cost_model(self) -> TrainConfig:
         if self.time_estimator == "spsa" and self.time_ablation != "none":
             raise ValueError(
                 f"time_ablation={self.time_ablation!r} changes the cost model, which time_estimator='spsa' does not "
                 "use: choose one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _measured_time_needs_the_kernels(self) -> TrainConfig:
         if self.speed == "time" and self.executor == "torch-sparse":
             raise ValueError(
                 "executor='torch-sparse' does not run the kernels that speed='time' measures; choose "
                 "speed=proxy or none"
             )
+        return self
 
     @property
     def steps_per_snapshot(self) -> int:
@@ -330,9 +336,10 @@ class TrainConfig:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> TrainConfig:
-        """The training recipe of preset ``name`` (one of PRESETS), with fields replaced by ``changes``."""
-        check_choice("preset", name, tuple(PRESETS))
-        return dataclasses.replace(PRESETS[name].train, **changes)
+        """The training settings of preset ``name`` (see `sparse_dnm.presets`), with fields replaced by ``changes``."""
+        from sparse_dnm.presets import preset
+
+        return dataclasses.replace(preset(name).train, **changes)
 
 
 def parse_setting(cls: type, text: str) -> tuple[str, Any]:
@@ -344,20 +351,18 @@ def parse_setting(cls: type, text: str) -> tuple[str, Any]:
     key, raw = key.strip().replace("-", "_"), raw.strip()
     if not sep or not raw:
         raise ValueError(f"setting {text!r} must be written key=value")
-    kinds = {f.name: str(f.type) for f in fields(cls)}
+    kinds = get_type_hints(cls)
     if key not in kinds:
         raise KeyError(key)
     kind = kinds[key]
     try:
-        if kind == "int":
-            return key, int(raw)
-        if kind == "float":
-            return key, float(raw)
-        if kind == "Normal":
+        if kind is int or kind is float:
+            return key, kind(raw)
+        if kind == tuple[float, float]:
             mean, std = raw.split(",")
             return key, (float(mean), float(std))
     except ValueError:
-        expected = {"int": "an integer", "float": "a number", "Normal": "two numbers: mean,std"}[kind]
+        expected = TYPE_RULES.get(kind, "two numbers: mean,std")
         raise ValueError(f"{key}={raw!r} must be {expected}") from None
     return key, raw
 
@@ -377,14 +382,16 @@ def apply_settings(
             found[key] = value
             known = True
         if not known:
-            legal = sorted({f.name for f in fields(ManifoldConfig)} | {f.name for f in fields(TrainConfig)})
+            legal = sorted(
+                {f.name for f in dataclasses.fields(ManifoldConfig)} | {f.name for f in dataclasses.fields(TrainConfig)}
+            )
             raise ValueError(f"setting {text!r} names no field; choose one of {', '.join(legal)}")
     return dataclasses.replace(manifold, **changes[0]), dataclasses.replace(train, **changes[1])
 
 
 def from_dict(cls: type[C], values: dict[str, Any]) -> C:
     """Build ``cls`` from parsed JSON.  Raises ValueError naming unknown or missing fields."""
-    legal = {f.name for f in fields(cls)}
+    legal = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - legal)
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(legal))}")
@@ -392,114 +399,3 @@ def from_dict(cls: type[C], values: dict[str, Any]) -> C:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A manifold together with its training recipe, and that for a number of edges (see `growing`)."""
-
-    manifold: ManifoldConfig
-    train: TrainConfig = field(default_factory=TrainConfig)
-    growth: Mapping[str, Any] = field(default_factory=dict)  # what else changes where a number of edges is asked for
-
-    def growing(self, target_edges: int) -> TrainConfig:
-        """The recipe to end with ``target_edges``: the proxy prunes down to them, the ring lets edges grow."""
-        changes = {"speed": "proxy", "proxy_gradient": "straight-through", "target_edges": target_edges, "kappa": 1.0}
-        return dataclasses.replace(self.train, **{**changes, **self.growth})
-
-
-PRESETS: dict[str, Preset] = {
-    "original-toy": Preset(
-        ManifoldConfig(
-            n_neurons=25,
-            n_inputs=5,
-            n_outputs=4,
-            period=5.0,
-            output="square",
-            alpha=(5.0, 0.1),
-            gamma=(0.0, 0.1),
-            theta=(0.0, 0.1),
-            phi=(math.pi / 2, 0.001 * math.pi),
-            sigma=(5**0.75, 25**0.133),
-            mu=(0.0, 2.0),
-        ),
-        TrainConfig(
-            steps=5_000,
-            lr=0.001,
-            schedule="constant",
-            objective=1e4,
-            flow=1.0,
-            speed="proxy",
-            proxy_coefficient=0.1,
-            speed_power=2,
-            proxy_gradient="none",
-        ),
-    ),
-    "original-mnist": Preset(
-        ManifoldConfig(
-            n_neurons=1000,
-            n_inputs=784,
-            n_outputs=10,
-            period=28.0,
-            output="square",
-            sigma=(784**0.66, 1000**0.33),
-        ),
-        TrainConfig(
-            steps=50_000,
-            lr=0.002,
-            schedule="constant",
-            objective=1e3,
-            flow=1e-4,
-            speed="proxy",
-            proxy_coefficient=0.1,
-            speed_power=2,
-            proxy_gradient="none",
-        ),
-    ),
-    "toy": Preset(
-        ManifoldConfig(
-            n_neurons=25,
-            n_inputs=5,
-            n_outputs=4,
-            period=5.0,
-            edges="free",
-            sigma=(25.0, 0.0),
-            mu=(0.0, 2.0),
-            weight=(1.0, 0.0),
-            bias=(0.0, 0.0),
-            cutoff=-2.0,
-        ),
-        TrainConfig(steps=5_000, lr=0.01, time_coefficient=0.1, proxy_coefficient=0.1),
-    ),
-    "digits": Preset(
-        ManifoldConfig(
-            n_neurons=300,
-            n_inputs=64,
-            n_outputs=10,
-            period=8.0,
-            activation="silu",
-            edges="free",
-            sigma=(300.0, 0.0),
-            mu=(0.0, 15.0),
-            weight=(1.0, 0.0),
-            bias=(0.0, 0.0),
-        ),
-        TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"input_dropout": 0.1, "steps": 20_000, "lr": 0.004, "omega_decay": 0.001},
-    ),
-    "mnist": Preset(
-        ManifoldConfig(
-            n_neurons=1000,
-            n_inputs=784,
-            n_outputs=10,
-            period=28.0,
-            edges="free",
-            sigma=(400.0, 0.0),
-            mu=(0.0, 100.0),
-            weight=(1.0, 0.0),
-            bias=(0.0, 0.0),
-        ),
-        TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"shift": 1, "steps": 60_000},
-    ),
-}

@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 from sparse_dnm import data
-from sparse_dnm.config import PRESETS
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.presets import PRESETS
 from sparse_dnm.train.trainer import Trainer
 
 

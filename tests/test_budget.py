@@ -155,7 +155,7 @@ def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["fresh_seconds"] <= 1e-6 * budget
     assert summary["budget_us"] == budget
-    assert f"of {budget:g} µs, in fresh processes" in done.stdout.replace("\n", " ")
+    assert f"of {budget:g} µs, timed in subprocesses" in done.stdout.replace("\n", " ")
     evaluated = subprocess.run(
         [sys.executable, "-m", "sparse_dnm.cli", "evaluate", run], capture_output=True, text=True, check=False
     )

@@ -1,6 +1,7 @@
 """The command line: real processes that train, are stopped and resumed, and errors that a user can cause."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -19,8 +20,13 @@ import typer
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from sparse_dnm import config
 from sparse_dnm.cli import app as cli
+from sparse_dnm.cli import options
 from sparse_dnm.cli.app import app
+from sparse_dnm.cli.console import errors_reported
+from sparse_dnm.cli.study import CompareOptions
+from sparse_dnm.cli.train import TrainOptions
 
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
 CHECKPOINT = "checkpoint.safetensors"
@@ -277,7 +283,7 @@ def test_a_failed_start_leaves_no_empty_directory(tmp_path, monkeypatch):
 def explained(error):
     """What the command line prints of an error, and its exit code."""
     errors = io.StringIO()
-    with contextlib.redirect_stderr(errors), pytest.raises(typer.Exit) as stop, cli._errors_reported():
+    with contextlib.redirect_stderr(errors), pytest.raises(typer.Exit) as stop, errors_reported():
         raise error
     assert stop.value.exit_code == 2
     return errors.getvalue()
@@ -300,7 +306,7 @@ def test_errors_of_the_system_are_one_line(error, line):
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="a bug"), cli._errors_reported():
+    with pytest.raises(RuntimeError, match="a bug"), errors_reported():
         raise RuntimeError("a bug")
 
 
@@ -399,9 +405,54 @@ def test_on_a_terminal_there_is_a_live_display(tmp_path):
 
 def test_version_and_help(tmp_path):
     assert run("--version", cwd=tmp_path).stdout.startswith("sparse-dnm ")
+    command = [sys.executable, "-m", "sparse_dnm", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("sparse-dnm ")
     printed = CliRunner().invoke(app, ["train", "--help"]).output
     for option in ("--resume", "--preset", "--set", "--data-dir"):
         assert option in printed
+
+
+def test_help_imports_neither_large_libraries_nor_the_settings():
+    package = os.path.dirname(os.path.dirname(cli.__file__))
+    script = (
+        "import sys, types; package = types.ModuleType('sparse_dnm')\n"  # without sparse_dnm/__init__.py
+        f"package.__path__ = [{package!r}]; sys.modules['sparse_dnm'] = package\n"
+        "from sparse_dnm.cli.app import app\n"
+        "app(['train', '--help'], standalone_mode=False)\n"
+        "large = {'torch', 'numpy', 'numba', 'scipy', 'matplotlib', 'plotly', 'sparse_dnm.config'}\n"
+        "print(large & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("shown", "legal"),
+    [
+        (options.SPEEDS, config.SPEEDS),
+        (options.CLOCKS, config.CLOCKS),
+        (options.EXECUTORS, config.EXECUTORS),
+        (options.MODES, config.TIME_MODES),
+    ],
+)
+def test_help_shows_the_legal_values(shown, legal):
+    assert tuple(shown.split("|")) == legal
+
+
+def test_every_option_that_is_a_setting_names_a_field_of_the_config():
+    fields = {field.name for field in dataclasses.fields(config.TrainConfig)}
+    for table in (TrainOptions, CompareOptions):
+        assert set(options.with_marks(table, options.SETTING)) <= fields
+    assert options.with_marks(TrainOptions, options.RESUMABLE) == [
+        *("steps", "executor", "threads", "device", "data_dir", "snapshot_every", "tensorboard")
+    ]
+
+
+def test_options_given_as_zero_are_given():
+    found = TrainOptions(steps=0, threads=0, seed=0, lr=None, tensorboard=False, set_=[])
+    assert options.given(found) == {"steps": 0, "threads": 0, "seed": 0}
+    assert options.given(found, options.RESUMABLE) == {"steps": 0, "threads": 0}
+    assert TrainOptions(speed="none", set_=["tau=1"]).settings() == ["tau=1", "speed=none"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

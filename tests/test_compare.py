@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from sparse_dnm.cli.app import app
 from sparse_dnm.report import comparison as compare_report
-from sparse_dnm.study import compare
-from sparse_dnm.study.compare import Plan, Result, judge
+from sparse_dnm.study import verdict as verdicts
+from sparse_dnm.study.compare import Plan
+from sparse_dnm.study.verdict import Result, judge
 from sparse_dnm.timing.calibration import Settings
 
 
@@ -118,7 +119,7 @@ def test_a_regression_is_better_where_its_error_is_smaller():
 )
 def test_hypervolume_is_the_area_that_is_dominated(points, area):
     good, times = np.array(points).T
-    assert compare._hypervolume(good, times, (0.0, 2.0)) == pytest.approx(area)
+    assert verdicts._hypervolume(good, times, (0.0, 2.0)) == pytest.approx(area)
 
 
 @pytest.mark.parametrize(

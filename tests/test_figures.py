@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from PIL import Image
 from runs import train
 
 from sparse_dnm.io import CheckpointError
-from sparse_dnm.report import animation, figures
+from sparse_dnm.report import animation, figures, style
 from sparse_dnm.report.history import History
 from sparse_dnm.report.views import heights, saturation
+from sparse_dnm.timing.clock import Timing
 
 NAMES = ["curves", "density", "strengths", "network", "overview"]
 
@@ -166,3 +168,37 @@ def test_ticks_enclose_the_data(digits):
         if axis.get_yscale() == "log" and "loss" not in axis.get_title():
             values = np.concatenate([line.get_ydata() for line in axis.lines])
             assert axis.get_yticks()[0] <= values.min() <= values.max() <= axis.get_yticks()[-1], axis.get_title()
+
+
+def test_colours_of_the_palette_are_written_in_one_place():
+    folder = Path(style.__file__).parent
+    files = [p for p in folder.rglob("*") if p.suffix in (".py", ".css", ".js", ".html") and p.name != "style.py"]
+    assert len(files) > 8
+    for path in files:
+        text = path.read_text(encoding="utf-8").upper()
+        assert not [colour for colour in style.PALETTE.values() if colour in text], path
+
+
+def test_the_page_has_every_colour_that_its_script_and_style_sheet_name():
+    folder = Path(style.__file__).parent / "assets"
+    css, js = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    defined = set(re.findall(r"--([\w-]+):", style.css_variables() + css))
+    used = set(re.findall(r"var\(--([\w-]+)\)", css)) | set(re.findall(r'colour\("([\w-]+)"\)', js))
+    assert {"green", "purple", "sky-blue", "blue", "vermilion"} <= used <= defined
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    def written(folder):
+        chart = style.sheet(3, 2, "caption")
+        style.draw_timings(chart.subplots(), [1.0, 2.0], [Timing.of([1e-6, 2e-6, 4e-6])] * 2, label="a")
+        folder.mkdir()
+        return [path.read_bytes() for path in style.save_all({"chart": chart}, folder)]
+
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+def test_bars_of_a_timing_reach_from_quartile_to_quartile():
+    axis = style.sheet(3, 2, "").subplots()
+    style.draw_timings(axis, [1.0], [Timing(3e-6, 2e-6, 5e-6, 9, "perf_counter")])
+    (bar,) = axis.collections[0].get_segments()
+    np.testing.assert_allclose(bar, [[1, 2], [1, 5]])

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "sparse_dnm"
 ORDER = [  # packages and modules of sparse_dnm: each may import itself and those before it
     "checks",
     "config",
+    "presets",
     "io",
     "machine",
     "engine",
@@ -23,7 +24,9 @@ ORDER = [  # packages and modules of sparse_dnm: each may import itself and thos
     "study",
     "report",
     "cli",
+    "__main__",
 ]
+LATE = {("config", "presets")}  # imported when a function is called: ManifoldConfig.preset looks its name up
 
 
 def imports_of(path):
@@ -51,7 +54,7 @@ def test_imports_go_one_way(path):
         first = module.split(".")[1]
         if first == "kernels":
             assert place[0] == "engine", f"{place} imports {module}; only the engine may"
-        elif module != "sparse_dnm.__version__":
+        elif module != "sparse_dnm.__version__" and (place[0], first) not in LATE:
             assert ORDER.index(first) <= ORDER.index(place[0]), f"{place} imports {module}"
 
 

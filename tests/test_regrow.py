@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from strategies import raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
-from sparse_dnm.config import EDGE_MODES, INSIDE, PRESETS
+from sparse_dnm.config import EDGE_MODES, INSIDE
 from sparse_dnm.model.growth import FAINT, NEWBORN, reseed, scan
+from sparse_dnm.presets import PRESETS
 from sparse_dnm.train.checkpoint import CHECKPOINT
 from sparse_dnm.train.schedules import Variation, kappa, learning_rate, trimmed_after
 from sparse_dnm.train.trainer import Interrupted, TrainingError

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_dnm.io import doing
+from sparse_dnm.report import style
 from sparse_dnm.report.figures import caption, draw_network, draw_strengths, headline, title
 from sparse_dnm.report.history import History
 from sparse_dnm.report.views import saturation
@@ -29,7 +30,7 @@ def formats() -> tuple[str, ...]:
 
 
 def check_fps(fps: int) -> None:
-    """Raise ValueError for what no film can show."""
+    """Raise ValueError unless ``fps`` is in 1 .. 50."""
     if not 1 <= fps <= 50:
         raise ValueError(f"fps={fps} must be in 1 .. 50 pictures a second")
 
@@ -77,16 +78,16 @@ def _draw(chart: Figure, panels: dict[str, Axes], history: History, structure: S
         axis.clear()
     draw_strengths(panels["strengths"], history, structure, limit)
     draw_network(panels["network"], history, structure, limit)
-    panels["network"].set_title("blue: negative, orange: positive strength", fontsize=9)
+    panels["network"].set_title("blue: negative, orange: positive strength", fontsize=style.TITLE_SIZE)
     _merit(panels["merit"], history, structure.step)
     chart.suptitle(f"{title(history)}, {headline(structure, history)}")
-    chart.supxlabel(caption(history), fontsize=7)
+    chart.supxlabel(caption(history), fontsize=style.CAPTION_SIZE)
 
 
 def _merit(axis: Axes, history: History, step: int) -> None:
     """The figure of merit along training, up to ``step`` in full."""
     positive = False
-    for name, colour, line in zip(history.figure_names, ("#0072B2", "#D55E00"), ("-", "o--"), strict=True):
+    for name, (colour, line) in zip(history.figure_names, style.MERIT, strict=True):
         steps, values = (np.array(column) for column in history.column(name))
         axis.plot(steps, values, line, color=colour, alpha=0.2)
         axis.plot(steps[steps <= step], values[steps <= step], line, color=colour, label=name.replace("_", " "))
@@ -95,5 +96,5 @@ def _merit(axis: Axes, history: History, step: int) -> None:
     if history.task != "classification" and positive:
         axis.set_yscale("log")
     axis.set(xlabel="step")
-    axis.legend(fontsize=8, loc="center right")
-    axis.grid(True, alpha=0.3)
+    axis.legend(fontsize=style.LEGEND_SIZE, loc="center right")
+    axis.grid(True, alpha=style.GRID_ALPHA)

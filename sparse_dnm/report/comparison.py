@@ -1,57 +1,54 @@
-"""What `sparse-dnm compare` writes: compare.json, compare.md and two figures."""
+"""A comparison as Markdown, as printed lines, and as two figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from sparse_dnm.io import write_atomic, write_json
-from sparse_dnm.study.compare import FLAT, Result, Snapshot, Verdict, medians
-from sparse_dnm.timing.calibration import Settings
-
-# Okabe & Ito (2008): told apart with any colour vision; markers tell the same again.
-STYLES = {"none": ("#000000", "X"), "proxy-flat": ("#E69F00", "^"), "proxy": ("#D55E00", "s"), "time": ("#0072B2", "o")}
-SPARSE, DENSE = ("#0072B2", "o"), ("#D55E00", "v")
+from sparse_dnm.io import write_atomic
+from sparse_dnm.report import style
+from sparse_dnm.study.compare import Comparison, Snapshot
+from sparse_dnm.study.verdict import FLAT, Result, Verdict, medians
+from sparse_dnm.timing.probes import Settings
 
 
-def write(
-    out: Path, title: str, task: str, about: dict[str, Any], timing: Settings, results: Sequence[Result],
-    verdicts: Sequence[Verdict], snapshots: Sequence[Snapshot],
-) -> list[Path]:  # fmt: skip
-    """Write all files into ``out``; returns their paths."""
+def write(out: Path, found: Comparison) -> list[Path]:
+    """Write compare.md and the figures into ``out``; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    caption = describe(about, timing)
-    charts = {"pareto": pareto(results, task, title, caption)}
-    if snapshots:
-        charts["along"] = density_figure(snapshots, f"{title}: time of a step along training", caption)
-    values = {
-        "title": title,
-        "task": task,
-        **about,
-        "timing": {name: value for name, value in asdict(timing).items() if name != "only"},
-        "results": [asdict(r) for r in results],
-        "verdicts": [asdict(v) for v in verdicts],
-        "along": [asdict(s) for s in snapshots],
-    }
-    lines = [f"# {title}", "", f"{caption}.", "", *table(results, task), ""]
-    lines += [f"- {line}" for v in verdicts for line in sentences(v)]
-    lines += ["", "![Pareto figure](pareto.svg)", ""]
-    if snapshots:
-        lines += ["## Time against density along training", "", *along_table(snapshots), "", "![along](along.svg)", ""]
-    written = [out / "compare.json", out / "compare.md"]
-    write_json(written[0], values)
-    write_atomic(written[1], "\n".join(lines).encode())
-    for name, chart in charts.items():
-        for suffix in ("png", "svg"):
-            written.append(out / f"{name}.{suffix}")
-            with matplotlib.rc_context({"svg.hashsalt": name}):
-                chart.savefig(written[-1], dpi=150)
-    return written
+    caption = describe(found.about, found.timing)
+    charts = {"pareto": pareto(found.results, found.task, found.title, caption)}
+    if found.snapshots:
+        charts["along"] = density_figure(found.snapshots, f"{found.title}: time of a step along training", caption)
+    write_atomic(out / "compare.md", markdown(found).encode())
+    return [out / "compare.md", *style.save_all(charts, out)]
+
+
+def markdown(found: Comparison) -> str:
+    """The whole comparison as a page of Markdown."""
+    text = [
+        f"# {found.title}",
+        "",
+        f"{describe(found.about, found.timing)}.",
+        "",
+        *table(found.results, found.task),
+        "",
+    ]
+    text += [f"- {line}" for v in found.verdicts for line in sentences(v)]
+    text += ["", "![Pareto figure](pareto.svg)", ""]
+    if found.snapshots:
+        rows = along_table(found.snapshots)
+        text += ["## Time against density along training", "", *rows, "", "![along](along.svg)", ""]
+    return "\n".join(text)
+
+
+def lines(found: Comparison) -> list[str]:
+    """The comparison as the command prints it."""
+    tables = (*table(found.results, found.task), "", *along_table(found.snapshots), "")
+    verdicts = (line for verdict in found.verdicts for line in sentences(verdict))
+    return [describe(found.about, found.timing), *tables, *verdicts]
 
 
 def describe(about: dict[str, Any], timing: Settings) -> str:
@@ -110,10 +107,10 @@ def along_table(snapshots: Sequence[Snapshot]) -> list[str]:
 
 def pareto(results: Sequence[Result], task: str, title: str, caption: str) -> Figure:
     """Figure of merit against measured time: a mark per network, a line through each term's medians."""
-    chart = Figure(figsize=(7.2, 4.8), layout="constrained")
+    chart = style.sheet(7.2, 4.8, caption)
     axis = chart.subplots()
     for term in dict.fromkeys(r.term for r in results):
-        colour, marker = STYLES[term]
+        colour, marker = style.TERMS[term]
         chosen = [r for r in results if r.term == term]
         axis.scatter(
             [1e6 * r.seconds for r in chosen], [r.figure for r in chosen], color=colour, marker=marker, s=18, alpha=0.4,
@@ -129,31 +126,23 @@ def pareto(results: Sequence[Result], task: str, title: str, caption: str) -> Fi
     if task != "classification":
         axis.set_yscale("log")
         axis.invert_yaxis()
-    axis.grid(True, which="both", alpha=0.3)
-    axis.legend(title="speed term; large: medians over seeds", fontsize=8, title_fontsize=8)
-    chart.supxlabel(caption, fontsize=7)
+    axis.grid(True, which="both", alpha=style.GRID_ALPHA)
+    axis.legend(
+        title="speed term; large: medians over seeds", fontsize=style.LEGEND_SIZE, title_fontsize=style.LEGEND_SIZE
+    )
     return chart
 
 
 def density_figure(snapshots: Sequence[Snapshot], title: str, caption: str) -> Figure:
-    """Time of a training step against density, sparse and dense: the original's own figure."""
-    chart = Figure(figsize=(7.2, 4.8), layout="constrained")
+    """Time of a training step against density, sparse and dense, as in the paper of 2018."""
+    chart = style.sheet(7.2, 4.8, caption)
     axis = chart.subplots()
-    for name, (colour, marker) in (("sparse", SPARSE), ("dense", DENSE)):
-        times = [getattr(s, name) for s in snapshots]
-        middle = [1e6 * t.median for t in times]
-        spread = [
-            [m - 1e6 * t.low for m, t in zip(middle, times, strict=True)],
-            [1e6 * t.high - m for m, t in zip(middle, times, strict=True)],
-        ]
-        label = {"sparse": "DynamicManifold", "dense": "DenseManifold"}[name]
-        axis.errorbar(
-            [s.density for s in snapshots], middle, yerr=spread, color=colour, marker=marker, linestyle="", capsize=3,
-            label=label,
-        )  # fmt: skip
+    for name, label in (("sparse", "DynamicManifold"), ("dense", "DenseManifold")):
+        colour, marker = style.ENGINES[name]
+        density, times = [s.density for s in snapshots], [getattr(s, name) for s in snapshots]
+        style.draw_timings(axis, density, times, color=colour, marker=marker, linestyle="", label=label)
     axis.set(xscale="log", yscale="log", xlabel="density (active / possible edges)", title=title)
     axis.set_ylabel("forward + backward of a batch (µs, wall), median and quartiles")
-    axis.grid(True, which="both", alpha=0.3)
+    axis.grid(True, which="both", alpha=style.GRID_ALPHA)
     axis.legend()
-    chart.supxlabel(caption, fontsize=7)
     return chart

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from sparse_dnm.io import write_atomic
+from sparse_dnm.report import style
 from sparse_dnm.report.history import History, Panel
+from sparse_dnm.report.style import GRID_ALPHA, KINDS, LEGEND_SIZE, NEGATIVE, POSITIVE, STRENGTHS, TITLE_SIZE
 from sparse_dnm.report.views import (
     MOST_EDGES,
     MOST_OUTPUTS,
@@ -32,17 +30,11 @@ from sparse_dnm.report.views import (
 )
 from sparse_dnm.train.snapshots import Structure
 
-# Okabe & Ito (2008): told apart with any colour vision; dashes and markers tell the same again.
-NEGATIVE, POSITIVE = "#0072B2", "#D55E00"
-KINDS = {"inputs": "#56B4E9", "hidden": "#000000", "outputs": "#CC79A7", "idle": "#BBBBBB"}
-LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."), ("#E69F00", "-"))
-STRENGTHS = LinearSegmentedColormap.from_list("strengths", [NEGATIVE, "#FFFFFF", POSITIVE])
 FEW_EDGES = 2_500  # of each in the overview
 CLASSES = 6  # of strength
 TURNS = 8  # that the signs take in each
 FEW = 800  # edges up to which they are drawn in full
 VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
-DPI = 150
 
 
 def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float, most: int) -> None:
@@ -96,7 +88,9 @@ def neurons_of(axis: Axes, structure: Structure, history: History, height: np.nd
             label=name,
         )  # fmt: skip
     if legend:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, markerscale=2, frameon=False)
+        axis.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=LEGEND_SIZE, markerscale=2, frameon=False
+        )
 
 
 def draw_network(
@@ -148,9 +142,7 @@ def _text(words: str) -> str:
 
 def _sheet(history: History, width: float, height: float) -> Figure:
     """An empty figure, inches, with the caption below."""
-    chart = Figure(figsize=(width, height), layout="constrained")
-    chart.supxlabel(caption(history), fontsize=7)
-    return chart
+    return style.sheet(width, height, caption(history))
 
 
 def curves(history: History) -> Figure:
@@ -166,19 +158,19 @@ def curves(history: History) -> Figure:
 
 
 def _curve(axis: Axes, history: History, panel: Panel) -> None:
-    for (label, (steps, values)), (colour, line) in zip(history.curves(panel).items(), LINES, strict=False):
+    for (label, (steps, values)), (colour, line) in zip(history.curves(panel).items(), style.CURVES, strict=False):
         marker = "o" if len(steps) < 12 else ""
         axis.plot(steps, values, color=colour, linestyle=line, label=label, marker=marker, markersize=4)
     if panel.logarithmic:
         axis.set_yscale("log")
         if "loss" not in panel.names:
             _plain(axis.yaxis, [v for _, values in history.curves(panel).values() for v in values])
-    axis.set_title(textwrap.fill(panel.title, 46), fontsize=9)
+    axis.set_title(textwrap.fill(panel.title, 46), fontsize=TITLE_SIZE)
     axis.set(xlabel="step", ylabel=panel.unit)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(axis.lines) > 1:
         axis.legend(fontsize=7)
-    axis.grid(True, alpha=0.3)
+    axis.grid(True, alpha=GRID_ALPHA)
 
 
 def _plain(axis: Axis, values: Iterable[float]) -> None:
@@ -202,20 +194,20 @@ def _density(axis: Axes, history: History) -> None:
     marks = axis.scatter(density, [1e6 * s for s in seconds], c=steps, cmap="viridis", s=14)
     if steps:
         bar = axis.figure.colorbar(marks, ax=axis)
-        bar.set_label("step", fontsize=8)
+        bar.set_label("step", fontsize=LEGEND_SIZE)
         axis.set(xscale="log", yscale="log")
         _plain(axis.xaxis, density)
         _plain(axis.yaxis, [1e6 * s for s in seconds])
-    axis.set_title("time against density", fontsize=9)
+    axis.set_title("time against density", fontsize=TITLE_SIZE)
     axis.set(xlabel="density (active / possible edges)", ylabel="µs")
-    axis.grid(True, which="both", alpha=0.3)
+    axis.grid(True, which="both", alpha=GRID_ALPHA)
 
 
 def density_figure(history: History) -> Figure:
     """Measured time against density, alone."""
     chart = _sheet(history, 6.4, 4.8)
     _density(chart.subplots(), history)
-    chart.suptitle(f"{title(history)}: {history.describe_time()}", fontsize=9)
+    chart.suptitle(f"{title(history)}: {history.describe_time()}", fontsize=TITLE_SIZE)
     return chart
 
 
@@ -227,7 +219,7 @@ def network_figure(history: History, structure: Structure, limit: float) -> Figu
     shown = min(structure.topology.n_edges, MOST_EDGES)
     some = "" if shown == structure.topology.n_edges else f", the strongest {shown:,} drawn"
     axis.set_title(
-        f"{title(history)}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=9
+        f"{title(history)}: {headline(structure, history)}{some}\nblue negative, orange positive", fontsize=TITLE_SIZE
     )
     return chart
 
@@ -238,7 +230,7 @@ def strengths_figure(history: History, structure: Structure, limit: float) -> Fi
     axis = chart.subplots()
     draw_strengths(axis, history, structure, limit)
     chart.colorbar(axis.images[0], ax=axis, label="strength D", extend="both")
-    axis.set_title(f"{title(history)}: {headline(structure, history)}", fontsize=9)
+    axis.set_title(f"{title(history)}: {headline(structure, history)}", fontsize=TITLE_SIZE)
     return chart
 
 
@@ -252,14 +244,14 @@ def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) 
     chart = _sheet(history, 9, 1.5 + 8 * sum(ratios))
     axes = chart.subplots(2, 1, height_ratios=ratios)
     for axis, (name, picture, _) in zip(axes, parts, strict=True):
-        axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad="#CCCCCC"), vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(picture, cmap=STRENGTHS.with_extremes(bad=style.MISSING), vmin=-1, vmax=1, interpolation="nearest")
         some = f", the first {MOST_OUTPUTS}" if name == "outputs" and history.manifold.n_outputs > MOST_OUTPUTS else ""
-        axis.set_title(name + some, fontsize=9)
+        axis.set_title(name + some, fontsize=TITLE_SIZE)
         axis.set_axis_off()
     summed = ", summed over channels" if shape.channels > 1 else ""
     chart.suptitle(
         f"{title(history)}, step {step:,}: receptive fields\nsums over all paths of strengths times weights{summed}, "
-        "each over its largest", fontsize=9,
+        "each over its largest", fontsize=TITLE_SIZE,
     )  # fmt: skip
     return chart
 
@@ -271,14 +263,14 @@ def overview(history: History, first: Structure, last: Structure, limit: float) 
     for axis, structure in zip(axes[0], (first, last), strict=True):
         draw_network(axis, history, structure, limit, legend=False, most=FEW_EDGES)
         some = f"; the strongest {FEW_EDGES:,} drawn" if structure.topology.n_edges > FEW_EDGES else ""
-        axis.set_title(headline(structure, history) + some, fontsize=9)
+        axis.set_title(headline(structure, history) + some, fontsize=TITLE_SIZE)
     wanted = [panel for panel in history.panels if panel.names in (("edges", "edges_goal"), history.figure_names)]
     for axis, panel in zip(axes[1], wanted[::-1], strict=False):
         _curve(axis, history, panel)
     handles, labels = axes[0, 1].get_legend_handles_labels()
     signs = [Line2D([], [], color=NEGATIVE), Line2D([], [], color=POSITIVE)]
     chart.legend(
-        [*handles, *signs], [*labels, "negative", "positive"], loc="outside upper right", ncols=6, fontsize=8,
+        [*handles, *signs], [*labels, "negative", "positive"], loc="outside upper right", ncols=6, fontsize=LEGEND_SIZE,
         frameon=False,
     )  # fmt: skip
     name = history.figure_names[1]
@@ -306,17 +298,5 @@ def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda
     written = []
     for name, make in charts.items():
         on_figure(name)
-        chart = make()
-        for suffix in ("png", "svg"):
-            written.append(out / f"{name}.{suffix}")
-            save(chart, written[-1])
+        written += style.save_all({name: make()}, out)
     return written
-
-
-def save(chart: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same bytes."""
-    content = io.BytesIO()
-    kind = path.suffix[1:]
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        chart.savefig(content, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-    write_atomic(path, content.getvalue())

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment
 
 from sparse_dnm.io import write_atomic
+from sparse_dnm.report import style
 from sparse_dnm.report.history import History, Panel, settings
 from sparse_dnm.report.views import (
     MOST_EDGES,
@@ -102,7 +103,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
             fields=fields,
             tables={**settings(history), "Machine and versions": history.about},
             run=history.path.resolve().name,
-            css=_text("report.css"),
+            css=style.css_variables() + _text("report.css"),
             js=_text("report.js"),
             plotly=_plotly(),
             data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),

@@ -5,36 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from sparse_dnm.io import write_atomic, write_json
+from sparse_dnm.report import style
 from sparse_dnm.study.sweeps import Sweep
 
-BUSY = 0.3  # load per core from which figures are doubtful
-# Okabe & Ito (2008): told apart with any colour vision; markers and dashes tell the same again.
-STYLES = {
-    "sparse forward": ("#0072B2", "o", "-"),
-    "sparse forward + backward": ("#009E73", "s", "-"),
-    "dense forward": ("#E69F00", "^", "--"),
-    "dense forward + backward": ("#D55E00", "v", "--"),
-}
+BUSY = 0.3  # load per core from which on figures are doubtful
 
 
 def write(out: Path, results: dict[str, Any]) -> list[Path]:
     """Write all files into ``out``, made where it is missing; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    written = [out / "bench.json", out / "bench.md"]
-    write_json(written[0], as_json(results))
-    write_atomic(written[1], markdown(results).encode())
-    for name, sweep in results["sweeps"].items():
-        chart = figure(sweep, caption(results))
-        for suffix in ("png", "svg"):
-            written.append(out / f"{name}.{suffix}")
-            with matplotlib.rc_context({"svg.hashsalt": name}):
-                chart.savefig(written[-1], dpi=150)
-    return written
+    write_json(out / "bench.json", as_json(results))
+    write_atomic(out / "bench.md", markdown(results).encode())
+    charts = {name: figure(sweep, caption(results)) for name, sweep in results["sweeps"].items()}
+    return [out / "bench.json", out / "bench.md", *style.save_all(charts, out)]
 
 
 def as_json(results: dict[str, Any]) -> dict[str, Any]:
@@ -114,29 +101,16 @@ def crossover_lines(crossover: dict[str, dict[str, float | None]]) -> list[str]:
 def figure(sweep: Sweep, text: str) -> Figure:
     """Time against the swept quantity, logarithmic axes, a panel per size; bars from first to third quartile."""
     panels = list(dict.fromkeys(point.panel for point in sweep.points))
-    chart = Figure(figsize=(4.2 * len(panels) + 1.2, 4.4), layout="constrained")
+    chart = style.sheet(4.2 * len(panels) + 1.2, 4.4, text)
     axes = chart.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         points = sorted((p for p in sweep.points if p.panel == panel), key=lambda p: p.x)
         for series in points[0].timings:
-            colour, marker, line = STYLES[series]
-            times = [p.timings[series] for p in points]
-            middle = [1e6 * t.median for t in times]
-            spread = [
-                [m - 1e6 * t.low for m, t in zip(middle, times, strict=True)],
-                [1e6 * t.high - m for m, t in zip(middle, times, strict=True)],
-            ]
-            axis.errorbar(
-                [p.x for p in points],
-                middle,
-                yerr=spread,
-                label=series,
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                capsize=3,
-                markersize=5,
-            )
+            colour, marker, line = style.SERIES[series]
+            style.draw_timings(
+                axis, [p.x for p in points], [p.timings[series] for p in points], label=series, color=colour,
+                marker=marker, linestyle=line, markersize=5,
+            )  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel=sweep.x_label, title=panel)
         if sweep.name in ("threads", "batch"):
             axis.set_xticks([p.x for p in points], [f"{p.x:g}" for p in points])
@@ -144,9 +118,8 @@ def figure(sweep: Sweep, text: str) -> Figure:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.yaxis.set_minor_locator(NullLocator())
-        axis.grid(True, which="major", alpha=0.3)
+        axis.grid(True, which="major", alpha=style.GRID_ALPHA)
     axes[0].set_ylabel("time per call (µs), median and quartiles")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=style.LEGEND_SIZE)
     chart.suptitle(sweep.title)
-    chart.supxlabel(text, fontsize=7)
     return chart

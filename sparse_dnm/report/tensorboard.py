@@ -7,13 +7,15 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.report import style
 from sparse_dnm.report.views import Grid, saturation
 from sparse_dnm.train.snapshots import Structure
 
 FOLDER = "tensorboard"
-NEGATIVE, POSITIVE = np.array([0, 114, 178]) / 255, np.array([213, 94, 0]) / 255  # Okabe & Ito's blue and vermillion
+NEGATIVE, POSITIVE = (np.array(to_rgb(colour)) for colour in (style.NEGATIVE, style.POSITIVE))
 
 
 class TensorBoardLog:

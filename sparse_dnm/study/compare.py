@@ -1,14 +1,13 @@
-"""Simulated against measured speed: train with each speed term, time what came out, say which is better.
+"""Simulated against measured speed: train with each speed term, time the networks, say which term is better.
 
-Every term is trained over several coefficients and seeds, equal steps.  The final networks are timed in turns, in fresh
-processes.  Finished runs are kept on disk, and taken from there by a second call.
+Every term is trained with several coefficients and seeds for the same number of steps.  The final networks are timed in
+turns, in subprocesses.  Finished runs are kept on disk; a second call uses them again.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.data.source import DataSource
 from sparse_dnm.engine import device as backend
-from sparse_dnm.io import read_json
+from sparse_dnm.io import read_json, write_json
+from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.dense import DenseManifold
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import Settings
+from sparse_dnm.study.verdict import FLAT, Result, Verdict, judge
+from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.timing.subprocess import Network, time_fresh
 from sparse_dnm.train import checkpoint as files
@@ -38,10 +38,8 @@ TERMS = {  # changes to a TrainConfig
     "proxy": {"speed": "proxy", "proxy_gradient": "straight-through"},
     "time": {"speed": "time"},
 }
-FLAT = ("none", "proxy-flat")  # a coefficient changes nothing
-RESAMPLES = 2000
-GRID = 21  # accuracies at which curves are compared
-NEVER = -50.0  # difference of log seconds that stands for none
+PAIRS = (("time", "proxy"), ("time", "none"), ("proxy", "none"))  # term and rival, judged where both are in the plan
+RESULTS = "compare.json"
 SNAPSHOTS = 12  # along a training, for time against density
 
 
@@ -76,22 +74,6 @@ class Plan:
         ]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One trained network: how good, how large, how fast."""
-
-    term: str
-    factor: float
-    seed: int
-    figure: float  # test accuracy, or test MSE
-    edges: int
-    depth: int
-    live: int
-    seconds: float  # of a step, median of fresh processes
-    low: float  # s, least of the processes' medians
-    high: float  # s, largest of them
-
-
 def train_one(
     data: Dataset,
     manifold: ManifoldConfig,
@@ -119,11 +101,26 @@ def train_one(
     return summary, Network.of(trainer.model)
 
 
+def run_name(term: str, factor: float, seed: int) -> str:
+    """Name of a run, and of its directory."""
+    return f"{term}-{factor:g}-{seed}"
+
+
+def _settings(config: TrainConfig, term: str, factor: float, seed: int) -> TrainConfig:
+    """``config`` with this speed term, ``factor`` times its coefficient, and this seed."""
+    changes: dict[str, Any] = {**TERMS[term], "seed": seed}
+    if term == "time":
+        changes["time_coefficient"] = config.time_coefficient * factor
+    else:
+        changes |= {"profile": "", "proxy_coefficient": config.proxy_coefficient * factor}
+    return replace(config, **changes)
+
+
 def compare(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
     source: DataSource | None = None, on_run: Callable[[str], None] = lambda name: None,
 ) -> list[Result]:  # fmt: skip
-    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is told each one's name.
+    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is called with each one's name.
 
     Raises ValueError where ``config`` has a budget: coefficients are compared.
     """
@@ -131,14 +128,9 @@ def compare(
         raise ValueError(f"budget_us={config.budget_us:g} steers the coefficient, and compare varies it: leave it out")
     summaries, networks = {}, {}
     for term, factor, seed in plan.runs():
-        name = f"{term}-{factor:g}-{seed}"
+        name = run_name(term, factor, seed)
         on_run(name)
-        changes: dict[str, Any] = {**TERMS[term], "seed": seed}
-        if term == "time":
-            changes["time_coefficient"] = config.time_coefficient * factor
-        else:
-            changes |= {"profile": "", "proxy_coefficient": config.proxy_coefficient * factor}
-        trained = replace(config, **changes)
+        trained = _settings(config, term, factor, seed)
         try:
             summaries[name], networks[name] = train_one(
                 data, replace(manifold, seed=seed), trained, source, out / "runs" / name
@@ -146,148 +138,16 @@ def compare(
         except Interrupted as stop:
             stop.args = (f"stopped in run {name}; the same command again goes on from there",)
             raise
-    on_run("timing in fresh processes")
+    on_run("timing in subprocesses")
     seconds = time_fresh(networks, plan.timing)
     results = []
     for term, factor, seed in plan.runs():
-        name = f"{term}-{factor:g}-{seed}"
+        name = run_name(term, factor, seed)
         s, medians = summaries[name], np.median(seconds[name], axis=1)
         figure = s["test_accuracy"] if "test_accuracy" in s else s["test_mse"]
         middle, low, high = (float(f(medians)) for f in (np.median, np.min, np.max))
         results.append(Result(term, factor, seed, figure, s["edges"], s["depth"], s["live"], middle, low, high))
     return results
-
-
-# -- what it means -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95 % bootstrap interval over the seeds."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How much less time the networks of one term take than another's, at equal figures."""
-
-    term: str
-    rival: str
-    saving: Interval | None  # share of the rival's time, > 0: less; None: no figure that both reach
-    hypervolume: Interval | None  # the term's over the rival's
-    words: str
-
-
-def goodness(results: Sequence[Result], task: str) -> NDArray[np.float64]:
-    """More is better: accuracy, or for a regression -log10 of the MSE."""
-    figures = np.array([r.figure for r in results])
-    return figures if task == "classification" else -np.log10(np.maximum(figures, 1e-300))
-
-
-def _table(results: Sequence[Result], term: str, task: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Goodness and log seconds (seeds, factors) of a term."""
-    chosen = [r for r in results if r.term == term]
-    seeds, factors = sorted({r.seed for r in chosen}), sorted({r.factor for r in chosen})
-    good = np.full((len(seeds), len(factors)), np.nan)
-    times = good.copy()
-    for r, g in zip(chosen, goodness(chosen, task), strict=True):
-        good[seeds.index(r.seed), factors.index(r.factor)] = g
-        times[seeds.index(r.seed), factors.index(r.factor)] = math.log(r.seconds)
-    return good, times
-
-
-def _gap(a: tuple[Any, Any], b: tuple[Any, Any]) -> float:
-    """Mean difference of log seconds, a less b, over the goodness that both mean curves reach; nan where none."""
-    curves = []
-    for good, times in (a, b):
-        mean_good, mean_times = good.mean(axis=0), times.mean(axis=0)
-        order = np.argsort(mean_good)
-        curves.append((mean_good[order], np.maximum.accumulate(mean_times[order])))
-    low, high = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
-    if low > high:
-        return math.nan
-    at = np.linspace(low, high, GRID)
-    return float(np.mean(np.interp(at, *curves[0]) - np.interp(at, *curves[1])))
-
-
-def _ahead(a: tuple[Any, Any], b: tuple[Any, Any]) -> float:
-    """Least difference of log seconds between a mean of b and the fastest as good mean of a; NEVER where none is."""
-    (good, times), (other, theirs) = ((g.mean(axis=0), t.mean(axis=0)) for g, t in (a, b))
-    fastest = np.where(good[:, None] >= other, times[:, None], np.inf).min(axis=0)
-    return max(float((theirs - fastest).min()), NEVER)
-
-
-def _hypervolume(good: Any, times: Any, worst: tuple[float, float]) -> float:
-    """Area of (goodness, log seconds) that the points dominate, from the ``worst`` of all (Zitzler & Thiele 1999)."""
-    area, best = 0.0, worst[0]
-    points = sorted(zip(times.ravel(), good.ravel(), strict=True))
-    for time, value in points:
-        if value > best:
-            area += (value - best) * (worst[1] - time)
-            best = value
-    return area
-
-
-def judge(results: Sequence[Result], task: str, term: str = "time", rival: str = "proxy", seed: int = 0) -> Verdict:
-    """Compare two terms over the same seeds: time at equal figures, and hypervolume, with intervals over the seeds."""
-    a, b = _table(results, term, task), _table(results, rival, task)
-    rng = np.random.default_rng(seed)
-    n = len(a[0])
-    worst = (float(min(a[0].min(), b[0].min())) - 1e-9, float(max(a[1].max(), b[1].max())) + 1e-9)
-
-    def ratio(x: tuple[Any, Any], y: tuple[Any, Any]) -> float:
-        below = _hypervolume(*y, worst)
-        return _hypervolume(*x, worst) / below if below > 1e-6 else math.nan
-
-    picks = [rng.integers(n, size=n) for _ in range(RESAMPLES)]
-    again = [tuple((t[0][p], t[1][p]) for t in (a, b)) for p in picks]
-    saving = _interval(-math.expm1(_gap(a, b)), [-math.expm1(_gap(x, y)) for x, y in again])
-    volume = _interval(ratio(a, b), [ratio(x, y) for x, y in again]) if n >= 3 else None
-    if saving is None and n >= 3:
-        for first, second, x, y in ((term, rival, 0, 1), (rival, term, 1, 0)):
-            ahead = [-math.expm1(-_ahead(t[x], t[y])) for t in ((a, b), *again)]
-            least = _interval(ahead[0], ahead[1:])
-            if least is not None and least.low > 0:
-                return Verdict(term, rival, None, volume, _apart(first, second, least, n))
-    return Verdict(term, rival, saving, volume, _words(term, rival, saving, n))
-
-
-def _interval(value: float, resampled: Sequence[float]) -> Interval | None:
-    known = [x for x in resampled if not math.isnan(x)]
-    if math.isnan(value) or len(known) < 0.5 * len(resampled):
-        return None
-    low, high = np.quantile(known, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
-def _words(term: str, rival: str, saving: Interval | None, seeds: int) -> str:
-    if seeds < 3:
-        found = "no figure that both reach" if saving is None else f"the difference is {saving.value:.1%}"
-        return f"undecided between {term} and {rival}: {seeds} seeds give no interval; {found}"
-    if saving is None:
-        return f"{term} and {rival} reach no common figure: try other --factors"
-    span = f"{saving.value:.1%} (95 % interval {saving.low:.1%} to {saving.high:.1%}, {seeds} seeds)"
-    if saving.low > 0:
-        return f"{term} wins: at equal figures its networks take {span} less measured time than {rival}'s"
-    if saving.high < 0:
-        less = Interval(-saving.value, -saving.high, -saving.low)
-        span = f"{less.value:.1%} (95 % interval {less.low:.1%} to {less.high:.1%}, {seeds} seeds)"
-        return f"{term} loses: at equal figures its networks take {span} more measured time than {rival}'s"
-    return f"a tie: at equal figures the networks of {term} take {span} less measured time than {rival}'s"
-
-
-def _apart(first: str, second: str, least: Interval, seeds: int) -> str:
-    return (
-        f"{first} wins: it and {second} reach no common figure, but for every coefficient of {second} one of {first} "
-        f"gives a better figure in at least {least.value:.1%} (95 % interval {least.low:.1%} to {least.high:.1%}, "
-        f"{seeds} seeds) less measured time"
-    )
-
-
-# -- time against density along a training --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -304,10 +164,10 @@ class Snapshot:
 def along(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, on_snapshot: Callable[[], None] = lambda: None
 ) -> list[Snapshot]:
-    """Train, and on the way time forward + backward of one batch by `DynamicManifold` and by `DenseManifold`.
+    """Train, and at some steps time forward + backward of a batch with `DynamicManifold` and with `DenseManifold`.
 
-    The original's own figure.  Wall seconds; the dense one is the same network, computed as in 2018 but batched by
-    level.
+    The paper of 2018 shows this figure.  Wall seconds; the dense network is the same one, computed as in 2018 but
+    batched by level.
     """
     generator = torch.Generator().manual_seed(config.seed)
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
@@ -317,8 +177,8 @@ def along(
     x = data.x_train[: config.batch_size].to(device)
     found: list[Snapshot] = []
 
-    def look(record: dict[str, Any]) -> None:
-        """Time both at the steps that are wanted."""
+    def time_both(record: dict[str, Any]) -> None:
+        """Time both models at the steps in ``stops``."""
         if record["step"] not in (0, *stops):
             return
         dense = DenseManifold.from_manifold(model)
@@ -336,18 +196,64 @@ def along(
         found.append(Snapshot(record["step"], record["density"], record["edges"], times["sparse"], times["dense"]))
         on_snapshot()
 
-    Trainer(model, data, config).run(look)
+    Trainer(model, data, config).run(time_both)
     return found
 
 
-def medians(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Median and range over the seeds, for every term and factor."""
-    rows = []
-    for term, factor in dict.fromkeys((r.term, r.factor) for r in results):
-        chosen = [r for r in results if (r.term, r.factor) == (term, factor)]
-        row: dict[str, Any] = {"term": term, "factor": factor, "seeds": len(chosen)}
-        for name in ("figure", "edges", "depth", "live", "seconds"):
-            values = [getattr(r, name) for r in chosen]
-            row[name] = (statistics.median(values), min(values), max(values))
-        rows.append(row)
-    return rows
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `study` found."""
+
+    title: str
+    task: str  # "classification" or "regression"
+    about: dict[str, Any]  # machine, versions, config
+    timing: Settings
+    results: list[Result]
+    verdicts: list[Verdict]
+    snapshots: list[Snapshot]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "title": self.title,
+            "task": self.task,
+            **self.about,
+            "timing": {name: value for name, value in asdict(self.timing).items() if name != "only"},
+            "results": [asdict(r) for r in self.results],
+            "verdicts": [asdict(v) for v in self.verdicts],
+            "along": [asdict(s) for s in self.snapshots],
+        }
+
+
+def count_parts(plan: Plan) -> int:
+    """How often `study` calls ``on_part``."""
+    return len(plan.runs()) + 2
+
+
+def study(
+    data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
+    source: DataSource | None = None, on_part: Callable[[str], None] = lambda name: None,
+) -> Comparison:  # fmt: skip
+    """Train, time and judge all networks of the plan, and time one training along its way.
+
+    Runs lie in ``out``/runs, all figures in ``out``/compare.json.  ``on_part`` is called with the name of each part
+    when it begins.
+    """
+    results = compare(data, manifold, config, plan, out, source, on_part)
+    on_part("time against density")
+    snapshots = along(data, manifold, replace(config, budget_us=0.0, profile=""))
+    found = Comparison(
+        title=f"Simulated against measured speed: {Path(data.name).stem}",
+        task=data.task,
+        about={
+            "machine": machine(backend.device_of(config.device)),
+            "versions": versions(),
+            "config": {"steps": config.steps, "dataset": data.name},
+        },
+        timing=plan.timing,
+        results=results,
+        verdicts=[judge(results, data.task, a, b) for a, b in PAIRS if {a, b} <= set(plan.terms)],
+        snapshots=snapshots,
+    )
+    write_json(out / RESULTS, found.as_dict())
+    return found

@@ -36,7 +36,8 @@
   const diverging = () => [[0, colour("negative")], [0.5, colour("panel")], [1, colour("positive")]];
   const LINES = () => [
     { color: colour("negative"), dash: "solid" }, { color: colour("positive"), dash: "dash" },
-    { color: "#009e73", dash: "dot" }, { color: "#cc79a7", dash: "dashdot" }, { color: colour("ink"), dash: "longdash" },
+    { color: colour("green"), dash: "dot" }, { color: colour("purple"), dash: "dashdot" },
+    { color: colour("ink"), dash: "longdash" },
   ];
 
   // -- the structure at a snapshot ----------------------------------------------------------------------------
@@ -123,8 +124,8 @@
   }));
 
   const KINDS = () => [
-    ["idle", "x", colour("idle"), 4], ["input", "square", "#56b4e9", 5], ["hidden neuron", "circle", colour("hidden"), 5],
-    ["output", "diamond", "#cc79a7", 10],
+    ["idle", "x", colour("idle"), 4], ["input", "square", colour("sky-blue"), 5],
+    ["hidden neuron", "circle", colour("hidden"), 5], ["output", "diamond", colour("purple"), 10],
   ];
   const neuronTraces = (k) => {
     const groups = [[], [], [], []];

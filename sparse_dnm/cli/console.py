@@ -1,0 +1,75 @@
+"""What every command does on the console: errors as one line with an exit code, progress bars, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import typer
+
+KEEP_QUIET = "keep the machine quiet (kernels compile first where the cache is cold)"
+OTHER_OUT = "or choose another --out"
+WAYS_OUT = {  # of an operating system's error
+    errno.EACCES: f"get the permission, {OTHER_OUT}",
+    errno.EPERM: f"get the permission, {OTHER_OUT}",
+    errno.EROFS: "choose another --out",
+    errno.ENOTDIR: "a part of this path is a file: choose another --out",
+    errno.EEXIST: "a file has this name: choose another --out",
+    errno.ENOSPC: f"free some space, {OTHER_OUT}",
+    errno.EDQUOT: f"free some space, {OTHER_OUT}",
+    errno.EFBIG: f"raise the limit on the size of files (ulimit -f), use fewer neurons, {OTHER_OUT}",
+}
+
+
+@contextlib.contextmanager
+def errors_reported() -> Iterator[None]:
+    """Report an error that a user can cause as one line on stderr and an exit code, without a traceback.
+
+    Exit codes: 2 after an error, 128 + the signal's number after a signal.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:  # a train.trainer.Interrupted, if a checkpoint was saved
+        typer.echo(str(stop) or "aborted", err=True)
+        raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's MemoryError
+            raise
+        typer.secho(f"error: {_explain(error)}", fg="red", err=True)
+        raise typer.Exit(2) from None
+
+
+def _explain(error: Exception) -> str:
+    """One line: what failed, why, and the way out."""
+    if isinstance(error, (MemoryError, RuntimeError)):
+        what = str(error).partition("\n")[0] or "the system refused it"
+        return f"not enough memory: {what}; use fewer neurons, a smaller batch"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        way_out = WAYS_OUT.get(error.errno, f"correct it, {OTHER_OUT}")
+        return f"{where}{error.strerror}; {way_out}"
+    return str(error)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr.  The function that is yielded advances it by one and shows the name it is given."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda name: bar.update(task, advance=1, description=name)
+
+
+def folder(path: Path) -> Path:
+    """``path``, created as a directory if it does not exist."""
+    from sparse_dnm.io import doing
+
+    with doing("create the directory", path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path

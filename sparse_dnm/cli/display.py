@@ -1,0 +1,163 @@
+"""What a training shows: a live display on a terminal, plain lines elsewhere, and a table at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sparse_dnm.report.tensorboard import TensorBoardLog
+    from sparse_dnm.train.trainer import Record, Trainer
+
+COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
+
+
+def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = False) -> None:
+    """Build a trainer and run it, with a live display on a terminal and plain lines elsewhere.
+
+    A run directory left empty by a failure is removed unless ``keep``.
+    """
+    console = Console()
+    live = console.is_terminal and not console.is_dumb_terminal
+    with console.status("reading the data, building the network") if live else contextlib.nullcontext():
+        trainer = build()
+    if trainer.finished:
+        typer.echo(f"{trainer.out} is finished at step {trainer.step:,}; a larger --steps extends it")
+        return
+    typer.echo(f"{trainer.data.name}: {_sizes(trainer)}")
+    typer.echo(f"run directory: {trainer.out}")
+    notes = _Notes(trainer)
+    try:
+        with (
+            _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log,
+            _log(trainer, tensorboard) as log,
+        ):
+
+            def show(record: Record) -> None:
+                notes.show()
+                on_log(record)
+                if log is not None:
+                    log.on_log(record)
+
+            summary = trainer.run(show, None if log is None else log.on_snapshot)
+    except BaseException:
+        if not keep and trainer.out is not None:
+            with contextlib.suppress(OSError):  # it holds a checkpoint, or was never made
+                trainer.out.rmdir()
+        raise
+    notes.show()
+    console.print(_table(summary))
+    typer.echo(f"run directory: {trainer.out}")
+
+
+class _Notes:
+    """Prints the notes of a trainer (of its calibration and its trim), each once."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._shown = trainer, 0
+
+    def show(self) -> None:
+        """Print the notes since the last call."""
+        for line in self._trainer.notes[self._shown :]:
+            typer.secho(line, fg="yellow" if line.startswith("warning") else None)
+        self._shown = len(self._trainer.notes)
+
+
+@contextlib.contextmanager
+def _log(trainer: Trainer, wanted: bool) -> Iterator[TensorBoardLog | None]:
+    """TensorBoard's files in the run directory, if they are wanted."""
+    if not wanted:
+        yield None
+        return
+    from sparse_dnm.report.tensorboard import TensorBoardLog
+
+    assert trainer.out is not None
+    with TensorBoardLog(trainer.out, trainer.model.config, trainer.step) as log:
+        yield log
+
+
+def _sizes(trainer: Trainer) -> str:
+    data, config = trainer.data, trainer.model.config
+    return (
+        f"{data.task}, {len(data.x_train):,} training and {len(data.x_test):,} test samples; "
+        f"{config.n_neurons:,} neurons ({config.n_inputs:,} inputs, {config.n_hidden:,} hidden, "
+        f"{config.n_outputs:,} outputs)"
+    )
+
+
+@contextlib.contextmanager
+def _plain_lines(trainer: Trainer) -> Iterator[Callable[[Record], None]]:
+    """One line of text per line of metrics."""
+    steps = trainer.config.steps
+    typer.echo(COMPILING)
+    yield lambda record: print(f"step {record['step']:,}/{steps:,}  {_figures(record)}", flush=True)
+
+
+@contextlib.contextmanager
+def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record], None]]:
+    """A bar, and the last line of metrics below it."""
+    start, steps = trainer.step, trainer.config.steps
+    bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("training", total=steps, completed=start)
+    with Live(Group(bar, COMPILING), console=console) as live:
+
+        def show(record: Record) -> None:
+            bar.update(task, completed=record["step"])
+            lines = [_figures(record)] if record["step"] > start else [_figures(record), COMPILING]
+            live.update(Group(bar, *lines))
+
+        yield show
+
+
+def _figures(record: Record) -> str:
+    """A line of metrics as text; the terms of the loss are those before their coefficients."""
+    terms = [f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed")]
+    if "measured_seconds" in record:
+        terms[-1] += f" ({1e6 * record['measured_seconds']:.4g} µs)"
+    parts = [*terms, *(_figure(name, record[name]) for name in FIGURES if name in record)]
+    parts += [f"edges {record['edges']:,}", f"density {record['density']:.2%}", f"depth {record['depth']}"]
+    if record["step_seconds"] is not None:
+        parts.append(f"{1e3 * record['step_seconds']:.3f} ms/step")
+    return "  ".join(parts)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {value:{'.2%' if name.endswith('accuracy') else '.4g'}}"
+
+
+def _table(summary: Record) -> Table:
+    """The summary of a run as a table of two columns."""
+    table = Table(title="summary", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name in ("test_accuracy", "test_mse"):
+        if name in summary:
+            table.add_row(name, f"{summary[name]:.6g}")
+    table.add_row("edges", f"{summary['edges']:,} (density {summary['density']:.2%})")
+    table.add_row("depth", f"{summary['depth']}")
+    table.add_row("live neurons", f"{summary['live']:,}")
+    table.add_row("steps", f"{summary['steps']:,}")
+    table.add_row("training", f"{summary['train_seconds']:.1f} s ({summary['clock']})")
+    if summary["step_seconds"] is not None:
+        table.add_row("step", f"{1e3 * summary['step_seconds']:.3f} ms ({summary['clock']}, median)")
+    if "measured" in summary:
+        how = summary["measured"]
+        what = "forward + backward" if how["mode"] == "train" else "forward"
+        about = f"{what}, batch {how['batch']}, {how['executor']}, {how['threads']} threads, {how['clock']}"
+        table.add_row("measured", f"{1e6 * summary['measured_seconds']:.4g} µs ({about})")
+    if "fresh_seconds" in summary:
+        seconds = summary["fresh_seconds"]
+        table.add_row("budget", f"{1e6 * seconds:.4g} of {summary['budget_us']:g} µs, timed in subprocesses")
+    where = f"{summary['threads']} threads" if summary["device"] == "cpu" else summary["device"]
+    table.add_row("executor", f"{summary['executor']}; {where}")
+    gpu = f", {summary['machine']['gpu']}" if "gpu" in summary["machine"] else ""
+    table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores{gpu}")
+    return table

@@ -1,0 +1,237 @@
+"""Commands that measure: compare speed terms, sweep sizes, calibrate a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparse_dnm.cli import options as o
+from sparse_dnm.cli.console import KEEP_QUIET, errors_reported, progress
+
+if TYPE_CHECKING:
+    from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.timing.probes import Settings
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of compare."""
+
+    dataset: Annotated[str, typer.Argument(help=o.DATASETS)] = "digits"
+    terms: Annotated[str, typer.Option(help="Speed terms, of none, proxy-flat, proxy, time.")] = (
+        "none,proxy-flat,proxy,time"
+    )
+    factors: Annotated[str, typer.Option(help="Coefficients, as multiples of the preset's.")] = "0.3,1,3"
+    seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 5
+    steps: Annotated[int | None, typer.Option(help="Updates of each training."), o.SETTING] = None
+    mode: Annotated[
+        str,
+        typer.Option(metavar=o.MODES, help="What is timed: forward + backward of a training batch, or a forward."),
+    ] = "infer"
+    batch_size: Annotated[int, typer.Option(help="Samples of the forward in mode infer.")] = 1
+    executor: Annotated[str, o.TIMED_EXECUTOR, o.SETTING] = "columns"
+    threads: Annotated[int, o.THREADS, o.SETTING] = 0
+    clock: Annotated[
+        str | None,
+        typer.Option(metavar=o.CLOCKS, help="What is read on the CPU.", show_default="perf_counter"),
+    ] = None
+    device: Annotated[str, typer.Option(metavar=o.DEVICES, help="Where networks are trained and timed."), o.SETTING] = (
+        "cpu"
+    )
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of MNIST's IDX files; default $SPARSE_DNM_DATA.")] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of runs and results; default runs/compare-DATASET. Finished runs in it are used again."
+        ),
+    ] = None
+    preset: Annotated[str | None, o.PRESET] = None
+    target: Annotated[str | None, o.TARGET] = None
+    set_: Annotated[list[str] | None, o.SET] = None
+
+    def timing(self) -> Settings:
+        """How networks are timed, but for the batch of a training step.  Raises ValueError for unfit values."""
+        from sparse_dnm.engine import device as backend
+        from sparse_dnm.timing.probes import Settings
+
+        clock, there = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
+        device = "cpu" if there.type == "cpu" else self.device
+        return Settings(self.executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
+
+    def settings(self, clock: str) -> list[str]:
+        """Fields of the configs as KEY=VALUE.  Raises ValueError where --set gives what compare itself sets."""
+        named = {"time_mode": self.mode, **o.given(self, o.SETTING)}
+        if self.device == "cpu":
+            named["clock"] = clock
+        if self.mode == "infer":
+            named["time_batch"] = self.batch_size
+        own = {"seed": "--seeds", "speed": "--terms", **{name: f"--{name}" for name in named}}
+        own |= {"time_mode": "--mode", "time_batch": "--batch-size"}
+        for text in self.set_ or []:
+            name = text.partition("=")[0].strip().replace("-", "_")
+            if name in own:
+                raise ValueError(f"--set {text}: compare itself sets {name}; use {own[name]}")
+        return [*(self.set_ or []), *(f"{name}={value}" for name, value in named.items())]
+
+
+@o.takes(CompareOptions)
+def compare(options: CompareOptions) -> None:
+    """Compare simulated with measured speed: train with each term, time the networks, say which is better."""
+    with errors_reported():
+        from dataclasses import replace
+
+        from sparse_dnm.config import apply_settings
+        from sparse_dnm.report import comparison as report
+        from sparse_dnm.study import compare as study
+
+        source = o.source_of(options.dataset, options.data_dir, options.target)
+        out = options.out or Path("runs") / f"compare-{Path(options.dataset).stem}"
+        timing, factors = options.timing(), _factors(options.factors)
+        settings = options.settings(timing.clock)
+        data = source.load()
+        preset = o.preset_of(source, data, options.preset)
+        manifold, config = apply_settings(preset.manifold, preset.train, settings)
+        batch = config.batch_size if options.mode == "train" else options.batch_size
+        plan = study.Plan(tuple(options.terms.split(",")), factors, options.seeds, replace(timing, batch=batch))
+        typer.echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; measuring; {KEEP_QUIET}")
+        with progress("", study.count_parts(plan)) as advance:
+            found = study.study(data, manifold, config, plan, out, source, advance)
+        written = [out / study.RESULTS, *report.write(out, found)]
+        for line in report.lines(found):
+            typer.echo(line)
+        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(factor) for factor in text.split(","))
+    except ValueError:
+        raise ValueError(f"--factors {text!r} must be numbers with commas between them") from None
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder of the results; files of an earlier run are replaced.")] = Path(
+        "runs/bench"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: about 20 s instead of about 2 min.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of the kernels and of torch; 0: all cores.")] = 0,
+) -> None:
+    """Measure on this machine how time depends on density, edges, depth, batch and threads."""
+    with errors_reported():
+        from sparse_dnm.engine import device as backend
+        from sparse_dnm.report import sweeps as report
+        from sparse_dnm.study import sweeps as study
+
+        settings = study.Settings.quick(threads) if quick else study.Settings(threads=threads)
+        total = study.count_points(settings, backend.check_threads(threads))
+        out.mkdir(parents=True, exist_ok=True)
+        typer.echo(f"measuring; {KEEP_QUIET}")
+        with progress("density", total) as advance:
+            results = study.run(settings, advance)
+        written = report.write(out, results)
+        typer.echo(report.caption(results))
+        for line in report.warnings(results):
+            typer.secho(line, fg="yellow", err=True)
+        for line in report.crossover_lines(results["crossover"]):
+            typer.echo(line)
+        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """The options of calibrate."""
+
+    network: Annotated[str, typer.Argument(help="A preset, or the run directory of a training.")] = "digits"
+    executor: Annotated[str, o.TIMED_EXECUTOR] = "columns"
+    mode: Annotated[str, typer.Option(metavar=o.MODES, help="Forward + backward, or forward alone.")] = "train"
+    batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50
+    threads: Annotated[int, o.THREADS] = 0
+    clock: Annotated[
+        str | None,
+        typer.Option(metavar=o.CLOCKS, help="CPU seconds, wall, or of one thread.", show_default="process_time"),
+    ] = None
+    probes: Annotated[int, typer.Option(help="Structures to fit; half as many more to judge the fit.")] = 60
+    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 25
+    seed: Annotated[int, typer.Option(help="Of the structures.")] = 0
+    device: Annotated[
+        str,
+        typer.Option(metavar=o.DEVICES, help="Where the network is run; on CUDA, its events are the clock."),
+    ] = "cpu"
+    out: Annotated[Path, typer.Option(help="The profile, JSON; an existing file is replaced.")] = Path(
+        "runs/profile.json"
+    )
+
+
+@o.takes(CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> None:
+    """Measure what an edge, a neuron and a level cost on this machine."""
+    with errors_reported():
+        from sparse_dnm.engine import device as backend
+        from sparse_dnm.io import write_json
+        from sparse_dnm.timing import calibration
+        from sparse_dnm.timing.probes import Settings
+
+        out, there = options.out, backend.device_of(options.device)
+        settings = Settings(
+            *(options.executor, options.mode, options.batch_size, options.threads),
+            o.clock_of(options.clock, options.device, "process_time"),
+            *(options.probes, options.repeats, options.seed),
+            device=there.type,
+        )
+        if out.exists() and not out.is_file():
+            raise ValueError(f"--out {out} is no file: name one for the profile")
+        backend.check_threads(options.threads)
+        model = _network(options.network)
+        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
+        typer.echo(f"{options.network}: {model.topology}; {KEEP_QUIET}")
+        found = _calibration(model, settings, options.device)
+        for line in calibration.describe(found):
+            typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
+        write_json(out, {**found.as_dict(), **_about(options.network, model, options.device)})
+        typer.echo(f"written to {out}")
+
+
+def _calibration(model: DynamicManifold, settings: Settings, device: str) -> Any:
+    """Calibrate on probes cut out of ``model``, with a progress bar."""
+    from sparse_dnm.engine import device as backend
+    from sparse_dnm.engine.autotune import Executor
+    from sparse_dnm.timing.calibration import calibrate
+    from sparse_dnm.timing.probes import Bench
+
+    evaluation = model.to(backend.device_of(device)).find()
+    bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
+    engine = bench.engine(Executor(settings.executor, settings.threads))
+    with progress("measuring", settings.repeats) as advance:
+        return calibrate(evaluation.structure, engine, bench.x, settings, lambda: advance("measuring"))
+
+
+def _about(network: str, model: DynamicManifold, device: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sparse_dnm.engine import device as backend
+    from sparse_dnm.machine import machine, versions
+
+    about = {"network": network, "manifold": asdict(model.config)}
+    return {**about, "machine": machine(backend.device_of(device)), "versions": versions()}
+
+
+def _network(name: str) -> DynamicManifold:
+    """The network of a run directory, or the untrained one of a preset, seed 0."""
+    import torch
+
+    from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.presets import PRESETS
+
+    if name in PRESETS:
+        return DynamicManifold(PRESETS[name].manifold, torch.Generator().manual_seed(0))
+    if not Path(name).is_dir():
+        raise ValueError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor the run directory of a training")
+    from sparse_dnm.train import checkpoint as files
+
+    manifold, *_ = files.read_config(Path(name))
+    model = DynamicManifold(manifold)
+    model.load_state_dict(files.load(Path(name) / files.CHECKPOINT).group("model"))
+    return model
