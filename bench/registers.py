@@ -42,7 +42,7 @@ FLOAT64 = ("c", "threshold", "offsets", "parts", "by_imbalance", "by_cutoff")
 TABLES64 = ("reference", "rows")
 SCALARS = ("first_linear", "n", "n_inputs", "n_sources", "seed")
 FLOATS = ("period", "omega_bound", "ulp", "mean", "std")
-FLAGS = ("rhythm", "inside", "outside", "write")
+FLAGS = ("periodic", "omega_in_closeness", "omega_in_strength", "write")
 TABLES = ("table", "out", "out_gradient", "row_gradient")
 
 

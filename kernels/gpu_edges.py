@@ -8,20 +8,17 @@ lanes of a warp, lane by lane: the bits depend on the candidates alone.
 """
 
 import math
-import types
 
 from numba import cuda, float64
-from sparse_dnm.kernels import formulas
+from sparse_dnm.kernels import edge_formulas, formulas
 from sparse_dnm.kernels.cpu_edges import (
     ALPHA,
     BETA,
     CUTOFF,
     GAMMA,
-    LN2,
     MU,
     OMEGA_LIMIT,
     PHI,
-    ROUNDING,
     SIGMA,
     SIGMA_SLOPE,
     THETA,
@@ -29,6 +26,7 @@ from sparse_dnm.kernels.cpu_edges import (
     THRESHOLD,
 )  # fmt: skip
 from sparse_dnm.kernels.gpu_propagate import WIDTH
+from sparse_dnm.kernels.jit import compile_formulas
 
 SUMS = 8  # of a row
 PARTS = 32  # of a row's window, that are searched at a time
@@ -48,35 +46,35 @@ def _smaller(x, y):
     return x if x < y else y
 
 
-def _bounded(function):
-    """As `inner`, with functions of ours for max and min: numba's own do not compile for CUDA."""
-    namespace = {**function.__globals__, "max": _larger, "min": _smaller}
-    return inner(types.FunctionType(function.__code__, namespace, function.__name__))
-
-
-_softplus, _logistic, _gaussian = inner(formulas.softplus), inner(formulas.logistic), inner(formulas.gaussian)
-_base, _base_slope, _turns = inner(formulas.rhythm_base), inner(formulas.rhythm_base_slope), inner(formulas.turns)
-_power_below, _position, _reach = inner(formulas.power_below), inner(formulas.position), inner(formulas.reach)
-_strength, _strength_by_cutoff = inner(formulas.strength), inner(formulas.strength_by_cutoff)
-_rhythm_bound, _rhythm_slope = _bounded(formulas.rhythm_bound), _bounded(formulas.rhythm_slope)
-_rhythm_slope_beta = _bounded(formulas.rhythm_slope_beta)
-_philox, _normal = inner(formulas.philox), _bounded(formulas.normal)
-
-
-@inner
-def _turn(p, t, phi, period):
-    """Turns of the phase, less a whole number: within half a turn."""
-    turn = _turns(p, t, phi, period)
-    return turn - math.floor(turn + 0.5)
+# numba's own max and min do not compile for CUDA
+_edge = compile_formulas(edge_formulas, inner, max=_larger, min=_smaller)
+_random = compile_formulas(formulas, inner, max=_larger, min=_smaller)
+_alpha_of, _beta_of, _gamma_of, _theta_of = _edge.alpha_of, _edge.beta_of, _edge.gamma_of, _edge.theta_of
+_theta_slope, _sigma_of, _sigma_slope = _edge.theta_slope, _edge.sigma_of, _edge.sigma_slope
+_gaussian_moved, _farthest, _rhythm_moved = _edge.gaussian_moved, _edge.farthest, _edge.rhythm_moved
+_closeness_moved, _position, _gaussian, _rhythm = _edge.closeness_moved, _edge.position, _edge.gaussian, _edge.rhythm
+_phase_at, _strength, _strength_slope = _edge.phase_at, _edge.strength, _edge.strength_slope
+_strength_by_cutoff, _rhythm_bound, _reach = _edge.strength_by_cutoff, _edge.rhythm_bound, _edge.reach
+_window, _imbalance_shares, _magnitude_back = _edge.window, _edge.imbalance_shares, _edge.magnitude_back
+_rhythm_back, _alpha_back, _beta_back = _edge.rhythm_back, _edge.alpha_back, _edge.beta_back
+_gamma_back, _theta_back, _phi_back = _edge.gamma_back, _edge.theta_back, _edge.phi_back
+_sigma_back, _mu_back, _cutoff_back = _edge.sigma_back, _edge.mu_back, _edge.cutoff_back
+_philox, _normal = _random.philox, _random.normal
 
 
 @inner
-def _closeness(p, row, r, period, rhythm):
+def _phase(p, t, phi, period):
+    """Phase at position p in turns, less a whole number: within half a turn."""
+    phase = _phase_at(p, t, phi, period)
+    return phase - math.floor(phase + 0.5)
+
+
+@inner
+def _closeness(p, row, r, period, periodic):
     """d_ij at position p without the factor omega; ``row`` (scalars, rows), of which row r counts."""
     d = row[ALPHA, r] * _gaussian((p - row[MU, r]) / row[SIGMA, r])
-    if rhythm:
-        base = _base(math.sin(math.pi * _turn(p, row[THETA, r], row[PHI, r], period)))
-        d *= base * _power_below(row[BETA, r], math.log(base)) - row[GAMMA, r]
+    if periodic:
+        d *= _rhythm(row[BETA, r], _phase(p, row[THETA, r], row[PHI, r], period)) - row[GAMMA, r]
     return d
 
 
@@ -89,7 +87,7 @@ def _fresh_omega(seed, i, j, mean, std):
 
 @kernel
 def transform(
-    alpha, beta, gamma, theta, phi, sigma, mu, period, rhythm, c, threshold, omega_bound, ulp, reference, rows, stale,
+    alpha, beta, gamma, theta, phi, sigma, mu, period, periodic, c, threshold, omega_bound, ulp, reference, rows, stale,
     crossed,
 ):  # fmt: skip
     """The transformed scalars ``rows`` of the raw ones, and whether a pair outside the candidates may be active.
@@ -100,41 +98,32 @@ def transform(
     r = cuda.grid(1)
     if r >= stale.size:
         return
-    a, s, m = 2.0 * _logistic(float64(alpha[r])) - 1.0, _softplus(float64(sigma[r])), float64(mu[r])
-    rows[ALPHA, r], rows[SIGMA, r], rows[SIGMA_SLOPE, r], rows[MU, r] = a, s, _logistic(float64(sigma[r])), m
+    a, s, m = _alpha_of(float64(alpha[r])), _sigma_of(float64(sigma[r])), float64(mu[r])
+    rows[ALPHA, r], rows[SIGMA, r], rows[SIGMA_SLOPE, r], rows[MU, r] = a, s, _sigma_slope(float64(sigma[r])), m
     a_then, s_then, m_then = reference[r, ALPHA], reference[r, SIGMA], reference[r, MU]
-    narrow, wide = _smaller(s, s_then), _larger(s, s_then)
-    gauss = abs(m - m_then) * math.exp(-0.5) / narrow + abs(s - s_then) * (2.0 / math.e) / narrow
-    bound, slope, factor = 1.0, 0.0, 0.0
-    if rhythm:
-        b, g, f = 1.0 + float64(beta[r]), _logistic(float64(gamma[r])), float64(phi[r])
-        t = _softplus(float64(theta[r])) / LN2
+    factor, bound, slope = 0.0, 1.0, 0.0
+    if periodic:
+        b, g, f = _beta_of(float64(beta[r])), _gamma_of(float64(gamma[r])), float64(phi[r])
+        t = _theta_of(float64(theta[r]))
         rows[BETA, r], rows[GAMMA, r], rows[THETA, r], rows[PHI, r] = b, g, t, f
-        rows[THETA_SLOPE, r] = _logistic(float64(theta[r])) / LN2
+        rows[THETA_SLOPE, r] = _theta_slope(float64(theta[r]))
         b_then, g_then, t_then, f_then = reference[r, BETA], reference[r, GAMMA], reference[r, THETA], reference[r, PHI]
-        bound = _larger(_rhythm_bound(b, g), _rhythm_bound(b_then, g_then))
-        slope = _larger(_rhythm_slope(b), _rhythm_slope(b_then))
-        farthest = _larger(abs(m), abs(m_then)) + wide * math.exp(-0.5)
-        phase = 2.0 * math.pi / period * abs(1.0 / t - 1.0 / t_then) * farthest + abs(f - f_then)
-        factor = slope * phase + abs(g - g_then)
-        factor += _larger(_rhythm_slope_beta(b), _rhythm_slope_beta(b_then)) * abs(b - b_then)
-    amplitude = _larger(abs(a), abs(a_then))
-    moved = omega_bound * (abs(a - a_then) * bound + amplitude * (bound * gauss + factor))
-    if moved != 0.0:  # rounding may differ where anything has moved
-        moved += ROUNDING * ulp * amplitude * omega_bound * (bound + slope)
-    highest = reference[r, THRESHOLD] + moved
+        far = _farthest(s, s_then, m, m_then)
+        factor, bound, slope = _rhythm_moved(b, b_then, g, g_then, t, t_then, f, f_then, far, period)
+    gauss = _gaussian_moved(s, s_then, m, m_then)
+    highest = reference[r, THRESHOLD] + _closeness_moved(a, a_then, gauss, factor, bound, slope, omega_bound, ulp)
     stale[r] = not highest <= 0.5 * (threshold[0] + c[0])  # NaN counts as far
     crossed[r] = 0 if highest <= c[0] else 1
 
 
 @kernel
-def closeness(rows, offsets, n_inputs, period, rhythm, inside, c, row_of, indices, omega, d, active):
+def closeness(rows, offsets, n_inputs, period, periodic, omega_in_closeness, c, row_of, indices, omega, d, active):
     """d of the candidates of ``row_of`` int32 (n_candidates,); ``active`` int32: 1 where |d| > c.  A thread each."""
     e = cuda.grid(1)
     if e < indices.size:
         r = row_of[e]
-        value = _closeness(_position(n_inputs + r, indices[e], offsets[r]), rows, r, period, rhythm)
-        if inside:
+        value = _closeness(_position(n_inputs + r, indices[e], offsets[r]), rows, r, period, periodic)
+        if omega_in_closeness:
             value *= omega[e]
         d[e] = value
         active[e] = 1 if abs(d[e]) > c[0] else 0
@@ -142,8 +131,8 @@ def closeness(rows, offsets, n_inputs, period, rhythm, inside, c, row_of, indice
 
 @kernel
 def compact(
-    c, n_inputs, n_sources, outside, row_of, indices, d, omega, places, before, sources, readers, strengths, parts,
-    differs,
+    c, n_inputs, n_sources, omega_in_strength, row_of, indices, d, omega, places, before, sources, readers, strengths,
+    parts, differs,
 ):  # fmt: skip
     """Write the active candidates to ``sources``, ``readers`` int32 and ``strengths``: e to place places[e] - 1.
 
@@ -157,7 +146,7 @@ def compact(
     if abs(d[e]) > c[0]:
         at, i, j = places[e] - 1, n_inputs + row_of[e], indices[e]
         value = _strength(float64(d[e]), c[0])
-        if outside:
+        if omega_in_strength:
             value *= omega[e]
         sources[at], readers[at], strengths[at] = j, i, value
         if at < before.size and before[at] != j:
@@ -168,10 +157,66 @@ def compact(
             parts[e] = -abs(value)
 
 
+@inner
+def _through_strength(e, value, by_strength, by_size, cut, omega_in_strength, omega, omega_gradient):
+    """From the gradients of an active edge's strength and of its size to those of closeness (``value``) and of c;
+    writes that of omega where it is a factor of the strength."""
+    factor = 1.0
+    if omega_in_strength:
+        factor = float64(omega[e])
+    by_strength += _magnitude_back(value * factor, by_size)
+    if omega_in_strength:
+        omega_gradient[e] = by_strength * _strength(value, cut)
+    by_strength *= factor
+    return by_strength * _strength_slope(cut), by_strength * _strength_by_cutoff(value, cut)
+
+
+@inner
+def _through_closeness(e, p, part, rows, r, period, periodic, omega_in_closeness, omega, omega_gradient):
+    """From the gradient ``part`` of closeness to the terms of the sums of alpha', mu, sigma', gamma', beta' and phi;
+    writes the gradient of omega where it is a factor of the closeness."""
+    u = (p - rows[MU, r]) / rows[SIGMA, r]
+    part *= _gaussian(u)
+    factor, by_rhythm, by_beta, by_phi = 1.0, 0.0, 0.0, 0.0
+    if omega_in_closeness:
+        factor = float64(omega[e])
+    if periodic:
+        by_rhythm = factor * part
+        phase = _phase(p, rows[THETA, r], rows[PHI, r], period)
+        power, by_beta, by_phi = _rhythm_back(rows[BETA, r], phase, by_rhythm)
+        part *= power - rows[GAMMA, r]
+    if omega_in_closeness:
+        omega_gradient[e] = part * rows[ALPHA, r]
+    part *= factor
+    return part, part * u, part * u * u, by_rhythm, by_beta, by_phi
+
+
+@inner
+def _raw_back(scalar, total, rows, r, period, periodic, row_gradient):
+    """From a row's sum of a scalar to the gradient of the raw one."""
+    a, s = rows[ALPHA, r], rows[SIGMA, r]
+    if scalar == ALPHA:
+        row_gradient[ALPHA, r] = _alpha_back(total, a)
+    elif scalar == SIGMA:
+        row_gradient[SIGMA, r] = _sigma_back(total, a, s, rows[SIGMA_SLOPE, r])
+    elif scalar == MU:
+        row_gradient[MU, r] = _mu_back(total, a, s)
+    elif periodic:
+        b, t = rows[BETA, r], rows[THETA, r]
+        if scalar == BETA:
+            row_gradient[BETA, r] = _beta_back(total, a)
+        elif scalar == GAMMA:
+            row_gradient[GAMMA, r] = _gamma_back(total, a, rows[GAMMA, r])
+        elif scalar == PHI:
+            row_gradient[PHI, r] = _phi_back(total, a, b)
+        else:
+            row_gradient[THETA, r] = _theta_back(total, a, b, t, rows[THETA_SLOPE, r], period)
+
+
 @kernel
 def strength_back(
-    rows, offsets, n_inputs, n_sources, period, rhythm, inside, outside, c, indptr, indices, omega, d, places,
-    strength_gradient, d_gradient, by_imbalance, row_gradient, by_cutoff, omega_gradient,
+    rows, offsets, n_inputs, n_sources, period, periodic, omega_in_closeness, omega_in_strength, c, indptr, indices,
+    omega, d, places, strength_gradient, d_gradient, by_imbalance, row_gradient, by_cutoff, omega_gradient,
 ):  # fmt: skip
     """Gradients of raw scalars from those of the active strengths, of every candidate's closeness (either may be empty:
     none), and of the imbalance (see `cpu_edges.strength_back`).
@@ -187,56 +232,34 @@ def strength_back(
     cut = c[0]
     if r < indptr.size - 1:
         i = n_inputs + r
-        a, b, g, t = rows[ALPHA, r], rows[BETA, r], rows[GAMMA, r], rows[THETA, r]
+        by_input, by_hidden = _imbalance_shares(by_imbalance[0], i < n_sources)
         for e in range(indptr[r] + lane, indptr[r + 1], WIDTH):
-            j, value = indices[e], float64(d[e])
+            j, value, part = indices[e], float64(d[e]), 0.0
             p = _position(i, j, offsets[r])
-            part = 0.0
             if d_gradient.size:
                 part = float64(d_gradient[e])
-            by_omega = 0.0
             if abs(value) > cut:
                 by_strength = 0.0
                 if strength_gradient.size:
                     by_strength = float64(strength_gradient[places[e] - 1])
-                signed = value
-                if outside:
-                    signed *= omega[e]
-                by_size = 0.0
-                if j < n_inputs and i < n_sources:
-                    by_size = by_imbalance[0]
-                elif j >= n_inputs and i >= n_sources:
-                    by_size = -by_imbalance[0]
-                by_strength += by_size if signed > 0.0 else -by_size
-                if outside:
-                    by_omega = by_strength * _strength(value, cut)
-                    by_strength *= omega[e]
-                by_c += by_strength * _strength_by_cutoff(value, cut)
-                part += by_strength / (1.0 - cut)
-            u = (p - rows[MU, r]) / rows[SIGMA, r]
-            part *= _gaussian(u)
-            factor = 1.0
-            if inside:
-                factor = float64(omega[e])
-            if rhythm:
-                turn = math.pi * _turn(p, t, rows[PHI, r], period)
-                base = _base(math.sin(turn))
-                logarithm = math.log(base)
-                below = _power_below(b, logarithm)
-                by_phase = factor * part * below * _base_slope(math.sin(turn), math.cos(turn))
-                by_beta += factor * part * base * below * logarithm
-                by_gamma += factor * part
-                by_phi += by_phase
-                by_step += by_phase * p
-                part *= base * below - g
-            if inside:
-                by_omega = part * a
-            if inside or outside:
-                omega_gradient[e] = by_omega
-            part *= factor
+                by_size = by_input if j < n_inputs else by_hidden
+                through, cutoff = _through_strength(
+                    e, value, by_strength, by_size, cut, omega_in_strength, omega, omega_gradient
+                )
+                part += through
+                by_c += cutoff
+            elif omega_in_strength:
+                omega_gradient[e] = 0.0
+            part, deviation, square, rhythm, exponent, phase = _through_closeness(
+                e, p, part, rows, r, period, periodic, omega_in_closeness, omega, omega_gradient
+            )
             by_alpha += part
-            by_mu += part * u
-            by_sigma += part * u * u
+            by_mu += deviation
+            by_sigma += square
+            by_beta += exponent
+            by_gamma += rhythm
+            by_phi += phase
+            by_step += phase * p
     terms[warp, ALPHA, lane], terms[warp, BETA, lane], terms[warp, GAMMA, lane] = by_alpha, by_beta, by_gamma
     terms[warp, THETA, lane], terms[warp, PHI, lane], terms[warp, SIGMA, lane] = by_step, by_phi, by_sigma
     terms[warp, MU, lane], terms[warp, CUTOFF, lane] = by_mu, by_c
@@ -245,26 +268,10 @@ def strength_back(
         total = 0.0
         for k in range(WIDTH):
             total += terms[warp, lane, k]
-        a, s = rows[ALPHA, r], rows[SIGMA, r]
         if lane == CUTOFF:
-            by_cutoff[r] = total * cut * (1.0 - cut)
-        elif lane == ALPHA:
-            row_gradient[ALPHA, r] = total * 0.5 * (1.0 - a * a)
-        elif lane == SIGMA:
-            row_gradient[SIGMA, r] = a * total / s * rows[SIGMA_SLOPE, r]
-        elif lane == MU:
-            row_gradient[MU, r] = a * total / s
-        elif rhythm:
-            b, g, t = rows[BETA, r], rows[GAMMA, r], rows[THETA, r]
-            if lane == BETA:
-                row_gradient[BETA, r] = a * total
-            elif lane == GAMMA:
-                row_gradient[GAMMA, r] = -a * total * g * (1.0 - g)
-            elif lane == PHI:
-                row_gradient[PHI, r] = a * b * total
-            else:
-                turned = -2.0 * math.pi / (period * t * t) * rows[THETA_SLOPE, r]
-                row_gradient[THETA, r] = a * b * total * turned
+            by_cutoff[r] = _cutoff_back(total, cut)
+        else:
+            _raw_back(lane, total, rows, r, period, periodic, row_gradient)
 
 
 @inner
@@ -279,10 +286,35 @@ def _at_least(indices, first, last, source):
     return first
 
 
+@inner
+def _keep(part, k, end, old_indices, old_omega, write, indices, omega, origin, at):
+    """One of PARTS of the old candidates k .. end of a row that is not scanned, to the places from ``at`` on, with
+    ``write``; how many they are."""
+    share = (end - k + PARTS - 1) // PARTS
+    first = k + part * share
+    last = _smaller(first + share, end)
+    for e in range(first, last):
+        if write:
+            indices[at + e - first] = old_indices[e]
+            if origin.size:
+                omega[at + e - first], origin[at + e - first] = old_omega[e], e
+    return _larger(last - first, 0)
+
+
+@inner
+def _row_window(rows, r, n_inputs, n_sources, offset, periodic, threshold, omega_bound):
+    """First and last source that row r may be close to, an omega of at most ``omega_bound`` included."""
+    bound = omega_bound
+    if periodic:
+        bound *= _rhythm_bound(rows[BETA, r], rows[GAMMA, r])
+    half = _reach(abs(rows[ALPHA, r]) * bound, threshold, rows[SIGMA, r])
+    return _window(n_inputs + r, n_sources, offset, half, rows[MU, r])
+
+
 @kernel
 def scan(
-    rows, reference, stale, threshold, offsets, n_inputs, n_sources, period, rhythm, inside, outside, seed, mean, std,
-    old_indptr, old_indices, old_omega, write, starts, indices, omega, origin,
+    rows, reference, stale, threshold, offsets, n_inputs, n_sources, period, periodic, omega_in_closeness,
+    omega_in_strength, seed, mean, std, old_indptr, old_indices, old_omega, write, starts, indices, omega, origin,
 ):  # fmt: skip
     """Find the candidates: first with ``write`` False to count them into starts[1:], then with True to write them.
 
@@ -296,29 +328,12 @@ def scan(
     i, at, count = n_inputs + r, starts[where], 0
     k, end = old_indptr[r], old_indptr[r + 1]
     if not stale[r]:
-        share = (end - k + PARTS - 1) // PARTS
-        first = k + part * share
-        for e in range(first, first + share):
-            if e < end:
-                if write:
-                    indices[at + count] = old_indices[e]
-                    if origin.size:
-                        omega[at + count], origin[at + count] = old_omega[e], e
-                count += 1
+        count = _keep(part, k, end, old_indices, old_omega, write, indices, omega, origin, at)
         if not write:
             starts[where + 1] = count
         return
-    bound, mu, top = abs(rows[ALPHA, r]), rows[MU, r], i if i < n_sources else n_sources
-    if inside:
-        bound *= abs(mean) + OMEGA_LIMIT * std
-    if rhythm:
-        bound *= _rhythm_bound(rows[BETA, r], rows[GAMMA, r])
-    half = _reach(bound, threshold[0], rows[SIGMA, r])
-    j, last = 0, -1
-    if half >= 0.0:
-        centre = i - offsets[r] + mu
-        j = int(_larger(0.0, _smaller(math.floor(centre - half), float(top))))
-        last = int(_larger(-1.0, _smaller(math.ceil(centre + half), float(top - 1))))
+    omega_bound = abs(mean) + OMEGA_LIMIT * std if omega_in_closeness else 1.0
+    j, last = _row_window(rows, r, n_inputs, n_sources, offsets[r], periodic, threshold[0], omega_bound)
     share = (last - j + PARTS) // PARTS
     if part > 0:
         k = _at_least(old_indices, k, end, j + part * share)
@@ -332,12 +347,12 @@ def scan(
         source = old_indices[k] if known else j
         p = _position(i, source, offsets[r])
         value = 1.0
-        if inside or outside:
+        if omega_in_closeness or omega_in_strength:
             value = float64(old_omega[k]) if known else _fresh_omega(seed, i, source, mean, std)
-        factor = value if inside else 1.0
-        enters = abs(_closeness(p, rows, r, period, rhythm) * factor) > threshold[0]
-        if inside and enters and not known:
-            enters = abs(_closeness(p, reference, r, period, rhythm) * factor) <= reference[THRESHOLD, r]
+        factor = value if omega_in_closeness else 1.0
+        enters = abs(_closeness(p, rows, r, period, periodic) * factor) > threshold[0]
+        if omega_in_closeness and enters and not known:
+            enters = abs(_closeness(p, reference, r, period, periodic) * factor) <= reference[THRESHOLD, r]
         if enters:
             if write:
                 indices[at + count] = source
