@@ -15,15 +15,15 @@ _gate, _gate_slope, _cutoff_back = of_lanes.gate, of_lanes.gate_slope, of_one.cu
 
 
 @kernel
-def far_edges(walk, inputs, indptr, live, t_indptr, t_edges, distance, visit):
-    """How many edges the walk back meets more than ``distance`` edges away from the edge before them in the CSR: their
-    values and gradients are no longer at hand.  The first edge of a row counts.
+def far_edges(order, inputs, indptr, live, t_indptr, t_edges, distance, visit):
+    """How many edges the backward pass visits more than ``distance`` edges away from the edge before them in the CSR:
+    their values and gradients have left the cache.  The first edge of a row counts.
 
-    ``walk`` and ``inputs`` int32: the executed neurons that are no inputs, in order, and those that are.  Scratch:
-    int32 ``visit`` (n_edges,).
+    ``order`` and ``inputs`` int32: the executed neurons that are no inputs, in the order of execution, and those that
+    are.  Scratch: int32 ``visit`` (n_edges,).
     """
     at = 0
-    for neurons in (inputs, walk):
+    for neurons in (inputs, order):
         for q in range(neurons.size):
             j = neurons[q]
             for k in range(t_indptr[j], t_indptr[j + 1]):
@@ -53,7 +53,7 @@ def lone_inputs(inputs, column, group):
 
 @kernel
 def reference(values, rounds):
-    """A fixed piece of work, to see whether the machine's pace changes: ``rounds`` sums over ``values``, in order."""
+    """A fixed amount of work, whose time shows the pace of the machine: ``rounds`` sums over ``values``, in order."""
     total = 0.0
     for _ in range(rounds):
         for k in range(values.size):

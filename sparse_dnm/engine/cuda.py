@@ -139,7 +139,7 @@ def walk_up(
         done = s.order.new_zeros(tiles * n)
         block = backend.resident(x.device), (kernels.WIDTH, 1)
         backend.launch(
-            *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
+            *(kernels.forward_syncfree, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
             *(done, out),
         )
     executor.record_there(FORWARD, batch, name, start, x.device)
@@ -161,7 +161,7 @@ def walk_down(s: Structure, executor: Executor, walk: Walk, values: Tensor, grad
         done = s.order.new_zeros(tiles * n)
         block = backend.resident(gradient.device), (kernels.WIDTH, 1)
         backend.launch(
-            *(kernels.backward_apart, *block, s.inputs, s.order, *edges, walk.x, gradient, done, g, z_gradient)
+            *(kernels.backward_syncfree, *block, s.inputs, s.order, *edges, walk.x, gradient, done, g, z_gradient)
         )
     by_value = by_edge(s, walk, g, s.readers, s.indices)
     by_weight, by_bias = values.new_zeros(n), values.new_zeros(n)

@@ -1,10 +1,10 @@
 """From raw scalars to the strengths of edges, and back, on CUDA (DESIGN, sections 2 and 4.1).
 
-Twins of `cpu_edges`, whose docstrings say what the arrays are.  Differences: closeness is computed in float64 and
-rounded to the dtype of the model when it is kept; c, threshold and other numbers that are found on the device are
-arrays of one float64, so that nobody waits for them; the mode of edges are three booleans.  What sums over rows or
-candidates, and gives each its place, is left to torch's scans, between two kernels.  Sums of a row are made by the
-lanes of a warp, lane by lane: the bits depend on the candidates alone.
+Twins of `cpu_edges`, whose docstrings describe the arrays.  Differences: closeness is computed in float64 and rounded
+to the dtype of the model when it is stored; c, threshold and other numbers that are computed on the device are arrays
+of one float64, so that the host does not wait for them; the mode of edges is three booleans.  Sums over rows or
+candidates, and the place of each, are torch's scans between two kernels.  A warp sums a row, lane by lane: the bits
+depend on the candidates alone.
 """
 
 import math
@@ -25,12 +25,12 @@ from sparse_dnm.kernels.cpu_edges import (
     THETA_SLOPE,
     THRESHOLD,
 )  # fmt: skip
-from sparse_dnm.kernels.gpu_propagate import WIDTH
+from sparse_dnm.kernels.cuda_propagate import WIDTH
 from sparse_dnm.kernels.jit import compile_formulas
 
 SUMS = 8  # of a row
-PARTS = 32  # of a row's window, that are searched at a time
-ADDING = 4  # rows of a block that adds up
+PARTS = 32  # that a row's window is cut into, a thread each
+ADDING = 4  # rows that a block sums
 TERMS = (ADDING, SUMS, WIDTH + 1)
 
 kernel, inner = cuda.jit, cuda.jit(device=True)
@@ -318,8 +318,8 @@ def scan(
 ):  # fmt: skip
     """Find the candidates: first with ``write`` False to count them into starts[1:], then with True to write them.
 
-    Which they are says `cpu_edges.scan`.  A row's window is cut into PARTS; ``starts`` int64 (n_rows * PARTS + 1,)
-    tells where the candidates of each begin, ``reference`` (8, n_rows) is transposed.  Launch: a thread per part.
+    `cpu_edges.scan` says which they are.  A row's window is cut into PARTS; the candidates of each begin at ``starts``
+    int64 (n_rows * PARTS + 1,); ``reference`` (8, n_rows) is transposed.  Launch: a thread per part.
     """
     where = cuda.grid(1)
     if where >= starts.size - 1:
