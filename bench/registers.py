@@ -25,8 +25,8 @@ KERNELS = (
     *(
         "forward",
         "backward",
-        "forward_apart",
-        "backward_apart",
+        "forward_syncfree",
+        "backward_syncfree",
         "edge_gradients",
         "neuron_gradients",
         "input_gradients",
@@ -42,7 +42,7 @@ FLOAT64 = ("c", "threshold", "offsets", "parts", "by_imbalance", "by_cutoff")
 TABLES64 = ("reference", "rows")
 SCALARS = ("first_linear", "n", "n_inputs", "n_sources", "seed")
 FLOATS = ("period", "omega_bound", "ulp", "mean", "std")
-FLAGS = ("rhythm", "inside", "outside", "write")
+FLAGS = ("periodic", "omega_in_closeness", "omega_in_strength", "write")
 TABLES = ("table", "out", "out_gradient", "row_gradient")
 
 
@@ -97,7 +97,7 @@ def main() -> int:
     quick = "--quick" in sys.argv[1:]
     if config.ENABLE_CUDASIM:
         raise SystemExit("the simulator compiles nothing: unset NUMBA_ENABLE_CUDASIM")
-    from sparse_dnm.kernels import gpu
+    from sparse_dnm.kernels import cuda as kernels
 
     spilled = 0
     print("| kernel | dtype | compute capability | PTX lines | registers | shared memory, bytes | spills, bytes |")
@@ -106,7 +106,7 @@ def main() -> int:
         device = SimpleNamespace(compute_capability=capability)
         dispatcher.get_current_device = lambda device=device: device  # else numba asks a driver for it
         for name in KERNELS:
-            function = getattr(gpu, name).py_func
+            function = getattr(kernels, name).py_func
             kinds = (types.float32, types.float64)
             if len({signature(function, real) for real in kinds}) == 1:
                 kinds = kinds[:1]

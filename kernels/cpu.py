@@ -1,4 +1,4 @@
-"""The CPU kernels, by name: what sparse_dnm.backend offers for device "cpu"."""
+"""The CPU kernels, by name."""
 
 from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, reference
 from sparse_dnm.kernels.cpu_edges import (
@@ -10,7 +10,7 @@ from sparse_dnm.kernels.cpu_edges import (
     scan,
     strength_back,
 )
-from sparse_dnm.kernels.cpu_graph import schedule, survey
+from sparse_dnm.kernels.cpu_graph import analyze, schedule
 from sparse_dnm.kernels.cpu_growth import ring_gradient, shifted
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
@@ -21,6 +21,7 @@ __all__ = [
     "PICKS",
     "ROWS",
     "add_tiles",
+    "analyze",
     "cross_entropy",
     "evaluate",
     "expected_cost",
@@ -36,5 +37,4 @@ __all__ = [
     "shifted",
     "squared_error",
     "strength_back",
-    "survey",
 ]

@@ -5,24 +5,25 @@ is read with the chance of the strongest of the edges to its readers: their chan
 """
 
 import numpy as np
-from sparse_dnm.kernels import formulas, lanes, vector_math
-from sparse_dnm.kernels.jit import inner, inner_vector, kernel
+from sparse_dnm.kernels import lanes
+from sparse_dnm.kernels.cpu_formulas import of_lanes, of_one
+from sparse_dnm.kernels.jit import inner, kernel
 
 PICKS = 8  # sources of a row, deepest first, that its level is expected from
 
-_logistic = inner_vector(formulas.logistic, vector_math)
+_gate, _gate_slope, _cutoff_back = of_lanes.gate, of_lanes.gate_slope, of_one.cutoff_back
 
 
 @kernel
-def far_edges(walk, inputs, indptr, live, t_indptr, t_edges, distance, visit):
-    """How many edges the walk back meets more than ``distance`` edges away from the edge before them in the CSR: their
-    values and gradients are no longer at hand.  The first edge of a row counts.
+def far_edges(order, inputs, indptr, live, t_indptr, t_edges, distance, visit):
+    """How many edges the backward pass visits more than ``distance`` edges away from the edge before them in the CSR:
+    their values and gradients have left the cache.  The first edge of a row counts.
 
-    ``walk`` and ``inputs`` int32: the executed neurons that are no inputs, in order, and those that are.  Scratch:
-    int32 ``visit`` (n_edges,).
+    ``order`` and ``inputs`` int32: the executed neurons that are no inputs, in the order of execution, and those that
+    are.  Scratch: int32 ``visit`` (n_edges,).
     """
     at = 0
-    for neurons in (inputs, walk):
+    for neurons in (inputs, order):
         for q in range(neurons.size):
             j = neurons[q]
             for k in range(t_indptr[j], t_indptr[j + 1]):
@@ -52,7 +53,7 @@ def lone_inputs(inputs, column, group):
 
 @kernel
 def reference(values, rounds):
-    """A fixed piece of work, to see whether the machine's pace changes: ``rounds`` sums over ``values``, in order."""
+    """A fixed amount of work, whose time shows the pace of the machine: ``rounds`` sums over ``values``, in order."""
     total = 0.0
     for _ in range(rounds):
         for k in range(values.size):
@@ -65,15 +66,15 @@ def _row_gates(first, last, d, c, tau, threshold, price, by_gate, gates, slopes)
     """Gates of a row's candidates, 0 at or below ``threshold``, and their derivative by |d|; returns their sums."""
     gate_sum, slope_sum = lanes.fill(d, 0.0), lanes.fill(d, 0.0)
     for e in range(first, last, lanes.COUNT):
-        inside = lanes.first(last - e)
-        size = abs(lanes.load(d, e, inside, 0.0))
-        h = lanes.select(size > threshold, _logistic((size - c) * (1.0 / tau)), 0.0)
-        slope = h * (1.0 - h) * (1.0 / tau)
+        mask = lanes.first(last - e)
+        size = abs(lanes.load(d, e, mask, 0.0))
+        h = lanes.select(size > threshold, _gate(size, c, tau), 0.0)
+        slope = _gate_slope(h, tau)
         gate_sum += h
         slope_sum += slope
-        lanes.store(gates, e, inside, h)
-        lanes.store(slopes, e, inside, slope)
-        lanes.store(by_gate, e, inside, lanes.fill(by_gate, price))
+        lanes.store(gates, e, mask, h)
+        lanes.store(slopes, e, mask, slope)
+        lanes.store(by_gate, e, mask, lanes.fill(by_gate, price))
     return lanes.total(gate_sum), lanes.total(slope_sum)
 
 
@@ -187,4 +188,4 @@ def expected_cost(
             by_size += by_gate[e] * slopes[e]
     for e in range(d.size):
         slopes[e] *= by_gate[e] if d[e] > 0.0 else -by_gate[e]
-    return cost, -by_size * c * (1.0 - c)
+    return cost, _cutoff_back(-by_size, c)

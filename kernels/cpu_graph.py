@@ -118,14 +118,14 @@ def _drop_dead(live, t_indptr, t_edges):
 
 
 @kernel
-def survey(indptr, indices, outputs, waiting, levels, starts, order, live, t_indptr, t_edges):
-    """All that follows from a CSR whose rows ascend: levels, order, live neurons, and the transpose among those.
+def analyze(indptr, indices, outputs, waiting, levels, starts, order, live, t_indptr, t_edges):
+    """Analyze a CSR whose rows ascend: levels, order, live neurons, and the transpose among those.
 
     levels     int32 (n,)      0 without sources, else 1 + max over the sources
     starts     int64 (n + 2,)  where each level begins in ``order`` int32 (n,), the neurons by (level, index)
     live       bool (n,)       the neuron reaches one of ``outputs``
-    t_indptr   int64 (n + 1,)  where the live readers of each neuron, ascending, begin in ``t_edges``; what lies beyond
-                               t_indptr[n] there is of no meaning
+    t_indptr   int64 (n + 1,)  where the live readers of each neuron, ascending, begin in ``t_edges``; from place
+                               t_indptr[n] on that holds nothing of use
     Returns the largest level, and whether every source comes before its readers.  The level is -1 where a cycle is:
     then ``waiting`` int32 (n,) is > 0 for the neurons on a cycle and those behind it.
     """

@@ -63,5 +63,5 @@ def shifted(images, width, down, right, out):
         for y in range(height):
             for x in range(width):
                 from_y, from_x = y - down[k], x - right[k]
-                inside = 0 <= from_y < height and 0 <= from_x < width
-                out[k, y * width + x] = images[k, from_y * width + from_x] if inside else 0.0
+                in_image = 0 <= from_y < height and 0 <= from_x < width
+                out[k, y * width + x] = images[k, from_y * width + from_x] if in_image else 0.0

@@ -5,7 +5,7 @@ from ``first_linear`` on read z of their sources, the others m.  The value of an
 Buffers ``x``, ``m``, ``g`` are flat, tile-major ``[tile][neuron][width]``: a tile stays in cache, an edge reads
 consecutive numbers.  Columns beyond the batch repeat its last one, with gradient zero.
 Every column is computed alone and sums over columns run in tile order, so the bits depend neither on the number of
-threads nor on which of the two walks (`columns`: a thread per tile; `wavefront`: all threads on a level) is taken.
+threads nor on the executor (`columns`: a thread per tile; `wavefront`: all threads on a level).
 """
 
 import functools
@@ -19,7 +19,7 @@ from sparse_dnm.kernels.jit import inner, kernel, task
 LEAKY, LOGISTIC, TANH, SILU = range(4)
 GROUP = simd.GROUP
 STRIP = 16  # inputs that are read at a time in a tile of one column
-FAR = 100_000  # edges from which on the walk back asks for what it comes to AHEAD neurons later
+FAR = 100_000  # edges from which on the backward pass prefetches what it needs AHEAD neurons later
 AHEAD = 8
 LINE = 16  # numbers of float32 in a cache line
 NARROW = 32  # columns, up to which a row has several sums at once
@@ -220,9 +220,9 @@ def _edges_back(width, total, message, k, last, base, t_edges, values, g, edge_a
 
 
 @inner
-def _ask(j, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient):
-    """Ask memory for what neuron j needs, and for the edges of its own row, whose sources come next: processors see
-    the pattern of a walk up by themselves, not of one down."""
+def _prefetch(j, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient):
+    """Prefetch what neuron j needs, and the edges of its own row, whose sources come next: processors foresee ascending
+    addresses, not the descending ones of the backward pass."""
     for e in range(indptr[j], indptr[j + 1], LINE):
         simd.prefetch(values, e)
         simd.prefetch(edge_gradient, edge_at + e)
@@ -249,7 +249,7 @@ def _backward_neuron(
     while middle > first and t_edges[middle - 1] & READER >= first_linear:
         middle -= 1
     if n_edges > FAR and j >= AHEAD:
-        _ask(j - AHEAD, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient)
+        _prefetch(j - AHEAD, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient)
     total = simd.zeros(x, width)
     if middle > first:
         total = _edges_back(
@@ -367,7 +367,7 @@ def make(count):
     ):  # fmt: skip
         n = indptr.size - 1
         shares = x.size // (n * count) * parts
-        if shares == 1:  # to wake the threads costs as much as the walk of one column
+        if shares == 1:  # waking threads costs as much as a pass over one column
             forward_stage(
                 0, parts, 0, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias,
                 kind, slope, outputs, x, m, out,

@@ -61,7 +61,15 @@ def inner(function):
     return numba.njit(function, error_model="numpy", forceinline=True)
 
 
-def inner_vector(function, math):
-    """As `inner`, with the module ``math`` in the place of the one that the function's text names."""
-    namespace = {**function.__globals__, "math": math}
-    return inner(types.FunctionType(function.__code__, namespace, function.__name__))
+def compile_formulas(module, decorate, **primitives):
+    """Every function of ``module``, compiled by ``decorate``, as attributes of one object.
+
+    They call each other so compiled, and the ``primitives`` of the target where their text names ``math``, ``max`` or
+    a function of the module that the target computes otherwise.
+    """
+    namespace = {**vars(module), **primitives}
+    names = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
+    for name in names:
+        if name not in primitives:
+            namespace[name] = decorate(types.FunctionType(namespace[name].__code__, namespace, name))
+    return types.SimpleNamespace(**{name: namespace[name] for name in names})

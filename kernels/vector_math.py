@@ -1,7 +1,7 @@
 """exp, log and their like of `Lanes`: straight lines of multiply-adds, in the dtype of their argument.
 
-`inner_vector` in jit.py compiles a formula of formulas.py with this module in the place of ``math``.  Errors, tested:
-exp, log and log1p <= 2 ulp, sin_pi and cos_pi <= 2 ulp of 1.  Polynomials go through the function at Chebyshev
+`compile_formulas` in jit.py compiles formulas with this module in the place of ``math``.  Errors, tested: exp, log and
+log1p <= 2 ulp, sin_pi and cos_pi <= 2 ulp of 1.  Polynomials go through the function at Chebyshev
 nodes, which puts them within 0.15 ulp; coefficients stand highest power first.
 """
 

@@ -136,8 +136,8 @@ def test_it_trains():
 
 
 def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
-    monkeypatch.delattr("sparse_dnm.kernels.gpu", raising=False)
-    monkeypatch.setitem(sys.modules, "sparse_dnm.kernels.gpu", None)
+    monkeypatch.delattr("sparse_dnm.kernels.cuda", raising=False)
+    monkeypatch.setitem(sys.modules, "sparse_dnm.kernels.cuda", None)
     with pytest.raises(MissingPackageError, match="install numba-cuda"):
         backend.kernels(torch.device("cuda"))
 

@@ -89,7 +89,7 @@ class CudaEngine(CudaSearch):
             done = s.order.new_zeros(tiles * n)
             block = backend.resident(x.device), (kernels.WIDTH, 1)
             backend.launch(
-                *(kernels.forward_apart, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
+                *(kernels.forward_syncfree, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
                 *(done, out),
             )
         self._record(FORWARD, batch, name, start)
@@ -122,7 +122,7 @@ class CudaEngine(CudaSearch):
             done = s.order.new_zeros(tiles * n)
             block = backend.resident(gradient.device), (kernels.WIDTH, 1)
             backend.launch(
-                *(kernels.backward_apart, *block, s.inputs, s.order, *edges, saved.x, gradient, done, g, z_gradient)
+                *(kernels.backward_syncfree, *block, s.inputs, s.order, *edges, saved.x, gradient, done, g, z_gradient)
             )
         by_strength = self._edge_gradients(s, saved, g, s.readers, s.indices)
         by_weight, by_bias = strengths.new_zeros(n), strengths.new_zeros(n)

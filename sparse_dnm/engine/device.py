@@ -44,7 +44,7 @@ def kernels(device: torch.device) -> Any:
     if device.type != "cuda":
         raise ValueError(f"device {str(device)!r} has no kernels; move the model and its input to 'cpu' or 'cuda'")
     try:
-        from sparse_dnm.kernels import gpu
+        from sparse_dnm.kernels import cuda
 
         usable = _cuda_usable()
     except ImportError as error:
@@ -56,7 +56,7 @@ def kernels(device: torch.device) -> Any:
             f"device {str(device)!r} needs NVIDIA's driver and compiler (NVVM), and numba finds one of them not; "
             f"{INSTALL_CUDA}"
         )
-    return gpu
+    return cuda
 
 
 def cuda_kernels() -> Any:

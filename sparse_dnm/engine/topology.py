@@ -50,7 +50,7 @@ class Topology:
         waiting, starts = np.empty(n, np.int32), np.empty(n + 2, np.int64)
         self.levels, self.order, self.live = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.bool_)
         self.t_indptr, edges = np.empty(n + 1, np.int64), empty(n_edges, np.int64)
-        self.depth, self.ascending = KERNELS.survey(
+        self.depth, self.ascending = KERNELS.analyze(
             *(indptr, indices, outputs, waiting),
             *(self.levels, starts, self.order, self.live, self.t_indptr, edges),
         )

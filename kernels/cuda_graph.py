@@ -1,12 +1,12 @@
 """Structure of an ascending DAG on CUDA: live neurons and levels, by one block.  O(neurons + edges).
 
-The transpose, and neurons by level, are torch's stable sorts.  Both kernels walk breadth-first: neurons of a front
-are shared out among the warps, a warp's lanes share a neuron's edges, and all wait for each other between fronts only.
-In which order a front is written differs from run to run; what comes out does not.
+The transpose, and neurons by level, are torch's stable sorts.  Both kernels search breadth-first: the warps share the
+neurons of a front, the lanes of a warp share the edges of a neuron, and all wait for each other between fronts only.
+The order of the neurons in a front differs from run to run; the results do not.
 """
 
 from numba import cuda, int32
-from sparse_dnm.kernels.gpu_propagate import READER, WIDTH
+from sparse_dnm.kernels.cuda_propagate import READER, WIDTH
 
 kernel = cuda.jit
 

@@ -2,13 +2,13 @@
 
 Twins of `cpu_propagate`: the same formulas over the same buffers ``x``, ``m``, ``g``, flat and tile-major
 ``[tile][neuron][WIDTH]``; columns beyond the batch repeat its last one, with gradient zero.  A block owns a tile, a
-lane one column of it, and walks the whole DAG: its warps share the neurons of a level and wait for each other between
-levels only.  So a pass is one launch, whatever the structure.  Gradients of edges, weights and biases are sums over
-columns; other kernels make them, a warp for WIDTH sums at a time, in the order of lanes and then of tiles: the bits
-depend on the batch alone.
+lane one column of it, and the block runs the whole DAG: its warps share the neurons of a level and wait for each other
+between levels only.  So a pass is one launch, whatever the structure.  Gradients of edges, weights and biases are sums
+over columns; other kernels compute them, a warp for WIDTH sums at a time, in the order of lanes and then of tiles: the
+bits depend on the batch alone.
 
-The caller has filled ``x``, ``m``, the gradients and sums with zeros: what is not executed is not written, and sums
-begin with what is there, which has their dtype.
+The caller has filled ``x``, ``m``, the gradients and sums with zeros: neurons that are not executed are not written,
+and sums start from the array's zero, which has their dtype.
 """
 
 from numba import cuda
@@ -16,7 +16,7 @@ from sparse_dnm.kernels import formulas
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, TANH
 
 WIDTH = 32  # columns of a tile: the lanes of a warp
-SUMMING = 4  # warps of a block that adds up: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
+SUMMING = 4  # warps of a block that sums: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
 READER = 0xFFFFFFFF
 EDGE_TERMS = (SUMMING, WIDTH, WIDTH + 1)  # a column more: then the lanes of a warp read different banks
 NEURON_TERMS = (SUMMING // 2, WIDTH, WIDTH + 1)
@@ -107,7 +107,7 @@ def forward(
     inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs, x,
     m, out,
 ):  # fmt: skip
-    """Walk up: table (batch, inputs) -> out (batch, outputs).  Launch: a block of (WIDTH, warps) threads a tile.
+    """Forward pass: table (batch, inputs) -> out (batch, outputs).  Launch: a block of (WIDTH, warps) threads a tile.
 
     Arguments as those of `cpu_propagate.make`, ``order`` by level.
     """
@@ -132,7 +132,7 @@ def backward(
     inputs, order, waves, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
     out_gradient, g, z_gradient,
 ):  # fmt: skip
-    """Walk down: from the gradient of the outputs to g = dL/dx and ``z_gradient`` = dL/dz of every executed neuron.
+    """Backward pass: from the gradient of the outputs to g = dL/dx and ``z_gradient`` = dL/dz of every executed neuron.
 
     Launch as `forward`.
     """
@@ -153,8 +153,8 @@ def backward(
 
 
 @inner
-def _tell(done, at):
-    """What this warp has written for the neuron at ``at`` of ``done`` may be read by all."""
+def _publish(done, at):
+    """Let all warps read what this one has written for the neuron at ``at`` of ``done``."""
     cuda.threadfence()
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
@@ -163,13 +163,13 @@ def _tell(done, at):
 
 @inner
 def _wait(done, at):
-    """Until `_tell` was called for ``at``."""
+    """Wait until `_publish` was called for ``at``."""
     while cuda.atomic.add(done, at, 0) == 0:
         pass
 
 
 @kernel
-def forward_apart(
+def forward_syncfree(
     inputs, column, table, order, indptr, indices, values, first_linear, weight, bias, kind, slope, column_of, x, m,
     done, out,
 ):  # fmt: skip
@@ -195,15 +195,15 @@ def forward_apart(
             _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m)
         if column_of[i] >= 0 and row < rows:
             out[row, column_of[i]] = weight[i] * x[(base + i) * WIDTH + lane] + bias[i]
-        _tell(done, base + i)
+        _publish(done, base + i)
 
 
 @kernel
-def backward_apart(
+def backward_syncfree(
     inputs, order, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient, done,
     g, z_gradient,
 ):  # fmt: skip
-    """As `backward`, each neuron of each tile by a warp of its own; see `forward_apart`."""
+    """As `backward`, each neuron of each tile by a warp of its own; see `forward_syncfree`."""
     lane, n = cuda.threadIdx.x, t_indptr.size - 1
     tiles = done.size // n
     for item in range(cuda.blockIdx.x, (inputs.size + order.size) * tiles, cuda.gridDim.x):
@@ -218,7 +218,7 @@ def backward_apart(
             j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
             out_gradient, g, z_gradient,
         )  # fmt: skip
-        _tell(done, base + j)
+        _publish(done, base + j)
 
 
 @kernel

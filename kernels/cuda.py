@@ -3,7 +3,7 @@
 import warnings
 
 from sparse_dnm.kernels.cpu_edges import ROWS
-from sparse_dnm.kernels.gpu_edges import (
+from sparse_dnm.kernels.cuda_edges import (
     PARTS,
     closeness,
     compact,
@@ -11,20 +11,20 @@ from sparse_dnm.kernels.gpu_edges import (
     strength_back,
     transform,
 )
-from sparse_dnm.kernels.gpu_graph import find_levels, mark_live
-from sparse_dnm.kernels.gpu_propagate import (
+from sparse_dnm.kernels.cuda_graph import find_levels, mark_live
+from sparse_dnm.kernels.cuda_propagate import (
     SUMMING,
     WIDTH,
     backward,
-    backward_apart,
+    backward_syncfree,
     edge_gradients,
     forward,
-    forward_apart,
+    forward_syncfree,
     input_gradients,
     neuron_gradients,
 )
 
-# a block that walks a whole tile, or all of a small DAG, is meant to be alone
+# one block per tile, or for all of a small DAG, is intended
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 __all__ = [
@@ -33,13 +33,13 @@ __all__ = [
     "SUMMING",
     "WIDTH",
     "backward",
-    "backward_apart",
+    "backward_syncfree",
     "closeness",
     "compact",
     "edge_gradients",
     "find_levels",
     "forward",
-    "forward_apart",
+    "forward_syncfree",
     "input_gradients",
     "mark_live",
     "neuron_gradients",
