@@ -55,7 +55,7 @@ def test_kernels_that_two_processes_compiled_work_together_in_a_third(tmp_path):
 
 def test_training_starts_without_the_compiler_of_torch(tmp_path):
     script = (
-        "import sys; from sparse_dnm.cli import app\n"
+        "import sys; from sparse_dnm.cli.app import app\n"
         f"app(['train', 'toy', '--steps', '2', '--out', {str(tmp_path / 'run')!r}], standalone_mode=False)\n"
         "print('torch._dynamo' in sys.modules)"
     )

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
 from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
 from sparse_dnm.config import check_device
+from sparse_dnm.engine.threads import check_threads, use_threads
 from sparse_dnm.kernels import cpu
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
-# Numba starts its threads at the first use, and where it shares OpenMP with torch that also resets the number of
-# threads that the user gave torch: start them now, and put torch's number back.
-_torch_threads = torch.get_num_threads()
-numba.get_num_threads()
-torch.set_num_threads(_torch_threads)
+__all__ = ["check_threads", "use_threads"]  # both are those of threads.py
 
 # activation -> kind and slope below zero, as the kernels have it
 ACTIVATION_CODES = {
@@ -170,32 +165,3 @@ def keep_busy(device: torch.device, steps: int = 1) -> None:
 def resident(device: torch.device) -> int:
     """Blocks of a warp that a CUDA device surely runs at once: 8 a multiprocessor, a quarter of what it could."""
     return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def check_threads(threads: int) -> int:
-    """``threads`` if this process may use so many, all of them for 0.  Raises ValueError otherwise."""
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    if not 0 <= threads <= most:
-        raise ValueError(f"threads={threads} must be 0 (all) or 1 .. {most}; NUMBA_NUM_THREADS sets the limit")
-    return threads or most
-
-
-class use_threads:
-    """Run the kernels inside on ``threads`` threads."""
-
-    _current = threading.local()
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before: int | None = getattr(self._current, "threads", None)
-        if self.before != self.threads:
-            self.outside = numba.get_num_threads() if self.before is None else self.before
-            numba.set_num_threads(self.threads)
-            self._current.threads = self.threads
-
-    def __exit__(self, *_: object) -> None:
-        if self.before != self.threads:
-            numba.set_num_threads(self.outside)
-            self._current.threads = self.before

@@ -1,0 +1,108 @@
+"""How many threads of the CPU the kernels use: Numba's, which start when a kernel with parallel loops is first needed.
+
+Where Numba shares OpenMP with torch, its start resets the number of threads that the user gave torch; here it is put
+back.  Numba's layer ``workqueue`` ends a process two of whose Python threads use it at once: there such kernels run
+one at a time.
+
+Threads do not survive a fork, and GNU's OpenMP waits for its own forever, whether Numba or torch had started them.  So
+a forked process runs the kernels, and torch from then on, on one thread, whatever number is asked for, with the same
+bits.  Where Numba's threads ran before the fork, the kernels are compiled again, without parallel loops (once: they are
+kept on disk like the others).  A process that needs threads is to be started by ``spawn``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numba
+import torch
+
+from sparse_dnm.kernels import jit
+
+_lock = threading.Lock()
+_ready = False  # this process has its threads
+_forked = False
+
+
+def start() -> None:
+    """Start the threads of this process, where that has not been done."""
+    global _ready
+    if _ready:
+        return
+    with _lock:
+        before = 1 if _forked else torch.get_num_threads()
+        if jit.mode() != jit.SEQUENTIAL and not _ready:
+            _start_numba()
+        torch.set_num_threads(before)
+        _ready = True
+
+
+def _start_numba() -> None:
+    if _forked:
+        numba.set_num_threads(1)
+    else:
+        numba.get_num_threads()
+    if numba.threading_layer() == "workqueue":
+        jit.set_mode(jit.ONE_BY_ONE)
+
+
+def _after_fork() -> None:
+    """In a forked process."""
+    global _ready, _forked, _lock
+    _ready, _forked, _lock = False, True, threading.Lock()
+    try:
+        numba.threading_layer()
+    except ValueError:  # Numba's threads, whoever used them, had not been started
+        return
+    jit.set_mode(jit.SEQUENTIAL)
+    start()
+
+
+jit.before_first_call.append(start)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_threads(threads: int) -> int:
+    """``threads`` if this process may use so many, all of them for 0; 1 in a forked process.
+
+    Raises ValueError otherwise.
+    """
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    if not 0 <= threads <= most:
+        raise ValueError(f"threads={threads} must be 0 (all) or 1 .. {most}; NUMBA_NUM_THREADS sets the limit")
+    return 1 if _forked else threads or most
+
+
+class use_threads:
+    """Run the kernels inside on ``threads`` threads."""
+
+    _current = threading.local()
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        self.before: int | None = getattr(self._current, "threads", None)
+        if self.before != self.threads:
+            start()
+            self.outside = _get() if self.before is None else self.before
+            _set(self.threads)
+            self._current.threads = self.threads
+
+    def __exit__(self, *_: object) -> None:
+        if self.before != self.threads:
+            _set(self.outside)
+            self._current.threads = self.before
+
+
+def _get() -> int:
+    return 1 if _forked else numba.get_num_threads()
+
+
+def _set(threads: int) -> None:
+    if not _forked:
+        numba.set_num_threads(threads)
+    elif jit.mode() != jit.SEQUENTIAL:
+        numba.set_num_threads(1)
