@@ -72,6 +72,15 @@ def check_shape(name: str, parameter: torch.Tensor, shape: tuple[int, ...]) -> N
         )
 
 
+def check_alike(name: str, parameter: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise ValueError unless two parameters are of one dtype and on one device."""
+    if parameter.dtype != other.dtype or parameter.device != other.device:
+        raise ValueError(
+            f"{name} is {parameter.dtype} on {str(parameter.device)!r} and {other_name} {other.dtype} on "
+            f"{str(other.device)!r}; bring both to one dtype and device, as model.to does"
+        )
+
+
 def check_parameters(parameters: Mapping[str, torch.Tensor], config: ManifoldConfig) -> None:
     """Raise ValueError where dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
     device = parameters["alpha"].device

@@ -1,7 +1,7 @@
 """The engine's autograd functions: scalars -> strengths of edges, and inputs -> outputs of a DAG; on every device.
 
-Both work under torch.func: outputs and gradients of a batched argument are found one after the other, those of a batched
-input alone in one pass.  There are no second derivatives: asked for, they raise an error.
+Both work under torch.func: outputs and gradients of a batched argument are found one after the other, those of a
+batched input alone in one pass.  There are no second derivatives: asked for, they raise an error.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from sparse_dnm.engine.base import Engine, Ring, Saved, Values
 
 NO_SECOND = (
-    "second derivatives through the kernels do not exist; leave out create_graph=True, or use executor='torch-sparse', "
-    "whose gradient torch can differentiate only once, too: build such a loss from DenseManifold instead"
+    "second derivatives are not available: the gradients of the engine, and of executor='torch-sparse', cannot be "
+    "differentiated again. Leave out create_graph=True; for a Hessian, or a loss that contains gradients, build the "
+    "network of plain torch operations (of a DynamicManifold: DenseManifold), or take differences of first gradients"
 )
 
 
@@ -64,7 +65,7 @@ def _edges_back(
     by_closeness: Tensor | None,
     by_flow: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients of cutoff (), edge_weight (like ``like``, None where edges have none) and of the scalars (7, n_rows)."""
+    """Gradients of cutoff (), edge_weight (like ``like``, None where edges have none) and the scalars (7, n_rows)."""
     by_imbalance: Any = 0.0
     if by_flow is not None:
         by_imbalance = 2.0 * values.imbalance * (by_flow.item() if by_flow.device.type == "cpu" else by_flow.double())
@@ -99,7 +100,7 @@ class _EdgesBack(_Once):
 
 
 class EdgeStrength(torch.autograd.Function):
-    """Strengths of the active edges, closeness of the candidates and the flow loss, with their gradients (DESIGN, 2, 3).
+    """Strengths of the active edges, closeness of the candidates and the flow loss, with gradients (DESIGN, 2, 3).
 
     apply(engine, structure, values, cutoff, edge_weight, *scalars)
         -> strengths (n_edges,), closeness (n_candidates,), flow ()
@@ -298,7 +299,7 @@ def propagate(
     closeness: Tensor | None = None,
 ) -> Tensor:
     """Outputs (batch, n_outputs), with a graph where gradients are wanted."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         out: Tensor = Propagate.apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
         return out
     return _run(engine, structure, x, strengths, weight, bias)[0]

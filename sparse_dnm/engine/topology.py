@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from sparse_dnm.config import check_choice
 from sparse_dnm.engine import device as backend
 
 if TYPE_CHECKING:
@@ -19,10 +20,28 @@ if TYPE_CHECKING:
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 KERNELS = backend.kernels(torch.device("cpu"))
+ROWS = ("readers", "sources")  # what the rows of a matrix stand for
+
+
+def canonical_csr(matrix: Any, rows: str = "readers") -> sparse.csr_array:
+    """A square scipy sparse matrix as a new CSR matrix whose row i reads column j.
+
+    Duplicates are summed, columns ascend in a row, stored zeros stay.  ``rows``: see `Topology.from_scipy`.
+    """
+    check_choice("rows", rows, ROWS)
+    shape = np.shape(matrix)
+    if not sparse.issparse(matrix) or len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"{type(matrix).__name__} of shape {shape} must be a square scipy sparse matrix")
+    csr = sparse.csr_array(matrix if rows == "readers" else matrix.T, copy=True)
+    csr.sum_duplicates()
+    return csr
 
 
 class Topology:
     """A DAG of neurons: row i of the CSR lists the sources that neuron i reads.
+
+    An edge leads from its source to its reader.  In matrices here, the reader is the row and the source the column; in
+    the adjacency matrices of networkx it is the other way round (see `from_scipy`).
 
     indptr    int64 (n + 1,)
     indices   int32 (n_edges,)  sources, ascending in a row
@@ -37,8 +56,8 @@ class Topology:
                                 above (see `t_indices` and `t_edge`)
 
     The arrays are read by kernels without a check and must not be written to.  Build one with `from_edges`,
-    `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles, and takes
-    memory from ``empty(size, dtype)``.
+    `from_csr`, `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles, and
+    takes memory from ``empty(size, dtype)``.
     Raises ValueError naming an edge that closes a cycle.  Levels after Anderson & Saad (1989).
     """
 
@@ -105,14 +124,20 @@ class Topology:
         """The reader of each edge, in CSR order."""
         return np.repeat(np.arange(self.n_neurons, dtype=np.int32), np.diff(self.indptr))
 
-    def to_scipy(self, values: ArrayLike | torch.Tensor | None = None) -> sparse.csr_array:
-        """CSR matrix (n, n) with row i reading column j; ``values`` (n_edges,) or ones."""
+    def to_scipy(self, values: ArrayLike | torch.Tensor | None = None, *, rows: str = "readers") -> sparse.csr_array:
+        """CSR matrix (n, n) with an element per edge: ``values`` (n_edges,), in the order of `edges`, or ones.
+
+        ``rows="readers"``: row i reads column j, as everywhere here; ``rows="sources"``: row i is read by column j, as
+        in networkx's adjacency matrices.
+        """
+        check_choice("rows", rows, ROWS)
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
         data = np.ones(self.n_edges) if values is None else np.asarray(values)
         if data.shape != (self.n_edges,):
             raise ValueError(f"values of shape {data.shape} must be one per edge, ({self.n_edges},)")
-        return sparse.csr_array((data, self.indices, self.indptr), shape=(self.n_neurons, self.n_neurons))
+        matrix = sparse.csr_array((data, self.indices, self.indptr), shape=(self.n_neurons, self.n_neurons))
+        return matrix if rows == "readers" else sparse.csr_array(matrix.T)
 
     def to_networkx(self) -> nx.DiGraph:
         """Directed graph with an arc source -> reader per edge."""
@@ -131,7 +156,8 @@ class Topology:
         inputs: ArrayLike | None = None,
         outputs: ArrayLike | None = None,
     ) -> Topology:
-        """Topology of pairs (source, reader), in any order; CSR order is by reader, then source.
+        """Topology of pairs (source, reader), in any order: (u, v) means that v reads u.  CSR order is by reader, then
+        source.
 
         Neurons are numbered from 0; n_neurons defaults to the largest number + 1.  ``inputs`` default to the neurons
         without sources, ``outputs`` to those that nobody reads, both ascending.
@@ -176,13 +202,52 @@ class Topology:
         return cls._checked(indptr, pairs[:, 0].astype(np.int32), inputs, outputs)
 
     @classmethod
-    def from_scipy(cls, matrix: Any, inputs: ArrayLike | None = None, outputs: ArrayLike | None = None) -> Topology:
-        """Topology of a square scipy sparse matrix: row i reads column j wherever an element is stored."""
-        shape = np.shape(matrix)
-        if not sparse.issparse(matrix) or len(shape) != 2 or shape[0] != shape[1]:
-            raise ValueError(f"{type(matrix).__name__} of shape {shape} must be a square scipy sparse matrix")
-        coo = sparse.coo_array(matrix)
-        return cls.from_edges(np.stack([coo.col, coo.row], axis=1).astype(np.int64), shape[0], inputs, outputs)
+    def from_csr(
+        cls, indptr: ArrayLike, indices: ArrayLike, inputs: ArrayLike | None = None, outputs: ArrayLike | None = None
+    ) -> Topology:
+        """Topology of CSR arrays, row i listing the sources that neuron i reads; ``inputs`` and ``outputs`` as in
+        `from_edges`.
+
+        This takes what a Topology holds, or the state_dict of a SparseDAG.  Raises ValueError where that is no CSR with
+        ascending sources in each row, and where `from_edges` does.
+        """
+        starts, sources = np.asarray(indptr), np.asarray(indices)
+        steps = np.diff(starts.astype(np.int64)) if starts.ndim == 1 and starts.dtype.kind in "iu" else np.array([-1])
+        if sources.ndim != 1 or (steps < 0).any() or not len(steps) or starts[0] != 0 or starts[-1] != len(sources):
+            raise ValueError(
+                f"indptr of shape {starts.shape} must be integers that ascend from 0 to the number of indices, here "
+                f"{sources.size}, one more than there are neurons"
+            )
+        readers = np.repeat(np.arange(len(steps)), steps)
+        made = cls.from_edges(np.stack([sources, readers], axis=1), len(steps), inputs, outputs)
+        if not np.array_equal(made.indices, sources):
+            raise ValueError("indices must ascend in each row; sort them, together with the values of their edges")
+        return made
+
+    @classmethod
+    def from_scipy(
+        cls,
+        matrix: Any,
+        inputs: ArrayLike | None = None,
+        outputs: ArrayLike | None = None,
+        *,
+        rows: str = "readers",
+    ) -> Topology:
+        """Topology of a square scipy sparse matrix of any format, with an edge wherever an element is stored, be it 0.
+
+        ``rows="readers"``: row i reads column j, as the weight of an nn.Linear has it.  ``rows="sources"``: row i is
+        read by column j, as in the adjacency matrices of networkx, which have i -> j at [i, j].
+        Elements that are stored twice are one edge.  The matrix' ``data`` may be in another order than the edges are:
+        `SparseDAG.from_scipy` takes the numbers along.
+        """
+        csr = canonical_csr(matrix, rows)
+        indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int32)
+        if not 0 < csr.shape[0] < 2**31 or csr.nnz >= 2**31:
+            raise ValueError(
+                f"matrix of shape {csr.shape} with {csr.nnz} elements must have 1 .. 2**31 - 1 rows, and fewer than 2**31 "
+                "elements"
+            )
+        return cls._checked(indptr, indices, inputs, outputs)
 
     @classmethod
     def from_networkx(
@@ -190,7 +255,8 @@ class Topology:
     ) -> Topology:
         """Topology of a directed graph, an arc u -> v meaning that v reads u.
 
-        Nodes are numbered in the graph's own order; ``inputs`` and ``outputs`` are nodes.
+        Nodes are numbered in the graph's own order; ``inputs`` and ``outputs`` are nodes.  It is that of
+        ``from_scipy(networkx.to_scipy_sparse_array(graph), rows="sources")``.
         """
         if not graph.is_directed():
             raise ValueError("an undirected graph has no order of execution; give a networkx.DiGraph")

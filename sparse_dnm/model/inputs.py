@@ -16,6 +16,11 @@ def refuse_tracing(way_out: str) -> None:
         raise RuntimeError(way_out)
 
 
+def is_recorded() -> bool:
+    """Does torch record calls (compile, export, trace, make_fx) or listen to them: must they be operators of torch?"""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 class Batched:
     """An input (..., n_inputs) as rows (batch, n_inputs).
 
@@ -29,7 +34,8 @@ class Batched:
             self.precision = torch.autocast(x.device.type, enabled=False)
             if x.is_floating_point():
                 x = x.to(dtype)
-        check_input(x, n_inputs, dtype, device)
+        if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
+            check_input(x, n_inputs, dtype, device)
         self._leading = x.shape[:-1]
         self.rows = x if x.ndim == 2 else x.reshape(-1, n_inputs)
 

@@ -21,6 +21,7 @@ from sparse_dnm.model.edges import EdgeSlots
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import Batched, refuse_tracing
+from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
 
@@ -300,6 +301,29 @@ class DynamicManifold(EdgeSlots):
     def ring(self, found: Evaluation) -> Ring | None:
         """The candidates below the cutoff, with this model's kappa; None where that is 0."""
         return Ring(self._kappa, found.structure, found.values) if self._kappa else None
+
+    @torch.no_grad()
+    def to_dag(self) -> SparseDAG:
+        """The network of the present parameters as a SparseDAG, whose structure stays as it is: the same outputs.
+
+        The strengths of the edges become its edge_weight; weight and bias are copied.  It can be trained, traced and
+        exported.
+        """
+        found, named, config = self.find(), self._named(), self.config
+        return SparseDAG(
+            found.topology,
+            found.engine.tensor(found.values.strengths),
+            named["bias"],
+            weight=named["weight"],
+            activation=config.activation,
+            input_neurons=True,
+            linear_outputs=True,
+            output=config.output,
+            dtype=self.alpha.dtype,
+            device=self.alpha.device,
+            executor=self.executor.name,
+            threads=self.executor.threads,
+        )
 
     # -- execution -------------------------------------------------------------------------------------------
 

@@ -2,71 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from sparse_dnm.checks import DTYPES, check_dtype, check_shape
-from sparse_dnm.config import ACTIVATIONS, check_choice
+from sparse_dnm.checks import CPU, DTYPES, check_alike, check_dtype, check_shape
+from sparse_dnm.config import ACTIVATIONS, OUTPUTS, check_choice
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autograd import propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
-from sparse_dnm.engine.topology import Topology
-from sparse_dnm.model.inputs import Batched
+from sparse_dnm.engine.topology import Topology, canonical_csr
+from sparse_dnm.model.inputs import Batched, is_recorded
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+ARRAYS = ("indptr", "indices", "inputs", "outputs")  # of a topology, that make it up
+ALL_THREADS = backend.check_threads(0)
+FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what the buffer ``functions`` holds: places in these, in this order
+    "activation": ACTIVATIONS,
+    "input_neurons": (False, True),
+    "linear_outputs": (False, True),
+    "output": OUTPUTS,
+}
 
 
 class SparseDAG(nn.Module):
     """Any directed acyclic graph of neurons as a torch module, with a weight per edge.
 
     A neuron i that is no input has z_i = sum over its sources j of weight_ij m_j + bias_i and m_i = act(z_i); inputs
-    hand on their value.  model(x): (batch, n_inputs) -> (batch, n_outputs), column k of x going to
+    hand on their value.  model(x): (..., n_inputs) -> (..., n_outputs), column k of x going to
     ``topology.inputs[k]``, column k of the result being z of ``topology.outputs[k]``.
 
     Parameters: edge_weight (n_edges,) in the order of ``topology.edges()``, bias (n_neurons - n_inputs,) of the
     neurons that are no inputs, ascending.  Without ``values``, weights are normal with variance 2 / sources.
+    ``weight``: a factor per neuron, too: z_i = factor_i * (sum ...) + bias_i; a parameter as long as bias.
+    ``input_neurons``: inputs have the activation, a bias and the factor, too, applied to their column of x.
+    ``linear_outputs``: outputs are sums of z, y_i = sum weight_ij z_j, without factor, bias and activation.  They must
+    be the last neurons, and nobody may read them.
+    ``output="square"``: results are squared.
+
+    ``dtype`` defaults to torch's default dtype, ``device`` to torch's default device.  The state_dict holds the
+    topology (indptr, indices, inputs, outputs) and the functions of the neurons: that of another network is refused.
     """
 
+    indptr: Tensor
+    indices: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    edge_weight: nn.Parameter
+    bias: nn.Parameter
+    weight: nn.Parameter | None
+
+    @torch.inference_mode(False)  # or what is made here could not be trained
     def __init__(
         self,
         topology: Topology,
         values: ArrayLike | Tensor | None = None,
         bias: ArrayLike | Tensor | None = None,
+        *,
+        weight: ArrayLike | Tensor | None = None,
         activation: str = "leaky_relu",
+        input_neurons: bool = False,
+        linear_outputs: bool = False,
+        output: str = "linear",
         generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
         executor: str = "auto",
         threads: int = 0,
     ):
         super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         check_dtype(dtype)
         check_choice("activation", activation, ACTIVATIONS)
-        self.topology, self.activation = topology, activation
+        check_choice("output", output, OUTPUTS)
+        where = torch.get_default_device() if device is None else torch.device(device)
+        self.topology, self.activation, self.output = topology, activation, output
+        self.input_neurons, self.linear_outputs = bool(input_neurons), bool(linear_outputs)
         self.executor = Executor(executor, threads)
-        n = topology.n_neurons
-        is_input = np.zeros(n, np.bool_)
-        is_input[topology.inputs] = True
-        self._biased = np.flatnonzero(~is_input).astype(np.int32)
-        if values is None:
-            readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
-            values = torch.randn(topology.n_edges, generator=generator, dtype=dtype) * (2 / readers.to(dtype)).sqrt()
-        self.edge_weight = nn.Parameter(_vector("values", values, topology.n_edges, dtype))
-        self.bias = nn.Parameter(_vector("bias", 0.0 if bias is None else bias, len(self._biased), dtype))
-        kind, slope = backend.ACTIVATION_CODES[activation]
-        identity_kind, identity_slope = backend.ACTIVATION_CODES["identity"]
-        self._kind = np.where(is_input, identity_kind, kind).astype(np.int8)
-        self._slope = np.where(is_input, identity_slope, slope).astype(DTYPES[dtype])
+        n_edges, n_biased = (
+            topology.n_edges,
+            len(_neurons(topology, activation, self.input_neurons, self.linear_outputs)[-1]),
+        )
+        self.n_inputs, self.n_outputs = len(topology.inputs), len(topology.outputs)
+        self._sizes = {"edge_weight": n_edges, "bias": n_biased, "weight": n_biased}
+        with torch.device(CPU):
+            if values is None:
+                readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
+                values = torch.randn(n_edges, generator=generator, dtype=dtype) * (2 / readers.to(dtype)).sqrt()
+            self.edge_weight = nn.Parameter(_vector("values", values, n_edges, dtype))
+            self.bias = nn.Parameter(_vector("bias", 0.0 if bias is None else bias, n_biased, dtype))
+            scaled = None if weight is None else nn.Parameter(_vector("weight", weight, n_biased, dtype))
+            self.register_parameter("weight", scaled)
+            self._hold(CPU)
         self._engine: Engine | None = None
         self._structures: dict[torch.dtype, Any] = {}
+        self.to(where)
 
     @classmethod
     def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
-        """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge."""
+        """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge.
+
+        dtype and device are those of the layers where ``options`` do not name others.
+        """
         layers = list(layers)
         if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
             raise ValueError(f"{[type(layer).__name__ for layer in layers]} must be one nn.Linear or more")
@@ -77,33 +122,164 @@ class SparseDAG(nn.Module):
                 raise ValueError(
                     f"layer {k} reads {layer.in_features} features, layer {k - 1} gives {layers[k - 1].out_features}"
                 )
-            weight = layer.weight.detach()
+            weight = layer.weight.detach().cpu()
             row, column = weight.nonzero(as_tuple=True)
             sources.append(column + first)
             first += layer.in_features
             readers.append(row + first)
             values.append(weight[row, column])
-            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach())
+            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu())
         n, n_out = first + layers[-1].out_features, layers[-1].out_features
         edges = torch.stack([torch.cat(sources), torch.cat(readers)], dim=1).numpy()
         topology = Topology.from_edges(edges, n, np.arange(layers[0].in_features), np.arange(n - n_out, n))
-        return cls(topology, torch.cat(values), torch.cat(biases), **options)
+        places = {"dtype": layers[0].weight.dtype, "device": layers[0].weight.device}
+        return cls(topology, torch.cat(values), torch.cat(biases), **(places | options))
+
+    @classmethod
+    def from_scipy(
+        cls,
+        matrix: Any,
+        inputs: ArrayLike | None = None,
+        outputs: ArrayLike | None = None,
+        *,
+        rows: str = "readers",
+        **options: Any,
+    ) -> SparseDAG:
+        """The DAG of a square scipy sparse matrix of any format, its elements being the weights of the edges.
+
+        ``rows="readers"``: [i, j] is the weight with which neuron i reads neuron j; ``rows="sources"``: that with which
+        neuron j reads neuron i, as in the adjacency matrices of networkx.  A zero that is stored is an edge of weight
+        0; elements stored twice are summed.  ``inputs`` and ``outputs`` as in `Topology.from_edges`; ``options`` are those
+        of SparseDAG.
+        """
+        csr = canonical_csr(matrix, rows)
+        if csr.dtype.kind not in "biuf":
+            raise ValueError(f"matrix of dtype {csr.dtype} must hold real numbers")
+        return cls(Topology.from_scipy(csr, inputs, outputs), csr.data.astype(np.float64), **options)
+
+    @classmethod
+    def from_networkx(
+        cls,
+        graph: nx.DiGraph,
+        inputs: Iterable[Any] | None = None,
+        outputs: Iterable[Any] | None = None,
+        weight: str | None = "weight",
+        **options: Any,
+    ) -> SparseDAG:
+        """The DAG of a directed graph, an arc u -> v meaning that v reads u with the weight that the arc has as an
+        attribute of this name; 1 where it has none, as in networkx.
+
+        ``weight=None``: weights are drawn, see SparseDAG.  ``inputs`` and ``outputs`` are nodes; see
+        `Topology.from_networkx`.
+        """
+        topology = Topology.from_networkx(graph, inputs, outputs)
+        if weight is None:
+            return cls(topology, **options)
+        if weight != "weight" and not any(weight in found for *_, found in graph.edges(data=True)):
+            raise ValueError(f"no arc has the attribute weight={weight!r}; weight=None draws the weights")
+        nodes, values = list(graph), []
+        for source, reader in topology.edges().tolist():
+            value = graph.edges[nodes[source], nodes[reader]].get(weight, 1)
+            try:
+                values.append(float(value))
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"arc {nodes[source]!r} -> {nodes[reader]!r} has {weight}={value!r}, which is no number"
+                ) from None
+        return cls(topology, np.array(values, np.float64), **options)
+
+    def extra_repr(self) -> str:
+        """Sizes and functions."""
+        t = self.topology
+        options = {"input_neurons": self.input_neurons, "linear_outputs": self.linear_outputs, "output": self.output}
+        changed = "".join(f", {name}={v!r}" for name, v in options.items() if v not in (False, "linear"))
+        return (
+            f"{self.n_inputs} inputs, {self.n_outputs} outputs, {t.n_neurons} neurons, {t.n_edges} edges, "
+            f"depth {t.depth}, activation={self.activation!r}{changed}, executor={self.executor.name!r}"
+        )
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def _held(self) -> dict[str, Tensor]:
+        """The topology and the functions of the neurons as new tensors, by the names of the buffers."""
+        places = [options.index(getattr(self, name)) for name, options in FUNCTIONS.items()]
+        held = {name: torch.from_numpy(np.array(getattr(self.topology, name))) for name in ARRAYS}
+        return {**held, "functions": torch.tensor(places, device=CPU)}
+
+    def _hold(self, device: torch.device) -> None:
+        for name, tensor in self._held().items():
+            self.register_buffer(name, tensor.to(device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseDAG:
+        before = self.indptr
+        super()._apply(fn, recurse)
+        if self.indptr is not before:  # moved, or, by to_empty, without its numbers
+            self._hold(self.indptr.device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        """As torch's, but refuse the state of another network with one error; an older one has no topology."""
+        held = self._held()
+        differs = _differences(held, {name: state[prefix + name] for name in held if prefix + name in state})
+        if differs:
+            errors.append(
+                f"{prefix}the state is that of another network: {'; '.join(differs)}. Make the SparseDAG of that "
+                "topology, Topology.from_csr(*(state[k] for k in ('indptr', 'indices', 'inputs', 'outputs'))), and with "
+                "the same functions"
+            )
+            return
+        for name, tensor in held.items():
+            state[prefix + name] = tensor.to(state.get(prefix + name, self.indptr).device)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without what is made anew."""
+        return {**self.__dict__, "_engine": None, "_structures": {}}
+
+    # -- execution -------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (batch, n_outputs).  Raises ValueError where x does not fit."""
-        batch = Batched(x, len(self.topology.inputs), self.bias.dtype, self.bias.device)
-        if self.edge_weight.device != self.bias.device:
-            raise ValueError(
-                f"edge_weight is on {str(self.edge_weight.device)!r} and bias on {str(self.bias.device)!r}; move "
-                "both to one device, as model.to(device) does"
-            )
-        check_shape("edge_weight", self.edge_weight, (self.topology.n_edges,))
-        check_shape("bias", self.bias, self._biased.shape)
-        check_dtype(self.bias.dtype)
-        engine = self.engine
+        """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
+        if not torch.jit.is_tracing():  # as in Batched
+            self._check_parameters()
+        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
         with batch.precision:
-            out = propagate(engine, self._structure(engine), batch.rows, self.edge_weight, None, self.bias)
-            return batch.restore(out)
+            run = self._run_recorded if is_recorded() else self._run
+            out = batch.restore(run(batch.rows))
+            return out * out if self.output == "square" else out
+
+    def _check_parameters(self) -> None:
+        check_dtype(self.bias.dtype)
+        for name, size in self._sizes.items():
+            parameter = getattr(self, name)
+            if parameter is None:
+                continue
+            check_alike(name, parameter, "bias", self.bias)
+            check_shape(name, parameter, (size,))
+
+    def _run(self, x: Tensor) -> Tensor:
+        engine = self.engine
+        return propagate(engine, self._structure(engine), x, self.edge_weight, self.weight, self.bias)
+
+    def _run_recorded(self, x: Tensor) -> Tensor:
+        """The same as one operator of torch."""
+        from sparse_dnm.model import operator
+
+        threads = 0 if self.executor.threads == ALL_THREADS else self.executor.threads
+        out: Tensor = operator.propagate(
+            *(x, self.edge_weight, self.weight, self.bias, self.indptr, self.indices, self.inputs, self.outputs),
+            *(self.activation, self.input_neurons, self.linear_outputs, self.executor.name, threads),
+        )
+        return out
 
     @property
     def engine(self) -> Engine:
@@ -118,19 +294,60 @@ class SparseDAG(nn.Module):
         """How the engine runs the topology in the dtype of the parameters."""
         dtype = self.bias.dtype
         if dtype not in self._structures:
-            slope = self._slope.astype(DTYPES[dtype], copy=False)
-            neurons = engine.neurons(self._kind, slope, self.topology.n_neurons, self._biased)
-            self._structures[dtype] = engine.given(self.topology, neurons)
+            functions = self.activation, self.input_neurons, self.linear_outputs
+            self._structures[dtype] = structure_of(engine, self.topology, dtype, *functions)
         return self._structures[dtype]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without what is made anew."""
-        return {**self.__dict__, "_engine": None, "_structures": {}}
+
+def structure_of(engine: Engine, topology: Topology, dtype: torch.dtype, *functions: Any) -> Any:
+    """How an engine runs a topology with these functions: activation, input_neurons, linear_outputs."""
+    kind, slope, first_linear, biased = _neurons(topology, *functions)
+    return engine.given(topology, engine.neurons(kind, slope.astype(DTYPES[dtype]), first_linear, biased))
+
+
+def _neurons(topology: Topology, activation: str, input_neurons: bool, linear_outputs: bool) -> tuple[Any, ...]:
+    """kind and slope of every neuron, first_linear, and the neurons that have a bias: see `engine.base.Neurons`."""
+    n, n_outputs = topology.n_neurons, len(topology.outputs)
+    kind, slope = backend.ACTIVATION_CODES[activation]
+    kinds, slopes, biased = np.full(n, kind, np.int8), np.full(n, slope), np.ones(n, np.bool_)
+    if not input_neurons:
+        kinds[topology.inputs], slopes[topology.inputs] = backend.ACTIVATION_CODES["identity"]
+        biased[topology.inputs] = False
+    first_linear = n - n_outputs if linear_outputs else n
+    if linear_outputs:
+        alone = np.ones(n, np.bool_)
+        alone[topology.indices] = False
+        alone[topology.inputs] = False
+        if topology.outputs.min() < first_linear or not alone[first_linear:].all():
+            raise ValueError(
+                f"linear_outputs=True needs outputs that are neurons {first_linear} .. {n - 1}, the last, that nobody "
+                f"reads and that are no inputs; here they are {topology.outputs.tolist()}: number the neurons so"
+            )
+        biased[first_linear:] = False
+    return kinds, slopes, first_linear, np.flatnonzero(biased).astype(np.int32)
+
+
+def _differences(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What of a state's topology and functions is not as that of this network, in words."""
+    found = []
+    for name, given in state.items():
+        here, there = held[name].tolist(), given.tolist()
+        if len(here) != len(there):
+            found.append(f"{name} holds {len(there)} numbers, here {len(here)}")
+        elif here != there:
+            k = next(k for k, (a, b) in enumerate(zip(here, there, strict=True)) if a != b)
+            if name != "functions":
+                found.append(f"{name}[{k}] is {there[k]}, here {here[k]}")
+                continue
+            option, legal = list(FUNCTIONS.items())[k]
+            value = legal[there[k]] if 0 <= there[k] < len(legal) else there[k]
+            found.append(f"{option} is {value!r}, here {legal[here[k]]!r}")
+    return found
 
 
 def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:
-    """``values`` as a new vector of ``size`` numbers; a scalar is repeated."""
-    vector = torch.as_tensor(values).detach().to(dtype)
+    """``values`` as a new vector of ``size`` numbers on the CPU; a scalar is repeated."""
+    vector = torch.as_tensor(values).detach().to(CPU, dtype)
     if vector.ndim == 0:
         vector = vector.expand(size)
     if vector.shape != (size,):
