@@ -27,10 +27,10 @@ from bench.peers import WIDTHS, Cases, Masked, check, passes, torch_csr
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG
 from sparse_dnm.config import CUDA_CLOCK
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.cuda import structure_of
-from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Stopwatch
+from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.study.sweeps import DenseStack, layered
-from sparse_dnm.timing.calibration import DeviceStep, Settings
 from sparse_dnm.timing.clock import Clock, Timing, interleave
 
 CALLS = 10  # of a case, then a wait
@@ -72,26 +72,26 @@ def bandwidth(footprint: int, device: torch.device, clock: Clock) -> float:
 
 def kernel_section(model: DynamicManifold, batches: tuple[int, ...], repeats: int, device: torch.device) -> list[str]:
     """Forward and backward kernels by executor and batch, against their floors."""
-    clock, plan = Clock.of(CUDA_CLOCK), model.found[1]
-    structure = structure_of(plan, device)
-    values = model.strengths.detach().to(device)
+    clock, found = Clock.of(CUDA_CLOCK), model.to(device).find()
+    structure, strengths = found.structure, found.values.strengths
+    engines = {name: engine_for(Executor(name), device, model.config) for name in EXECUTORS}
     rows = ["| | median, µs | quartiles, µs | floor, µs | floor / time |", "|---|---|---|---|---|"]
     for batch in batches:
         x = torch.randn(batch, model.config.n_inputs, generator=torch.Generator().manual_seed(1)).to(device)
         tiles = -(-batch // 32)
-        seconds = ROW * structure.n_live_edges * tiles / bandwidth(ROW * len(structure.kind) * tiles, device, clock)
-        steps = {}
-        for name, mode in itertools.product(EXECUTORS, ("infer", "train")):
-            how = Settings(name, mode, batch, 0, CUDA_CLOCK, device="cuda")
-            what = "forward" if mode == "infer" else "forward + backward"
-            step = DeviceStep(structure, Executor(name), values, x, how)
-            step(clock)  # compiles
-            steps[f"{name}, {what}, batch {batch}"] = step, seconds * (1 if mode == "infer" else 4)
-        found: dict[str, list[float]] = {name: [] for name in steps}
+        footprint = ROW * len(structure.neurons.kind) * tiles
+        floor = ROW * structure.n_live_edges * tiles / bandwidth(footprint, device, clock)
+        watches: dict[str, tuple[Stopwatch, float]] = {}
+        for (name, engine), train in itertools.product(engines.items(), (False, True)):
+            watch = engine.stopwatch(structure, strengths, x, train)
+            watch(clock)  # compiles
+            what = "forward + backward" if train else "forward"
+            watches[f"{name}, {what}, batch {batch}"] = watch, floor * (4 if train else 1)
+        seconds: dict[str, list[float]] = {name: [] for name in watches}
         for _ in range(repeats):
-            for name, (step, _) in steps.items():
-                found[name].append(step.warm(clock))
-        rows += [row(name, Timing.of(times, CUDA_CLOCK), steps[name][1]) for name, times in found.items()]
+            for name, (watch, _) in watches.items():
+                seconds[name].append(watch.warm(clock))
+        rows += [row(name, Timing.of(times, CUDA_CLOCK), watches[name][1]) for name, times in seconds.items()]
     return rows
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from bench import guests
+from bench import external_peers
 from bench.levelwise import LevelWise
 from bench.replay import Call, recording, replay
 from bench.targets import Found
@@ -131,15 +131,15 @@ def library_cases(model: DynamicManifold, dag: SparseDAG, x: Tensor, peers: Peer
             check(name, levels.forward(columns), dag(x).t())
             (gradient,) = torch.autograd.grad(dag(x).sum(), dag.edge_weight)
             check(name, levels.both(columns), gradient)
-        except (guests.AbsentError, RuntimeError, NotImplementedError) as error:
+        except (external_peers.AbsentError, RuntimeError, NotImplementedError) as error:
             peers.absent[f"{name} level by level"] = str(error).splitlines()[0]
             continue
         cases[f"{name} level by level, 2 threads, forward"] = on(2, partial(levels.forward, columns))
         cases[f"{name} level by level, 2 threads, forward + backward"] = on(2, partial(levels.both, columns))
     try:
-        guest = SparseDAG(topology, values, executor="torch-sparse")
-        check("executor torch-sparse", guest(x), dag(x))
-        cases.update(passes("torch-sparse, as our executor, 2 threads,", guest, x, 2))
+        peer = SparseDAG(topology, values, executor="torch-sparse")
+        check("executor torch-sparse", peer(x), dag(x))
+        cases.update(passes("torch-sparse, as our executor, 2 threads,", peer, x, 2))
     except (ValueError, ImportError, RuntimeError) as error:
         peers.absent["torch-sparse as our executor"] = str(error).splitlines()[0]
     return cases
@@ -152,7 +152,7 @@ def torch_csr(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int,
 
 def torch_sparse() -> tuple[Callable[..., Any], Callable[[Any, Tensor], Tensor]]:
     """How torch-sparse builds a matrix and multiplies.  Raises AbsentError where it is not installed."""
-    library = guests.installed("torch_sparse")
+    library = external_peers.installed("torch_sparse")
 
     def build(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Any:
         return library.SparseTensor(
@@ -200,7 +200,7 @@ def mlp_cases(edges: int, x: Tensor, peers: Peers) -> Cases:
     cases.update(passes("masked nn.Linear, 2 threads,", Masked(layers), x, 2))
     cases.update(passes("dense nn.Linear, all weights, 2 threads,", DenseStack(layers), x, 2))
     try:
-        library = guests.borrowed("sparselab")
+        library = external_peers.borrowed("sparselab")
         pairs = itertools.pairwise(WIDTHS)
         stack: list[nn.Module] = []
         for n_in, n_out in pairs:
@@ -210,7 +210,7 @@ def mlp_cases(edges: int, x: Tensor, peers: Peers) -> Cases:
         found = sum(module.nnz for module in lab if isinstance(module, library.SparseLinear))
         peers.notes.append(f"SparseLab draws its own mask: {found:,} edges.")
         cases.update(passes("SparseLab SparseLinear, 2 threads,", lab, x, 2))
-    except (guests.AbsentError, AttributeError, TypeError, RuntimeError) as error:
+    except (external_peers.AbsentError, AttributeError, TypeError, RuntimeError) as error:
         peers.absent["SparseLab"] = str(error)
     return cases
 
@@ -232,14 +232,14 @@ def measure(quick: bool = False) -> Peers:
     peers.mlp = interleave(mlp, repeats, budget_s=seconds, warmup=3, shortest_s=BLOCK)
     torch.set_num_threads(threads)
     try:
-        timings, about = guests.connex(topology, BATCH, 30 if quick else 200)
+        timings, about = external_peers.connex(topology, BATCH, 30 if quick else 200)
         peers.graph.update(timings)
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         peers.notes.append(
             f"connex ({versions}): {about['build_s']:.1f} s to build and {about['compile_s']:.1f} s to compile, per "
             "structure; all cores; timed right after the others, in its own process."
         )
-    except guests.AbsentError as error:
+    except external_peers.AbsentError as error:
         peers.absent["connex"] = str(error)
     return peers
 

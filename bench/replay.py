@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,14 +11,18 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 
-from sparse_dnm.engine import candidates, schedule, topology
-from sparse_dnm.engine import cpu as plan
+from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.buffers import CACHE_LINE
 from sparse_dnm.engine.device import use_threads
-from sparse_dnm.train import step as descent
 
-MODULES = (candidates, topology, schedule, plan, descent)
+
+def _callers() -> list[Any]:
+    """The modules that call the CPU's kernels by the name KERNELS."""
+    kernels = backend.kernels(torch.device("cpu"))
+    loaded = [module for name, module in sys.modules.items() if name.startswith("sparse_dnm.")]
+    return [module for module in loaded if getattr(module, "KERNELS", None) is kernels]
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,14 @@ class Call:
             return self.kernel(*self.arguments)
 
 
-def _copy(array: np.ndarray) -> np.ndarray:
-    """A copy that starts at a cache line, as the engine's buffers do."""
+def _copy(argument: Any) -> Any:
+    """A copy of an array, or of all in a tuple, that starts at a cache line, as the engine's buffers do."""
+    if isinstance(argument, tuple):
+        copies = map(_copy, argument)
+        return type(argument)(*copies) if hasattr(argument, "_fields") else tuple(copies)
+    if not isinstance(argument, np.ndarray):
+        return argument
+    array = argument
     memory = np.empty(array.nbytes + CACHE_LINE, np.uint8)
     first = -memory.ctypes.data % CACHE_LINE
     out = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -56,8 +67,7 @@ class _Recorder:
 
     def _wrap(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(*arguments: Any) -> Any:
-            copies = tuple(_copy(a) if isinstance(a, np.ndarray) else a for a in arguments)
-            self._calls.append(Call(name, kernel, copies, numba.get_num_threads()))
+            self._calls.append(Call(name, kernel, _copy(arguments), numba.get_num_threads()))
             return kernel(*arguments)
 
         return recorded
@@ -73,14 +83,15 @@ class _Recorder:
 def recording() -> Iterator[list[Call]]:
     """Note the kernel calls made inside, in their order."""
     calls: list[Call] = []
-    before = {module: module.KERNELS for module in MODULES}
-    for module, kernels in before.items():
-        module.KERNELS = _Recorder(kernels, calls)  # type: ignore[attr-defined]
+    modules = _callers()
+    kernels = backend.kernels(torch.device("cpu"))
+    for module in modules:
+        module.KERNELS = _Recorder(kernels, calls)
     try:
         yield calls
     finally:
-        for module, kernels in before.items():
-            module.KERNELS = kernels  # type: ignore[attr-defined]
+        for module in modules:
+            module.KERNELS = kernels
 
 
 def replay(calls: list[Call]) -> Callable[[], None]:

@@ -20,15 +20,17 @@ from scipy.stats import spearmanr
 
 from bench.peers import seed_model
 from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredTime, TimeSettings, Topology, TrainConfig, Trainer, data
-from sparse_dnm.engine.candidates import expected_cost
-from sparse_dnm.engine.cpu import Floats, Plan
+from sparse_dnm.checks import CPU
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Engine, Neurons
+from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.device import ACTIVATION_CODES
-from sparse_dnm.engine.schedule import Executor, Schedule
 from sparse_dnm.machine import machine
 from sparse_dnm.study.sweeps import random_dag
-from sparse_dnm.timing.calibration import Settings, Step, Times, cut, edge_values, probes, time_steps
 from sparse_dnm.timing.clock import compare
-from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, features
+from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
+from sparse_dnm.timing.probes import Settings, Times, cut, edge_values, probes, time_steps
 from sparse_dnm.timing.subprocess import Network, time_fresh
 from sparse_dnm.train.trainer import WITHIN
 from sparse_dnm.train.trim import trim
@@ -37,12 +39,17 @@ EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
 SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads
 
 
-def plan_of(topology: Topology, executor: Executor) -> Plan:
+def neurons_of(topology: Topology) -> Neurons:
     """Leaky ReLU in every neuron, as in original-mnist."""
     n = topology.n_neurons
     kind, slope = ACTIVATION_CODES["leaky_relu"]
     kinds, slopes = np.full(n, kind, np.int8), np.full(n, slope, np.float32)
-    return Plan(Schedule(topology), executor, kinds, slopes, n, np.arange(n, dtype=np.int32))
+    return Neurons(kinds, slopes, n, np.arange(n, dtype=np.int32))
+
+
+def engine_of(executor: str, threads: int) -> Engine:
+    """The CPU's, with buffers of its own."""
+    return engine_for(Executor(executor, threads), CPU)
 
 
 def inputs(batch: int, columns: int) -> Floats:
@@ -84,12 +91,15 @@ class Measured:
 
 def measure(groups: dict[str, list[Topology]], settings: Settings) -> Measured:
     """Time all graphs in turns; the model is fitted to the group named fit."""
-    executor = Executor(settings.executor, settings.threads)
+    engine = engine_of(settings.executor, settings.threads)
     graphs = [graph for group in groups.values() for graph in group]
     x = inputs(settings.batch, max(len(graph.inputs) for graph in graphs))
-    steps = [Step(plan_of(graph, executor), edge_values(graph, np.float32), x, settings) for graph in graphs]
-    times = time_steps(steps, settings)
-    counts = np.stack([features(step.plan.schedule, settings.executor) for step in steps])
+    structures = [engine.given(graph, neurons_of(graph)) for graph in graphs]
+    train = settings.mode == "train"
+    pairs = zip(graphs, structures, strict=True)
+    watches = [engine.stopwatch(made, edge_values(graph, np.float32), x, train) for graph, made in pairs]
+    times = time_steps(watches, settings)
+    counts = np.stack([engine.features(made, settings.executor) for made in structures])
     seconds = np.median(times.seconds, axis=1)
     places, first = {}, 0
     for name, group in groups.items():
@@ -124,18 +134,18 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
     """Cosine of what the term's gradient says of groups of edges and what their removal saves.
 
     Groups are single edges at random, or all edges of some neurons or inputs, those to them and those from them.  A
-    gradient prices edges one by one: where only the edges from a neuron go, those to it are saved too, untold.
+    gradient prices edges one by one: where only the edges from a neuron go, those to it are saved too, and it does not
+    say so.
     """
     rng = np.random.default_rng(3)
     generator = torch.Generator().manual_seed(0)
     model = DynamicManifold(ManifoldConfig.preset("mnist", cutoff=-0.5), generator, executor=executor, threads=threads)
     chosen = TimeSettings(mode="train", batch=batch, clock=clock, probes=60, repeats=repeats)
     term = MeasuredTime(model, chosen)
-    e, plan = model.find()
-    topology = plan.schedule.topology
-    prices = term.refit.model.prices(term.counts(model))
-    active = np.abs(e.d) > e.c
-    by_gate = expected_cost(e, model.config, topology.live, chosen.tau, prices).by_gate[active]
+    evaluation = model.find()
+    topology, values = evaluation.topology, evaluation.host_values
+    active = np.abs(values.d) > values.c
+    by_gate = evaluation.expected_cost(chosen.tau, term.prices(evaluation)).by_gate[active]
     edges = topology.edges()
     groups, beheaded = [], []
     for k in range(count):
@@ -154,10 +164,11 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
              for gone in groups]  # fmt: skip
     x = inputs(batch, model.config.n_inputs)
     settings = replace(term.promise(), repeats=repeats)
-    runner = Executor(executor, threads)
-    steps = [Step(replace(plan, schedule=Schedule(t), executor=runner), edge_values(t, np.float32), x, settings)
-             for t in (topology, *parts)]  # fmt: skip
-    seconds = np.median(time_steps(steps, settings).seconds, axis=1)
+    engine, neurons = engine_of(executor, threads), evaluation.host.neurons
+    watches = [
+        engine.stopwatch(engine.given(t, neurons), edge_values(t, np.float32), x, True) for t in (topology, *parts)
+    ]
+    seconds = np.median(time_steps(watches, settings).seconds, axis=1)
     saved, foretold = seconds[0] - seconds[1:], np.array([by_gate[gone].sum() for gone in groups])
     cosine, without = (
         float(saved[k] @ foretold[k] / np.linalg.norm(saved[k]) / np.linalg.norm(foretold[k]))
@@ -172,16 +183,15 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
 def false_positives(executor: str, clock: str, threads: int, batch: int, count: int, anew: bool) -> str:
     """How often the forward of a network differs from that of the same network."""
     graph = seed_model(1).topology
-    runner = Executor(executor, threads)
     x = inputs(batch, len(graph.inputs))
     values = edge_values(graph, np.float32)
-    plan = plan_of(graph, runner)
+    structure = engine_of(executor, threads).given(graph, neurons_of(graph))
 
     def make() -> Callable[[], object]:
-        own = replace(plan, executor=Executor(executor, threads))  # its own buffers
-        held, table = values.copy(), x.copy()
-        scales = own.scales(np.ones(graph.n_neurons, np.float32), np.zeros(graph.n_neurons, np.float32))
-        return lambda: own.forward(table, held, scales)
+        own, n = engine_of(executor, threads), graph.n_neurons
+        strengths, table = values.copy(), x.copy()
+        scales = own.scales(structure, np.ones(n, np.float32), np.zeros(n, np.float32))
+        return lambda: own.forward(structure, strengths, table, scales)
 
     first, second = (make, make) if anew else (make(), make())
     pairs = [compare(first, second, clock=clock, seed=seed, made_anew=anew) for seed in range(count)]
@@ -207,8 +217,7 @@ def budgets(count: int) -> str:
     run.run()
     term = run._time
     assert term is not None
-    run.model.find()
-    whole, networks, wanted = term.measure(run.model), {}, {}
+    whole, networks, wanted = term.measure(run.model.find()), {}, {}
     original = run.model
     for k, share in enumerate(np.linspace(0.55, 0.95, count)):
         run.model = copy.deepcopy(original)
