@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from sparse_dnm.engine import cuda as cuda_executor
-from sparse_dnm.engine import cuda_structure as cuda_manifold
+from sparse_dnm.engine import cuda as cuda_engine
+from sparse_dnm.engine import cuda_structure
 from sparse_dnm.engine import device as backend
 
 REAL = torch.cuda.is_available()
@@ -19,14 +19,14 @@ DEVICE = torch.device("cuda" if REAL else "cpu")
 
 @contextlib.contextmanager
 def kernels_of(name):
-    """Tensors go through the kernels of ``name``, cpu or cuda, wherever they are; on a GPU, through their own."""
+    """Engines made inside are those of ``name``, cpu or cuda, wherever tensors are; on a GPU, those of their device."""
     with pytest.MonkeyPatch.context() as patch:
         if not REAL:
             assert backend.SIMULATED
-            patch.setattr(backend, "on_cuda", lambda tensor: name == "cuda")
-            patch.setattr(cuda_executor, "WARPS", 2)
-            patch.setattr(cuda_manifold, "FRONT", 2)
-            patch.setattr(cuda_manifold, "ADDING", 1)
+            patch.setattr(backend, "on_cuda", lambda device: name == "cuda")
+            patch.setattr(cuda_engine, "WARPS", 2)
+            patch.setattr(cuda_structure, "FRONT", 2)
+            patch.setattr(cuda_structure, "ADDING", 1)
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-3)  # the simulator polls its threads
         yield

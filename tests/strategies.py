@@ -64,18 +64,36 @@ def rng_input(model, batch, seed=0):
     return torch.randn(batch, model.config.n_inputs, generator=generator, dtype=model.alpha.dtype)
 
 
+def candidate_pairs(model):
+    """Readers and sources (n_candidates,) of the candidates, in their order."""
+    config, candidates = model.config, model.candidates
+    return np.repeat(np.arange(config.n_inputs, config.n_neurons), np.diff(candidates.indptr)), candidates.indices
+
+
+def omega_of(model):
+    """omega of the candidates, in their order; empty where edges have none."""
+    if model.config.edges == "closeness":
+        return torch.empty(0, dtype=model.alpha.dtype)
+    return model.edge_weight.detach().cpu()[torch.from_numpy(model.candidates.slots)]
+
+
 def dense_omega(model):
     """omega as a dense float64 (n, n) numpy array, 0 where no candidate is."""
-    n, n_inputs = model.config.n_neurons, model.config.n_inputs
+    n = model.config.n_neurons
     omega = np.zeros((n, n))
     if model.config.edges != "closeness":
-        indptr = model.candidate_indptr.numpy()
-        rows = np.repeat(np.arange(n_inputs, n), np.diff(indptr))
-        omega[rows, model.candidate_indices.numpy()] = model.edge_weight.detach().double().numpy()
+        omega[candidate_pairs(model)] = omega_of(model).double().numpy()
     return omega
+
+
+def free_slots(model):
+    """bool (capacity,): slots of edge_weight that no candidate owns."""
+    free = np.ones(model.capacity, np.bool_)
+    free[model.candidates.slots] = False
+    return torch.from_numpy(free)
 
 
 def raw_scalars(model):
     """The row scalars as float64 numpy arrays, by name."""
     names = ("alpha", "beta", "gamma", "theta", "phi", "sigma", "mu")
-    return {name: getattr(model, name).detach().double().numpy() for name in names if hasattr(model, name)}
+    return {name: getattr(model, name).detach().cpu().double().numpy() for name in names if hasattr(model, name)}

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_dnm.kernels import cpu_edges, formulas
-from strategies import MANY, dense_omega, manifolds, raw_scalars
+from strategies import MANY, candidate_pairs, dense_omega, free_slots, manifolds, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
 from sparse_dnm.config import EDGE_MODES, INSIDE
-from sparse_dnm.engine.candidates import NO_STRUCTURE, Candidates, Windows
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.candidates import OverCapacity
+from sparse_dnm.engine.cpu import CpuEngine
 
 
 def dense_closeness(model, omega=None):
@@ -39,10 +41,8 @@ def active_matrix(model):
 
 
 def candidate_matrix(model):
-    n, n_inputs = model.config.n_neurons, model.config.n_inputs
-    found = np.zeros((n, n), bool)
-    rows = np.repeat(np.arange(n_inputs, n), np.diff(model.candidate_indptr.numpy()))
-    found[rows, model.candidate_indices.numpy()] = True
+    found = np.zeros((model.config.n_neurons, model.config.n_neurons), bool)
+    found[candidate_pairs(model)] = True
     return found
 
 
@@ -126,11 +126,12 @@ def test_free_structure_is_exact_while_parameters_move(model, seed, size):
         disturb(model, generator, size)
 
 
-def every_pair(config):
-    """Candidates that are all possible pairs."""
+def every_pair(engine):
+    """Candidates that are all possible pairs, in arrays of an engine of the CPU."""
+    config = engine.config
     i, j = np.nonzero(naive.possible(config.n_neurons, config.n_inputs, config.n_outputs))
     indptr = np.searchsorted(i, np.arange(config.n_inputs, config.n_neurons + 1))
-    return replace(Candidates.none(config.n_rows), indptr=indptr, indices=j.astype(np.int32))
+    return replace(engine.no_candidates(), indptr=indptr, indices=j.astype(np.int32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -139,8 +140,8 @@ def test_a_long_fast_run_of_adam_stays_exact(preset, dtype):
     """300 steps of lr 0.05: rebuilds are rare, and at each step the active edges are those of all pairs, to the bit."""
     config = ManifoldConfig.preset(preset, output="linear", skin=0.1, edges="closeness")
     model = DynamicManifold(config, torch.Generator().manual_seed(0), dtype)
-    everything = Windows(config)
-    everything.latest = every_pair(config)
+    engine = CpuEngine(Executor("columns", 1), config)
+    everything = every_pair(engine)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(1)
     rebuilds, last, structures = 0, None, set()
@@ -148,10 +149,10 @@ def test_a_long_fast_run_of_adam_stays_exact(preset, dtype):
         x = torch.randn(20, config.n_inputs, generator=generator, dtype=dtype)
         optimizer.zero_grad()
         (model(x) - x[:, : config.n_outputs]).square().mean().backward()
-        full = everything.evaluate(model.arrays(), 1, NO_STRUCTURE, check=False)
+        full = engine.evaluate(model.arrays(), np.empty(0), everything, None, check=False)
         np.testing.assert_array_equal(model.topology.indptr, full.row_starts)
         np.testing.assert_array_equal(model.topology.indices, full.sources)
-        np.testing.assert_array_equal(model.strengths.detach().numpy(), full.strengths)
+        np.testing.assert_array_equal(model.strengths.detach().numpy(), full.values.strengths)
         if dtype == torch.float64 and preset == "original-toy":
             d, c = dense_closeness(model), naive.sigmoid(model.cutoff.item())
             np.testing.assert_array_equal(active_matrix(model), np.abs(d) > c)
@@ -177,7 +178,7 @@ def test_closeness_in_float32_is_near_that_of_float64(edges):
     largest = max(1.0, float(double.closeness.detach().abs().max()))
     assert (single.closeness - double.closeness).abs().max() <= 8 * 2**-23 * largest
     weights = torch.linspace(0.5, 1.5, len(single.closeness), dtype=torch.float64)
-    for name in single._windows.scalars:
+    for name in single.engine.geometry.scalars:
         found, expected = (
             torch.autograd.grad((m.closeness * weights.to(m.alpha.dtype)).sum(), getattr(m, name), retain_graph=True)[0]
             for m in (single, double)

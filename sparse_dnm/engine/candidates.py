@@ -65,10 +65,9 @@ class Candidates:
         """The same in arrays of the CPU."""
         if isinstance(self.indptr, np.ndarray):
             return self
-        parts = (
-            None if t is None else t.cpu().numpy() for t in (self.indptr, self.indices, self.slots, self.reference)
-        )
-        return Candidates(*parts)
+        slots = None if self.slots is None else self.slots.cpu().numpy()
+        indptr, indices, reference = (t.cpu().numpy() for t in (self.indptr, self.indices, self.reference))
+        return Candidates(indptr, indices, slots, reference)
 
     def only(self, kept: Tensor, size: Tensor) -> Candidates:
         """Those at the places ``kept``, ascending, of candidates that were all just searched; ``size`` is their |d|.

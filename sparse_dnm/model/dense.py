@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import INSIDE, ManifoldConfig, check_choice
 from sparse_dnm.model.init import initial_scalars
+from sparse_dnm.model.saved import slots_in_order
 
 METHODS = ("levels", "neurons")
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,7 +34,8 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class DenseManifold(nn.Module):
     """A Dynamic Neural Manifold that computes every possible connection, active or not: memory O(n²).
 
-    Same parameters, buffers and state_dict as DynamicManifold, same outputs and gradients.
+    Same parameters as DynamicManifold, whose state_dict it loads, same outputs and gradients; edge_weight (n_candidates,)
+    has no free slots and is in the order of the candidates.
     method   "levels": one matrix product per group of neurons that read only earlier groups, dead neurons
              skipped; "neurons": the original's loop, one neuron at a time over its row of the matrix
     state    a state_dict to start from instead of a random draw (see initial_scalars)
@@ -181,7 +183,9 @@ class DenseManifold(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """Candidates may come in any number, and private entries of DynamicManifold are passed over."""
+        """Candidates may come in any number, omega in their order or in slots; entries that only DynamicManifold has are
+        passed over."""
+        state_dict = {**state_dict, **slots_in_order(state_dict, prefix)}
         for name in ("candidate_indices", "edge_weight"):
             new, old = state_dict.get(prefix + name), getattr(self, name, None)
             if new is not None and old is not None and new.ndim == 1 and new.shape != old.shape:
@@ -190,8 +194,9 @@ class DenseManifold(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        passed_over = {prefix + name for name in ("reference", "candidate_slots", "slot_births", "structure_digest")}
         unexpected_keys[:] = [
-            key for key in unexpected_keys if not (key.startswith(prefix + "_") or key == prefix + "reference")
+            key for key in unexpected_keys if not (key.startswith(prefix + "_") or key in passed_over)
         ]
         if self.config.edges != "closeness":
             edges, weights = len(self.candidate_indices), len(self.edge_weight)

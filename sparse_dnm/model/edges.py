@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sparse_dnm.checks import CPU, check_shape
-from sparse_dnm.config import INSIDE, ManifoldConfig
+from sparse_dnm.config import INSIDE, SCALARS, ManifoldConfig
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Update
 from sparse_dnm.engine.candidates import (
@@ -26,6 +26,7 @@ from sparse_dnm.engine.candidates import (
 )
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
+from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
 STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
 NOT_FOLLOWED = (
@@ -41,6 +42,14 @@ MIXED = (
 def _version(tensor: Tensor) -> int:
     """How often a tensor was changed in place, as far as torch counts that."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(a: Candidates | None, b: Candidates) -> bool:
+    """The two are equal, in arrays of one kind."""
+    if a is None or type(a.indptr) is not type(b.indptr):
+        return False
+    pairs = ((a.indptr, b.indptr), (a.indices, b.indices), (a.reference, b.reference), (a.slots, b.slots))
+    return all(x is None or (x.shape == y.shape and bool((x == y).all())) for x, y in pairs)
 
 
 class EdgeSlots(nn.Module):
@@ -65,6 +74,7 @@ class EdgeSlots(nn.Module):
     slot_births: Tensor
     structure_digest: Tensor
     _reference: Tensor
+    _held_candidates: Candidates | None  # what the buffers hold, in arrays of the engine
 
     def _begin(self, geometry: Geometry) -> None:
         """Buffers and edge_weight of no edge."""
@@ -74,7 +84,7 @@ class EdgeSlots(nn.Module):
         self._engine: Engine | None = None
         if geometry.free:
             self.register_parameter("edge_weight", nn.Parameter(torch.empty(0, dtype=self.alpha.dtype)))
-        self._hold(engine_for(self.executor, CPU, self.config).no_candidates(), 0)
+        self._hold(self._nothing(), 0)
 
     @property
     def capacity(self) -> int:
@@ -94,6 +104,10 @@ class EdgeSlots(nn.Module):
         return (self.alpha if found is None else found).device
 
     # -- candidates ------------------------------------------------------------------------------------------
+
+    def _nothing(self) -> Candidates:
+        """No candidates, in arrays of the CPU."""
+        return engine_for(self.executor, CPU, self.config).no_candidates()
 
     def _hold(self, candidates: Candidates, capacity: int) -> None:
         """Register the buffers anew, of this capacity, with the candidates."""
@@ -151,8 +165,9 @@ class EdgeSlots(nn.Module):
 
         Raises ValueError where the buffers are not those of a structure.
         """
-        if self._seen != self._versions():
+        if self._held_candidates is None or self._seen != self._versions():
             self._adopt()
+        assert self._held_candidates is not None
         return self._held_candidates
 
     def _adopt(self) -> None:
@@ -173,11 +188,7 @@ class EdgeSlots(nn.Module):
         check_candidates(self.config, host.indptr, host.indices, n)
         if host.slots is not None:
             check_slots(host.slots, self.capacity)
-        now, names = self._held_candidates, ("indptr", "indices", "reference", "slots")
-        pairs = [(getattr(now, name), getattr(held, name)) for name in names]
-        if type(now.indptr) is not type(held.indptr) or not all(
-            a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs
-        ):
+        if not _same(self._held_candidates, held):
             self._held_candidates = held
             self._forget()
         self._seen = self._versions()
@@ -291,9 +302,8 @@ class EdgeSlots(nn.Module):
             raise OverCapacity(len(indices), self.capacity)
         free = np.setdiff1d(np.arange(self.capacity), old.slots, assume_unique=True)[: len(values)]
         slots = np.concatenate([old.slots, free])[order]
-        arrays = (indptr, indices, old.reference, slots)
-        device, engine = self._parameters_device(), self.engine
-        self._write(Candidates.of(*(engine.array(torch.from_numpy(a).to(device)) for a in arrays)))
+        device = self._parameters_device()
+        self._write(self._on_engine(Candidates(indptr, indices, slots, old.reference)))
         filled = torch.from_numpy(free).to(device)
         self._fill(torch.from_numpy(slots).to(device), filled, torch.from_numpy(values))
 
@@ -309,9 +319,11 @@ class EdgeSlots(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
-        before, device, held = self._buffers["_reference"], self._parameters_device(), self._held_candidates
-        super()._apply(fn, recurse)
+        before, device = self._buffers["_reference"], self._parameters_device()
         assert before is not None
+        held = self._held_candidates if before.is_meta else self._candidates()
+        super()._apply(fn, recurse)
+        held = self._nothing() if held is None else held
         if before.is_meta:  # and a meta tensor holds nothing
             self._hold(held.host, self.capacity)
         else:
@@ -321,21 +333,18 @@ class EdgeSlots(nn.Module):
         if self._parameters_device() != device and not self._reference.is_meta:
             self._forget()
             self._engine = None
-            engine, host = self.engine, held.host
-            parts = (host.indptr, host.indices, host.reference, host.slots)
-            tensors = (None if a is None else torch.from_numpy(a).to(self._parameters_device()) for a in parts)
-            self._held_candidates = Candidates.of(*(None if t is None else engine.array(t) for t in tensors))
+            self._held_candidates = self._on_engine(held.host)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
-        return {**self.__dict__, "_buffers": buffers, "_optimizers": None, "_engine": None, "_seen": None}
+        dropped = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": None}
+        return {**self.__dict__, "_buffers": buffers, **dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
         self._own_births()
-        self._seen = self._versions()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """As torch's; births as an ordinary tensor."""
@@ -352,45 +361,34 @@ class EdgeSlots(nn.Module):
         if every row had been searched at the saved scalars.
         Raises ValueError, nothing changed, where the candidates are not possible edges: kernels do not check.
         """
-        free = self._geometry.free
-        names = ["candidate_indptr", "candidate_indices"] + ["edge_weight"] * free
+        free, names = self._geometry.free, names_of(self._geometry, state_dict, prefix)
         if any(prefix + name not in state_dict for name in names):
-            rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in names}
+            own = {*STRUCTURE, "slot_births", "edge_weight"}
+            rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in own}
             super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
             return
         state = dict(state_dict)
-        slotted = f"{prefix}structure_digest" in state
-        complete = f"{prefix}_reference" in state
-        indptr, indices = (state[prefix + name].detach().cpu().numpy().copy() for name in names[:2])
-        if slotted:
-            indices = indices[: int(indptr[-1])]
-        n = len(indices)
-        weights = state[f"{prefix}edge_weight"] if free else indices
-        check_candidates(self.config, indptr, indices, n if slotted else len(weights))
-        slots = np.arange(n) if free else None
-        capacity = len(state[f"{prefix}candidate_indices"]) if slotted else max(self.capacity, n)
-        if slotted and free:
-            slots = state[f"{prefix}candidate_slots"].detach().cpu().numpy()[:n].copy()
-            check_slots(slots, capacity)
-        start = self._geometry.no_reference()
-        reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy() if complete else start
-        if not complete and not free:
-            indptr, indices = np.zeros_like(indptr), indices[:0]
-        self._resize(capacity)
-        device, engine = self._parameters_device(), self.engine
-        arrays = (None if a is None else torch.from_numpy(a).to(device) for a in (indptr, indices, reference, slots))
-        self._write(Candidates.of(*(None if t is None else engine.array(t) for t in arrays)))
-        if free and not slotted:
-            state[f"{prefix}edge_weight"] = torch.cat([weights.detach(), weights.new_zeros(capacity - n)])
+        saved, n = saved_structure(self._geometry, state, prefix, self.capacity), len(state[f"{prefix}candidate_indices"])
+        self._resize(saved.capacity)
+        self._write(self._on_engine(saved.candidates))
+        if free and not saved.slotted:
+            weights = state[f"{prefix}edge_weight"].detach()
+            state[f"{prefix}edge_weight"] = torch.cat([weights, weights.new_zeros(saved.capacity - n)])
             self.slot_births.as_subclass(Tensor)[:n] += 1
-        if not slotted or not complete:
+        if not (saved.slotted and saved.searched):
             state.update({f"{prefix}{name}": buffer for name, buffer in self.named_buffers(recurse=False)})
         super()._load_from_state_dict(state, prefix, *args)
         self._own_births()
         self._seen = self._versions()
         self._forget()
-        if free and not complete:
+        if free and not saved.searched:
             self._as_if_searched()
+
+    def _on_engine(self, candidates: Candidates) -> Candidates:
+        """Candidates of the CPU in arrays of the engine."""
+        device, engine = self._parameters_device(), self.engine
+        parts = candidates.indptr, candidates.indices, candidates.reference, candidates.slots
+        return Candidates.of(*(None if a is None else engine.array(torch.from_numpy(a).to(device)) for a in parts))
 
     def _resize(self, capacity: int) -> None:
         """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost."""
@@ -398,17 +396,14 @@ class EdgeSlots(nn.Module):
             self.edge_weight.grad = None
             self.edge_weight.data = self.edge_weight.new_zeros(capacity)
         if self.capacity != capacity:
-            self._hold(engine_for(self.executor, CPU, self.config).no_candidates(), capacity)
+            self._hold(self._nothing(), capacity)
 
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
         engine, held = self.engine, self._candidates()
         arrays = engine.read(self._plain_parameters())
         now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
-        n_scalars = self._geometry.no_reference().shape[1] - 1
-        scalars = torch.as_tensor(now.rows)[:n_scalars].T
-        threshold = torch.as_tensor(now.threshold, dtype=torch.float64).reshape(1, 1).expand(len(scalars), 1)
-        reference = engine.array(torch.cat([scalars, threshold.to(scalars.device)], dim=1))
+        reference = engine.array(as_searched(torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)))
         self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
 
     def _plain_parameters(self) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class DynamicManifold(EdgeSlots):
         if self._geometry.free:
             self.edge_weight = nn.Parameter(torch.zeros(capacity, dtype=self.alpha.dtype))
             candidates = replace(candidates, slots=self.engine.array(torch.arange(n)), fleeting=False)
-        self._hold(self._held_candidates, capacity)
+        self._hold(self._candidates(), capacity)
         self._commit(update._replace(structure=replace(update.structure, candidates=candidates)))
 
     def extra_repr(self) -> str:

@@ -1,0 +1,98 @@
+"""The structure in a state_dict, in each of the forms that were ever written: with slots, in the order of the candidates,
+and without a reference (that of a DenseManifold)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_dnm.engine.candidates import Candidates, Geometry, check_candidates, check_slots, digest
+
+DAMAGED = (
+    "candidate_indptr, candidate_indices and candidate_slots of this state are not those of one structure; take all "
+    "from one state_dict"
+)
+
+
+class SavedStructure(NamedTuple):
+    """Candidates that a state holds, in arrays of the CPU.
+
+    capacity  slots that they need
+    slotted   the state has the buffers of EdgeSlots, else edge_weight is in the order of the candidates
+    searched  the state tells where each row was last searched
+    """
+
+    candidates: Candidates
+    capacity: int
+    slotted: bool
+    searched: bool
+
+
+def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """Entries that a state of this form must have."""
+    names = ["candidate_indptr", "candidate_indices"] + ["edge_weight"] * geometry.free
+    if prefix + "structure_digest" in state and geometry.free:
+        names += ["candidate_slots", "slot_births"]
+    return names
+
+
+def saved_structure(
+    geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int
+) -> SavedStructure:
+    """The structure in ``state``, whose entries all begin with ``prefix``; with at least ``capacity`` slots where it has
+    none of its own.
+
+    Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
+    """
+    free, config = geometry.free, geometry.config
+    held = {name: state[prefix + name].detach().cpu() for name in names_of(geometry, state, prefix)}
+    slotted, searched = prefix + "structure_digest" in state, prefix + "_reference" in state
+    indptr, indices = held["candidate_indptr"].numpy().copy(), held["candidate_indices"].numpy().copy()
+    slots = np.arange(len(indices)) if free else None
+    n_weights = len(held["edge_weight"]) if free else len(indices)
+    if slotted:
+        if not len(indices) == n_weights == len(held.get("candidate_slots", indices)):
+            raise ValueError(
+                f"{n_weights} edge_weight for {len(indices)} candidate_indices; they must be as many, those of free "
+                "slots included"
+            )
+        capacity, n_weights = len(indices), int(indptr[-1]) if len(indptr) else 0
+        indices = indices[:n_weights]
+        if free:
+            slots = held["candidate_slots"].numpy()[:n_weights].copy()
+    check_candidates(config, indptr, indices, n_weights)
+    if slots is not None:
+        check_slots(slots, max(capacity, len(indices)))
+    if slotted:
+        arrays = held["candidate_indptr"], held["candidate_indices"]
+        if digest(*arrays, held.get("candidate_slots", arrays[1])) != state[prefix + "structure_digest"].cpu():
+            raise ValueError(DAMAGED)
+    reference = geometry.no_reference()
+    if searched:
+        reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy()
+    elif not free:
+        indptr, indices = np.zeros_like(indptr), indices[:0]
+    found = Candidates(indptr, indices, slots, reference)
+    return SavedStructure(found, max(capacity, len(found.indices)), slotted, searched)
+
+
+def slots_in_order(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries candidate_indices and edge_weight of a state in the order of the candidates, without free slots."""
+    indptr, indices = (state.get(prefix + name) for name in ("candidate_indptr", "candidate_indices"))
+    if prefix + "structure_digest" not in state or indptr is None or indices is None:
+        return {}
+    n = int(indptr[-1])
+    found = {"candidate_indices": indices[:n]}
+    slots, weights = (state.get(prefix + name) for name in ("candidate_slots", "edge_weight"))
+    if slots is not None and weights is not None:
+        found["edge_weight"] = weights[slots[:n].to(weights.device)]
+    return {prefix + name: tensor for name, tensor in found.items()}
+
+
+def as_searched(rows: Tensor, threshold: Tensor) -> Tensor:
+    """The reference of rows that have just been searched: ``rows`` (7, n_rows) are their transformed scalars."""
+    return torch.cat([rows.T, threshold.double().reshape(1, 1).expand(rows.shape[1], 1)], dim=1)
