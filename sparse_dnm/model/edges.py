@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -264,20 +265,7 @@ class EdgeSlots(nn.Module):
         more, candidates = min(capacity, self.config.possible_edges) - self.capacity, self._candidates()
         self._forget()
         if self._geometry.free:
-
-            def longer(values: Tensor) -> Tensor:
-                return torch.cat([values, values.new_zeros(more)])
-
-            gradient, self.edge_weight.grad = self.edge_weight.grad, None
-            before = self.edge_weight.shape
-            self.edge_weight.data = longer(self.edge_weight.data)
-            if gradient is not None:
-                self.edge_weight.grad = longer(gradient)
-            for optimizer in self._optimizers:
-                state = optimizer.state.get(self.edge_weight, {})
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == before:
-                        state[key] = longer(value)
+            self._change_length(lambda values: torch.cat([values, values.new_zeros(more)]))
         self._hold(candidates, self.capacity + more)
 
     @torch.no_grad()
@@ -368,7 +356,10 @@ class EdgeSlots(nn.Module):
             super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
             return
         state = dict(state_dict)
-        saved, n = saved_structure(self._geometry, state, prefix, self.capacity), len(state[f"{prefix}candidate_indices"])
+        saved, n = (
+            saved_structure(self._geometry, state, prefix, self.capacity),
+            len(state[f"{prefix}candidate_indices"]),
+        )
         self._resize(saved.capacity)
         self._write(self._on_engine(saved.candidates))
         if free and not saved.slotted:
@@ -391,12 +382,26 @@ class EdgeSlots(nn.Module):
         return Candidates.of(*(None if a is None else engine.array(torch.from_numpy(a).to(device)) for a in parts))
 
     def _resize(self, capacity: int) -> None:
-        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost."""
+        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost, and moments
+        of followed optimisers begin at zero."""
         if self._geometry.free and len(self.edge_weight) != capacity:
+            self._change_length(lambda values: values.new_zeros(capacity))
             self.edge_weight.grad = None
-            self.edge_weight.data = self.edge_weight.new_zeros(capacity)
         if self.capacity != capacity:
             self._hold(self._nothing(), capacity)
+
+    def _change_length(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put changed numbers into edge_weight, its gradient and the moments of followed optimisers."""
+        gradient, self.edge_weight.grad = self.edge_weight.grad, None
+        before = self.edge_weight.shape
+        self.edge_weight.data = change(self.edge_weight.data)
+        if gradient is not None:
+            self.edge_weight.grad = change(gradient)
+        for optimizer in self._optimizers:
+            state = optimizer.state.get(self.edge_weight, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == before:
+                    state[key] = change(value)
 
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
