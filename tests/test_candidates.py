@@ -208,3 +208,59 @@ def test_memory_and_time_do_not_grow_with_the_square():
     model = DynamicManifold(config, torch.Generator().manual_seed(0))
     assert 100_000 < model.topology.n_edges < 3_000_000
     assert len(model.closeness) < 3 * model.topology.n_edges
+
+
+@pytest.mark.parametrize("edges", EDGE_MODES)
+@given(seed=st.integers(0, 2**20), size=st.sampled_from([0.02, 0.2]))
+@settings(max_examples=8)
+def test_with_little_room_the_least_close_go_and_no_active_edge(edges, seed, size):
+    """Steps of changed parameters: the list is full, all active edges stay, and they are those that they must be."""
+    shape = {"n_neurons": 18, "n_inputs": 5, "n_outputs": 3, "period": 3.0, "skin": 0.1}
+    model = DynamicManifold(ManifoldConfig(**shape, edges=edges, alpha=(3.0, 1.0), sigma=(6.0, 1.0), cutoff=-1.5,
+                            omega=(0.0, 1.0), capacity=1), torch.Generator().manual_seed(seed), torch.float64)  # fmt: skip
+    generator, x = torch.Generator().manual_seed(seed), torch.zeros(1, 5, dtype=torch.float64)
+    assert model.capacity == len(model.closeness)
+    full = 0
+    for _ in range(8):
+        disturb(model, generator, size)
+        before, omega_before = candidate_matrix(model), dense_omega(model)
+        try:
+            model(x)
+        except OverCapacity as error:
+            model.grow_capacity(error.n_edges)  # raises where that is no more than now
+            model(x)
+        inside, c = candidate_matrix(model), naive.sigmoid(model.cutoff.item())
+        assert len(model.closeness) <= model.capacity
+        full += len(model.closeness) == model.capacity
+        kept = before & inside
+        assert (dense_omega(model)[kept] == omega_before[kept]).all()
+        d = dense_closeness(model, dense_omega(model))
+        unsure = np.abs(np.abs(d) - c) < 1e-12
+        assert ((active_matrix(model) == (np.abs(d) > c)) | unsure).all()
+        gone = np.abs(dense_closeness(model, omega_before))[before & ~inside]
+        assert not (gone > c + 1e-12).any()
+        if edges != "closeness":
+            assert (model.edge_weight[free_slots(model)] == 0).all()
+            assert len(np.unique(model.candidates.slots)) == len(model.candidates.slots)
+    assert full or edges != "closeness"
+
+
+def test_more_active_edges_than_slots_are_named_with_the_way_out():
+    model = DynamicManifold(ManifoldConfig.preset("toy", capacity=1), torch.Generator().manual_seed(0))
+    x, capacity = torch.ones(2, 5), model.capacity
+    before = model(x).detach()
+    with torch.no_grad():
+        model.cutoff.fill_(-9.0)
+        with pytest.raises(
+            OverCapacity, match=rf"more than the {capacity} .*model.grow_capacity\(\d+\).* or raise cutoff"
+        ):
+            model(x)
+        with pytest.raises(OverCapacity):
+            model(x)  # nothing of it stays
+        model.cutoff.fill_(model.config.cutoff)
+        assert torch.equal(model(x), before)
+        model.cutoff.fill_(-9.0)
+        model.grow_capacity(10_000)
+        model(x)
+    assert model.capacity == model.config.possible_edges
+    assert capacity < model.n_edges

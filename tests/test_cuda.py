@@ -1,5 +1,6 @@
 """The CUDA kernels of a given DAG, on a GPU or in numba's simulator (see cuda_device.py); machine code of all."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -15,22 +16,23 @@ from hypothesis import strategies as st
 from strategies import dags, manifolds
 from typer.testing import CliRunner
 
-import bench.cuda
 from sparse_dnm import ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.cli.app import app
 from sparse_dnm.config import ACTIVATIONS
-from sparse_dnm.engine import autograd
-from sparse_dnm.engine import cuda as cuda_executor
+from sparse_dnm.engine import cuda as cuda_engine
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.cpu import CpuEngine
+from sparse_dnm.engine.cuda import CudaEngine
 
 pytestmark = pytest.mark.cuda
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cuda_kernels():
-    """Every tensor goes through the CUDA kernels."""
+    """Every engine is that of CUDA."""
     with kernels_of("cuda"):
         yield
 
@@ -76,26 +78,25 @@ def test_gradcheck(dag, activation):
 @given(manifolds(), st.sampled_from([1, 34]))
 @settings(max_examples=3)
 def test_every_gradient_is_that_of_the_cpu(model, batch):
-    """Plans of manifolds: neurons weighted, outputs linear, some never read, dead or without sources."""
-    evaluation, plan = model.find()
-    generator = torch.Generator().manual_seed(3)
+    """Structures of manifolds: neurons weighted, outputs linear, some never read, dead or without sources."""
+    with kernels_of("cpu"):
+        found = copy.deepcopy(model).find()
+    generator, head = torch.Generator().manual_seed(3), found.host.neurons
     x = torch.randn(batch, model.config.n_inputs, dtype=torch.float64, generator=generator)
-    leaves = [x, torch.tensor(evaluation.strengths), model.weight.detach(), model.bias.detach()]
+    leaves = [x, torch.tensor(found.values.strengths), model.weight.detach(), model.bias.detach()]
+    engines = [CpuEngine(Executor("columns")), *(CudaEngine(Executor(k), DEVICE) for k in ("columns", "wavefront"))]
     results = []
-    structure = cuda_executor.structure_of(plan, DEVICE)
-    for propagate, given_structure, device in (
-        (autograd.Propagate.apply, (plan,), "cpu"),
-        (cuda_executor.Propagate.apply, (structure, Executor("columns")), DEVICE),
-        (cuda_executor.Propagate.apply, (structure, Executor("wavefront")), DEVICE),
-    ):
-        given = [leaf.detach().to(device).clone().requires_grad_() for leaf in leaves]
-        out = propagate(*given_structure, *given)
+    for engine in engines:
+        neurons = engine.neurons(head.kind, head.slope, head.first_linear, head.weighted)
+        structure = engine.given(found.topology, neurons)
+        given = [leaf.detach().to(engine.device).clone().requires_grad_() for leaf in leaves]
+        out = propagate(engine, structure, *given)
         gradients = torch.autograd.grad(
             (out * torch.arange(1.0, out.numel() + 1).reshape(out.shape).to(out)).sum(), given
         )
         results.append([t.detach().cpu() for t in (out, *gradients)])
-    for expected, *found in zip(*results, strict=True):
-        for there in found:
+    for expected, *others in zip(*results, strict=True):
+        for there in others:
             torch.testing.assert_close(there, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -104,7 +105,7 @@ def test_the_same_bits_whatever_the_warps(dtype, monkeypatch):
     dag = [(0, 3), (1, 3), (1, 4), (2, 5), (3, 5), (3, 6), (4, 6), (5, 7), (6, 7), (0, 7)], 8
     found = []
     for warps in (1, 3):
-        monkeypatch.setattr(cuda_executor, "WARPS", warps)
+        monkeypatch.setattr(cuda_engine, "WARPS", warps)
         model, generator = model_of(dag, "silu", dtype)
         out = model(torch.randn(35, 3, dtype=dtype, generator=generator).to(DEVICE))
         assert out.dtype == dtype
@@ -198,10 +199,10 @@ def test_too_little_memory_is_an_error_that_names_the_way_out(monkeypatch):
 
     model, _ = model_of(([(0, 1)], 2), "relu")
     out = model(torch.zeros(3, 1, dtype=torch.float64).to(DEVICE))
-    monkeypatch.setattr(cuda_executor, "walk_down", full)
+    monkeypatch.setattr(CudaEngine, "_backward", full)
     with pytest.raises(MemoryError, match=r"2 neurons and a batch of 3 do not fit .*give a smaller batch"):
         out.sum().backward()
-    monkeypatch.setattr(cuda_executor, "walk_up", full)
+    monkeypatch.setattr(CudaEngine, "_forward", full)
     with pytest.raises(MemoryError, match=r"2 neurons and a batch of 3 do not fit .*give a smaller batch"):
         model(torch.zeros(3, 1, dtype=torch.float64).to(DEVICE))
 
@@ -217,8 +218,10 @@ def test_tensors_on_two_devices_are_refused():
 
 def test_the_tables_are_made(monkeypatch):
     """Every case of `bench.tables --device cuda` runs and computes the same; in the simulator on nine neurons."""
+    import bench.cuda
+
     monkeypatch.setattr(bench.cuda, "CALLS", 1)
-    monkeypatch.setattr(cuda_executor, "WARPS", 1)
+    monkeypatch.setattr(cuda_engine, "WARPS", 1)
     config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
     text = bench.cuda.lines(True, DEVICE, config, batches=(2,), widths=[3, 4, 2], repeats=1)
     rows = {line.split(" | ")[0].strip("| ") for line in text if line.startswith("| ")}

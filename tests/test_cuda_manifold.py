@@ -14,20 +14,22 @@ import torch
 from cuda_device import DEVICE, REAL, kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MANY, dense_omega, manifolds, raw_scalars, rng_input
+from strategies import MANY, candidate_pairs, dense_omega, manifolds, raw_scalars, rng_input
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
 from sparse_dnm.config import CUDA_CLOCK, TrainConfig
 from sparse_dnm.data.datasets import Dataset
-from sparse_dnm.engine import cuda as cuda_executor
-from sparse_dnm.engine import cuda_structure as cuda_manifold
+from sparse_dnm.engine import cuda as cuda_engine
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.candidates import Prices, expected_cost
-from sparse_dnm.engine.schedule import Executor
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Prices
+from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure
 from sparse_dnm.loss import time as measured
+from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
 from sparse_dnm.report.history import History
-from sparse_dnm.timing import calibration, cost_model
+from sparse_dnm.timing import calibration
+from sparse_dnm.timing.probes import Settings
 from sparse_dnm.train.trainer import Trainer
 
 pytestmark = pytest.mark.cuda
@@ -56,7 +58,9 @@ def results(model, x, kappa=0.0):
     loss = loss + 0.7 * model.soft_edges(0.2) + model.strengths.square().sum() + model.closeness.sum()
     gradients = torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)
     t = model.topology
-    structure = [t.indptr, t.indices, t.levels, t.live, model.candidate_indptr.cpu(), model.candidate_indices.cpu()]
+    c = model.candidates
+    slots = [] if c.slots is None else [c.slots]
+    structure = [t.indptr, t.indices, t.levels, t.live, c.indptr, c.indices, *slots]
     values = {"out": out, "strengths": model.strengths, "closeness": model.closeness, "flow": model.flow()}
     names = ["loss", "x", *dict(model.named_parameters())]
     values |= {name: g for name, g in zip(names, [loss, *gradients], strict=True) if g is not None}
@@ -112,14 +116,14 @@ def test_training_is_that_of_the_cpu(edges):
         with kernels_of(name):
             for step in range(5):
                 model.kappa = 0.3 if step < 3 else 0.0
-                before = model.candidate_indices
+                before = model._held_candidates
                 optimizer.zero_grad()
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(cuda_manifold.Found, "host", None)
+                    patch.setattr(CudaStructure, "host", None)
                     loss = model(x.to(model.alpha.device)).square().mean() + 0.01 * SparsityProxy()(model)
                     (loss + 0.1 * flow_loss(model)).backward()
                     optimizer.step()
-                scans += step > 0 and model.candidate_indices is not before
+                scans += step > 0 and model._held_candidates is not before
                 structures.append(model.topology.edges())
         ran[name] = structures, scans, {n: p.detach().cpu() for n, p in model.named_parameters()}
     (expected, scans, parameters), (found, found_scans, found_parameters) = ran["cpu"], ran["cuda"]
@@ -147,6 +151,11 @@ def test_float32_stays_float32():
         torch.testing.assert_close(found.cpu(), p.grad, rtol=1e-3, atol=1e-4 * max(1.0, float(p.grad.abs().max())))
 
 
+def assert_same_candidates(a, b):
+    for name in ("indptr", "indices", "slots"):
+        np.testing.assert_array_equal(getattr(a.candidates, name), getattr(b.candidates, name))
+
+
 @pytest.mark.parametrize("edges", ["closeness", "free"])
 def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
     """By to(), by a state_dict, and as arrays: same candidates, same omega."""
@@ -155,7 +164,7 @@ def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
         expected = there(x.to(DEVICE)).cpu()
         there.alpha.add_(0.3)
         changed = there(x.to(DEVICE)).cpu()
-        assert there.n_edges == there.topology.n_edges == len(there.found[0].strengths)
+        assert there.n_edges == there.topology.n_edges == len(there.evaluation.values.strengths)
         assert there.connected
         state = there.state_dict()
     fresh = small(edges, seed=9)
@@ -164,7 +173,7 @@ def test_what_was_found_on_cuda_goes_on_elsewhere(edges):
     with kernels_of("cpu"), torch.no_grad():
         for model in (fresh, here):
             torch.testing.assert_close(model(x), changed, rtol=1e-9, atol=1e-9)
-            np.testing.assert_array_equal(model.candidate_indices, there.candidate_indices.cpu())
+            assert_same_candidates(model, there)
     back = moved(small(edges), "cuda")
     with kernels_of("cuda"), torch.no_grad():
         back.load_state_dict(fresh.state_dict())
@@ -186,30 +195,30 @@ def test_copies_and_pickles_go_on_elsewhere():
     here = torch.load(file, map_location="cpu", weights_only=False)
     with kernels_of("cpu"), torch.no_grad():
         torch.testing.assert_close(here(x), expected, rtol=1e-9, atol=1e-9)
-        np.testing.assert_array_equal(here.candidate_indices, there.candidate_indices.cpu())
+        assert_same_candidates(here, there)
 
 
 def test_edges_can_be_added_on_cuda():
     model = small("free")
-    with kernels_of("cpu"):
-        model(torch.zeros(1, 5, dtype=torch.float64))
-        rows = np.repeat(np.arange(11), np.diff(model.candidate_indptr))
-        taken = set(zip(rows.tolist(), model.candidate_indices.tolist(), strict=True))
-        row, source = next((r, j) for r in range(11) for j in range(min(r + 5, 13)) if (r, j) not in taken)
+    readers, sources = candidate_pairs(model)
+    taken = set(zip((readers - 5).tolist(), sources.tolist(), strict=True))
+    row, source = next((r, j) for r in range(11) for j in range(min(r + 5, 13)) if (r, j) not in taken)
     there = moved(model, "cuda")
     with kernels_of("cuda"):
         optimizer = torch.optim.Adam(there.parameters())
+        there.follow(optimizer)
         there(torch.zeros(1, 5, dtype=torch.float64).to(DEVICE)).sum().backward()
         optimizer.step()
+        moments = optimizer.state[there.edge_weight]["exp_avg"]
+        moments.fill_(1.0)
         there.add_candidates([row], [source], [5.0])
         there(torch.zeros(1, 5, dtype=torch.float64).to(DEVICE))
-        e = there.found[0]
-        at = int(e.candidates.indptr[row]) + int(
-            np.searchsorted(e.candidates.indices[slice(*e.candidates.indptr[row : row + 2])], source)
-        )
-        assert e.candidates.indices[at] == source
-        assert there.edge_weight[at] == 5.0
-        assert optimizer.state[there.edge_weight]["exp_avg"].shape == there.edge_weight.shape
+        readers, sources = candidate_pairs(there)
+        (at,) = np.flatnonzero((readers == row + 5) & (sources == source))
+        slot = there.candidates.slots[at]
+        assert there.edge_weight[slot] == 5.0
+        assert (moments == 0.0).nonzero().tolist() == [[slot]]
+        assert abs(there.closeness[at]) > 0
 
 
 def test_errors_name_the_way_out(monkeypatch):
@@ -220,11 +229,11 @@ def test_errors_name_the_way_out(monkeypatch):
         with torch.no_grad():
             there.alpha.add_(1.0)
         there(x)
-        with pytest.raises(RuntimeError, match="candidate edges have changed since this forward"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
         loss = there(x).square().sum() + there.closeness.sum()
-        there.add_candidates([], [], [])
-        with pytest.raises(RuntimeError, match="candidate edges have changed since this forward"):
+        there.add_candidates([], [], [])  # writes 0 to the free slots
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
         there.alpha.data[2] = float("nan")
         with pytest.raises(ValueError, match="NaN or infinite; go back to a checkpoint"):
@@ -236,9 +245,9 @@ def test_errors_name_the_way_out(monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(cuda_manifold.DeviceWindows, "evaluate", full)
+    monkeypatch.setattr(CudaSearch, "evaluate", full)
     with kernels_of("cuda"), pytest.raises(MemoryError, match=r"search for edges among .* does not fit .*narrow sigma"):
-        moved(small(), "cuda")(x)
+        there(x)
     if REAL:  # in the simulator there is one device only
         with pytest.raises(ValueError, match="x is on device 'cpu', not on 'cuda"):
             moved(small(), "cuda")(torch.zeros(1, 5, dtype=torch.float64))
@@ -275,17 +284,18 @@ def test_a_training_is_that_of_the_cpu(tmp_path):
 
 def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
     """Calibration, value and gradient of the term; in the simulator its time is that of the simulator."""
-    monkeypatch.setattr(calibration, "WARM", 0)
+    monkeypatch.setattr(cuda_engine, "WARM", 0)
+    monkeypatch.setattr(cuda_engine, "TOGETHER", 1)
     monkeypatch.setattr(measured, "STARTS", 1)
-    monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, model: self._explicit(model))
+    monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, evaluation: self._explicit(evaluation))
     config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
     there = moved(DynamicManifold(config, torch.Generator().manual_seed(1), executor="columns"), "cuda")
     x = torch.randn(4, 3).to(DEVICE)
     with kernels_of("cuda"):
-        monkeypatch.setattr(cuda_executor, "WARPS", 1)
-        plan = there.find()[1]
-        how = calibration.Settings("columns", "infer", 4, 0, CUDA_CLOCK, 10, 3, device="cuda")
-        profile = calibration.calibrate(there.topology, calibration.plans_like(plan), x, how)
+        monkeypatch.setattr(cuda_engine, "WARPS", 1)
+        structure = there.find().structure
+        how = Settings("columns", "infer", 4, there.executor.threads, CUDA_CLOCK, 10, 3, device="cuda")
+        profile = calibration.calibrate(structure, there.engine, x, how)
         assert profile.model.executor == "cuda-columns"
         assert "device cuda, clock cuda_event" in calibration.describe(profile)[0]
         settings_ = measured.TimeSettings("infer", 4, every=2)
@@ -300,22 +310,21 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
             assert value.item() == pytest.approx(term.seconds / term.start)
         assert seconds[0] == seconds[1]  # every second call is a timed step
         assert term.timed == 2
-        evaluation, plan = there.found
+        evaluation = there.evaluation
         there(x)
-        again = there.found[0]  # the same structure: nothing of it is brought over
-        assert again.candidates is evaluation.candidates
-        assert again.sources is plan.schedule.topology.indices
+        again = there.evaluation  # the same structure: nothing of it is brought over
+        assert again.structure is evaluation.structure
         assert again is not evaluation
         prices = Prices(*(price / term.start for price in term._prices))
-        expected = expected_cost(evaluation, config, plan.schedule.topology.live, settings_.tau, prices)
-        windows = there._windows
-        by_scalar = np.empty((7, config.n_rows), np.float32)
-        by_cutoff, _ = windows.pull_back(evaluation, None, expected.by_closeness, 0.0, by_scalar)
-        assert there.cutoff.grad.item() == pytest.approx(by_cutoff + expected.by_cutoff, rel=1e-4)
-        np.testing.assert_allclose(there.mu.grad.cpu(), by_scalar[6], rtol=1e-3, atol=1e-6 * np.abs(by_scalar).max())
-        resumed = measured.MeasuredTime.resumed(there, settings_, term.state())
+        expected = evaluation.expected_cost(settings_.tau, prices)
+        by_closeness = evaluation.engine.array(torch.from_numpy(expected.by_closeness).to(DEVICE))
+        found = evaluation.engine.edges_backward(evaluation.structure, evaluation.values, None, by_closeness, 0.0)
+        assert there.cutoff.grad.item() == pytest.approx(float(found.cutoff) + expected.by_cutoff, rel=1e-4)
+        by_mu = found.scalars[6].cpu()
+        np.testing.assert_allclose(there.mu.grad.cpu(), by_mu, rtol=1e-3, atol=1e-6 * float(by_mu.abs().max()))
+        resumed = measured.MeasuredTime(there, settings_, state=term.state())
         assert resumed.seconds == term.seconds
-        assert list(resumed.seconds_per()) == list(cost_model.FEATURES["cuda-columns"])
+        assert list(resumed.refit.model.coefficients) == list(term.refit.model.coefficients)
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
@@ -330,16 +339,16 @@ def test_bytes_are_those_of_the_tensors_of_a_step(mode, monkeypatch):
         launch(kernel, blocks, threads, *arguments)
 
     with kernels_of("cuda"):
-        term = measured.MeasuredMemory(there, mode, batch=40)
-        structure, strengths = there.running
+        there.executor = Executor("columns")
+        term = MeasuredMemory(there, mode, batch=40)
+        found, s = there.evaluation, there.evaluation.structure
         x = torch.randn(40, 5).to(DEVICE)
-        how = calibration.Settings("columns", mode, 40, 0, CUDA_CLOCK, device="cuda")
         monkeypatch.setattr(backend, "launch", counted)
-        calibration.DeviceStep(structure, Executor("columns"), strengths, x, how).run()
-        found = sum(tensor.nbytes for tensor in seen.values())
-        held = structure.column_of, structure.t_indptr, structure.t_edges, structure.readers  # for a walk back
-        found += sum(tensor.nbytes for tensor in held) if mode == "infer" else 0
-        assert term.bytes(there) == found
+        found.engine.stopwatch(s, found.values.strengths, x, mode == "train").run()
+        total = sum(tensor.nbytes for tensor in seen.values())
+        held = s.column_of, s.t_indptr, s.t_edges, s.readers  # for the backward pass
+        total += sum(tensor.nbytes for tensor in held) if mode == "infer" else 0
+        assert term.bytes(there.evaluation) == total
         assert term(there).item() == 1.0
 
 

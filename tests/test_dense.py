@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, OUTPUTS, ManifoldConfig
+from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, INSIDE, OUTPUTS, ManifoldConfig
 from sparse_dnm.model.dense import ACTIVATION_FUNCTIONS, METHODS, DenseManifold, wavefronts
 from sparse_dnm.model.init import initial_scalars
+from sparse_dnm.model.manifold import DynamicManifold
 
 
 def small(**changes):
@@ -310,3 +311,19 @@ def test_the_oracle_of_any_dag():
     weights[3, 0] = 1.0
     with pytest.raises(ValueError, match="cycle"):
         naive.forward_dag(np.ones((1, 1)), weights, bias, [4], [0])
+
+
+@pytest.mark.parametrize("edges", INSIDE)
+def test_slots_become_the_order_of_the_candidates(edges):
+    model = DynamicManifold(small(edges=edges, omega=(0.0, 2.0)), torch.Generator().manual_seed(0), torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for factor in (0.3, 3.0):
+            model.sigma.mul_(factor)
+            expected = model(x)
+    slots = model.candidates.slots
+    assert (np.diff(slots) < 0).any()
+    dense = DenseManifold.from_manifold(model)
+    assert torch.equal(dense.edge_weight, model.edge_weight[slots])
+    assert torch.equal(dense.candidate_indices, torch.from_numpy(model.candidates.indices))
+    torch.testing.assert_close(dense(x), expected, rtol=1e-10, atol=1e-10)

@@ -33,10 +33,9 @@ def of_ring(edges, activation, output, batch, seed, kappa=1.0, threads=1):
        st.sampled_from(["linear", "square"]), st.integers(1, 70), st.integers(0, 1000))  # fmt: skip
 def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, activation, output, batch, seed):
     model, x, (grown, exact) = of_ring(edges, activation, output, batch, seed)
-    evaluation, plan = model.found
-    n, first = 25, 5
+    evaluation, candidates, n, first = model.evaluation.values, model.candidates, 25, 5
     dense = np.zeros((n, n))
-    topology = plan.schedule.topology
+    topology = model.topology
     readers = np.repeat(np.arange(n), np.diff(topology.indptr))
     dense[readers, topology.indices] = evaluation.strengths
     weight, bias = (model.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
@@ -45,7 +44,7 @@ def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, ac
         y = naive.forward_manifold(x[:8].numpy(), strengths, weight, bias, first, 4, activation, output)
         return (y * np.linspace(0.5, 1.5, 4)).sum()
 
-    rows = np.repeat(np.arange(first, n), np.diff(evaluation.candidates.indptr))
+    rows = np.repeat(np.arange(first, n), np.diff(candidates.indptr))
     size = np.abs(evaluation.d)
     ring = (size > evaluation.threshold) & (size <= evaluation.c) & topology.live[rows]
     assert (grown[~ring] == exact[~ring]).all()
@@ -63,8 +62,8 @@ def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, ac
     chosen = np.flatnonzero(ring)
     for e in {*chosen[:3], *chosen[-3:]}:  # of hidden readers, and of outputs, which read otherwise
         high, low = dense.copy(), dense.copy()
-        high[rows[e], evaluation.candidates.indices[e]] += 1e-6
-        low[rows[e], evaluation.candidates.indices[e]] -= 1e-6
+        high[rows[e], candidates.indices[e]] += 1e-6
+        low[rows[e], candidates.indices[e]] -= 1e-6
         expected = omega[e] * (loss(high) - loss(low)) / 2e-6 / (1 - evaluation.c)
         np.testing.assert_allclose(grown[e], expected, rtol=1e-5, atol=1e-6)
 
@@ -74,8 +73,7 @@ def test_some_rings_reach_neurons_that_nobody_reads():
     seen = 0
     for seed in range(20):
         model, _, (grown, _) = of_ring("free", "leaky_relu", "linear", 4, seed)
-        evaluation, plan = model.found
-        dead = ~plan.schedule.topology.live[evaluation.candidates.indices]
+        dead = ~model.topology.live[model.candidates.indices]
         seen += int((grown[dead] != 0).sum())
     assert seen > 0
 
@@ -94,10 +92,10 @@ def test_an_edge_that_would_help_grows():
         config = ManifoldConfig(n_neurons=3, n_inputs=1, n_outputs=1, period=1.0, edges="free", sigma=(100.0, 0.0),
                                 mu=(0.0, 0.0), weight=(1.0, 0.0), bias=(0.0, 0.0), cutoff=0.0)  # fmt: skip
         model = DynamicManifold(config, torch.Generator().manual_seed(0))
-        state = {name: value for name, value in model.state_dict().items() if name != "_reference"}
+        state = {name: value.detach() for name, value in model.named_parameters()}
         edge = {"candidate_indices": torch.tensor([0], dtype=torch.int32), "edge_weight": torch.tensor([0.45])}
         rows = {"candidate_indptr": torch.tensor([0, 0, 1]), "alpha": torch.full((2,), 20.0)}
-        model.load_state_dict({**state, **edge, **rows}, strict=False)
+        model.load_state_dict({**state, **edge, **rows})
         model.kappa = kappa
         x = torch.ones(4, 1)
         assert model.topology.n_edges == 0

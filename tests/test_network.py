@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import naive
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.linalg import spsolve_triangular
-from strategies import MANY, dags, dense_omega, manifolds, raw_scalars, rng_input
+from strategies import MANY, candidate_pairs, dags, dense_omega, free_slots, manifolds, omega_of, raw_scalars, rng_input
 from torch.nn.utils import prune
 
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
@@ -45,6 +46,14 @@ def gradients(model, x):
     return {"x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
 
 
+def in_order(model, found):
+    """Gradients with that of edge_weight in the order of the candidates; free slots have none."""
+    if "edge_weight" not in found:
+        return found
+    assert not found["edge_weight"][free_slots(model)].any()
+    return {**found, "edge_weight": found["edge_weight"][model.candidates.slots]}
+
+
 @given(manifolds(), st.sampled_from([1, 3]))
 def test_outputs_match_the_oracle(model, batch):
     x = rng_input(model, batch)
@@ -61,7 +70,7 @@ def test_outputs_and_gradients_match_the_dense_model(model, batch, executor):
     dense = DenseManifold.from_manifold(model)
     torch.testing.assert_close(model(x), dense(x), rtol=1e-10, atol=1e-10)
     expected = gradients(dense, x)
-    for name, gradient in gradients(model, x).items():
+    for name, gradient in in_order(model, gradients(model, x)).items():
         wanted = torch.zeros_like(gradient) if expected[name] is None else expected[name]
         scale = max(1.0, *wanted.abs().flatten().tolist(), 1.0)
         torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-10, atol=1e-10, msg=name)
@@ -176,10 +185,14 @@ def test_state_dict_moves_a_structure_between_models():
     [
         ("candidate_indices", lambda v: v + 1000, "is not possible"),
         ("candidate_indices", lambda v: -v - 1, "is not possible"),
-        ("candidate_indices", lambda v: v[:-1], "candidate_indptr"),
+        ("candidate_indices", lambda v: v[:-1], "must be as many"),
+        ("candidate_indices", lambda v: v[:9], "must be as many"),
         ("candidate_indptr", lambda v: v.flip(0), "candidate_indptr"),
         ("candidate_indptr", lambda v: v[:-3], "does not fit"),
         ("edge_weight", lambda v: v[:-5], "edge_weight"),
+        ("candidate_slots", lambda v: v + 1000, "candidate_slots must lie in"),
+        ("candidate_slots", lambda v: v.clamp(max=3), "names a slot twice"),
+        ("candidate_slots", lambda v: torch.cat([v[:2].flip(0), v[2:]]), "not those of one structure"),
     ],
 )
 def test_a_corrupt_structure_is_refused(name, change, words):
@@ -215,17 +228,22 @@ def test_a_refused_state_leaves_a_model_that_works():
     assert torch.equal(model(x), expected)
 
 
-def test_training_goes_on_after_a_state_of_another_length():
+def test_training_goes_on_after_a_state_of_another_capacity():
     x = torch.randn(8, 5)
-    model, other = manifold(0), manifold(1, cutoff=-3.0)
+    model, other = manifold(0, capacity=1), manifold(1, cutoff=-3.0)
+    assert model.capacity < other.capacity
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    model.follow(optimizer)
     for _ in range(3):
         loss = model(x).square().sum()
         loss.backward()
         optimizer.step()
     model.load_state_dict({k: v for k, v in other.state_dict().items()})
+    assert torch.equal(model(x), other(x))
     assert model.edge_weight.grad is None
-    assert optimizer.state[model.edge_weight]["exp_avg"].shape == model.edge_weight.shape
+    moments = optimizer.state[model.edge_weight]["exp_avg"]
+    assert moments.shape == model.edge_weight.shape == (other.capacity,)
+    assert not moments.any()
     for _ in range(3):
         optimizer.zero_grad()
         model(x).square().sum().backward()
@@ -233,23 +251,172 @@ def test_training_goes_on_after_a_state_of_another_length():
     assert torch.isfinite(model(x)).all()
 
 
+OLD = ("candidate_indptr", "candidate_indices", "_reference")
+
+
+def old_state(model, *left_out):
+    """The state that this model would have had before there were slots."""
+    scalars = {name: p.detach().clone() for name, p in model.named_parameters()}
+    candidates = model.candidates
+    buffers = (torch.from_numpy(a.copy()) for a in (candidates.indptr, candidates.indices, candidates.reference))
+    state = {**scalars, **dict(zip(OLD, buffers, strict=True))}
+    if "edge_weight" in state:
+        state["edge_weight"] = omega_of(model)
+    return {name: value for name, value in state.items() if name not in left_out}
+
+
+@pytest.mark.parametrize("edges", EDGE_MODES)
+@pytest.mark.parametrize("left_out", [(), ("_reference",)])
+def test_a_state_from_before_there_were_slots_gives_the_same_outputs(edges, left_out):
+    """Of any number of candidates, more than there is room for included; then training goes on as it would have."""
+    first, x = manifold(3, edges=edges, **MANY[edges]), torch.randn(4, 5)
+    with torch.no_grad():
+        first.mu.add_(2.0)  # slots are no longer in the order of the candidates
+        first.sigma.mul_(1.2)
+    expected = first(x)
+    for second in (manifold(1, edges=edges), manifold(1, edges=edges, capacity=1, cutoff=2.0)):
+        second.load_state_dict(old_state(first, *left_out))
+        assert torch.equal(second(x), expected)
+        assert len(second.closeness) == len(first.closeness)
+        assert second.capacity >= len(second.closeness)
+        if edges != "closeness":
+            assert not second.edge_weight[free_slots(second)].any()
+        second(x).sum().backward()
+        again = manifold(2, edges=edges)
+        again.load_state_dict(second.state_dict())
+        assert torch.equal(again(x), expected)
+        assert again.capacity == second.capacity
+
+
 @pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "NAdam", "SGD"])
-def test_optimisers_are_followed_without_being_asked(kind):
+def test_moments_stay_in_their_slot_and_begin_at_zero_in_one_that_is_filled(kind):
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     options = {"momentum": 0.9} if kind == "SGD" else {}
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01, **options)
-    x, lengths = rng_input(model, 10), set()
-    for _ in range(25):
+    model.follow(optimizer)
+    x, parameter, filled = rng_input(model, 10), model.edge_weight, 0
+
+    def moments():
+        return [v.clone() for v in optimizer.state[parameter].values() if v is not None and v.shape == parameter.shape]
+
+    for k in range(12):
         optimizer.zero_grad()
         (model(x).square().mean() + 5 * model.soft_edges(0.03) / 1e4).backward()
         optimizer.step()
-        lengths.add(len(model.edge_weight))
+        before, pairs = moments(), dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
+        assert before
         with torch.no_grad():
-            model.sigma.mul_(0.9)
-    assert len(lengths) > 1
-    moments = [v for v in optimizer.state[model.edge_weight].values() if v is not None and v.ndim == 1]
-    assert moments
-    assert all(v.shape == model.edge_weight.shape for v in moments)
+            model.sigma.mul_(0.8 if k % 2 else 1.3)
+        model(x)
+        assert model.edge_weight is parameter
+        now = dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
+        assert all(pairs[key] == slot for key, slot in now.items() if key in pairs)
+        new = torch.tensor([slot for key, slot in now.items() if key not in pairs], dtype=torch.long)
+        filled += len(new)
+        for old, moment in zip(before, moments(), strict=True):
+            old[new] = 0.0
+            assert torch.equal(moment, old)
+        assert (model.edge_weight[free_slots(model)] == 0).all()
+    assert filled > 100
+
+
+def test_a_slot_that_is_filled_again_without_an_optimiser_that_is_followed_warns_once():
+    model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
+    quiet = copy.deepcopy(model)
+    quiet.follow(torch.optim.SGD(quiet.parameters(), lr=0.1))
+    for each, warned in ((model, 1), (quiet, 0)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for change in (0.5, 2.2, 0.5, 2.2):
+                with torch.no_grad():
+                    each.sigma.mul_(change)
+                each(torch.zeros(1, 64))
+        assert [str(w.message).partition(",")[0] for w in caught] == [
+            "a slot of edge_weight was given to a new edge"
+        ] * warned
+        assert (each.slot_births > 1).any()
+
+
+@pytest.mark.parametrize("edges", EDGE_MODES)
+def test_capacity_grows_without_a_change_of_outputs_gradients_and_moments(edges):
+    model, x = manifold(0, edges=edges, capacity=1, **MANY[edges]), torch.randn(4, 5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.follow(optimizer)
+    model(x).square().sum().backward()
+    optimizer.step()
+    model(x).square().sum().backward()
+    before, births = model.capacity, model._buffers.get("slot_births")
+    parameters, found = dict(model.named_parameters()), {n: p.grad.clone() for n, p in model.named_parameters()}
+    expected, kept = model(x).detach(), copy.deepcopy(optimizer.state_dict()["state"])
+    model.grow_capacity(before + 7)
+    assert model.capacity == before + 7
+    assert dict(model.named_parameters()) == parameters  # the same objects
+    assert torch.equal(model(x), expected)
+    for name, gradient in found.items():
+        grown = parameters[name].grad
+        assert torch.equal(grown[:before] if name == "edge_weight" else grown, gradient)
+        state = optimizer.state[parameters[name]]
+        for k, value in enumerate(v for v in state.values() if v.shape == parameters[name].shape):
+            was = (
+                [v for v in kept[list(parameters).index(name)].values() if v.ndim == gradient.ndim and v.ndim][k]
+                if gradient.ndim
+                else None
+            )
+            assert was is None or torch.equal(value[: len(was)], was)
+            assert was is None or not value[len(was) :].any()
+    if births is not None:
+        assert torch.equal(model.slot_births.plain[:before], births.plain)
+        assert not model.edge_weight[before:].any()
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.step()
+    for wrong in (before, 0):
+        with pytest.raises(ValueError, match=f"capacity={wrong} must be more than the present {before + 7}"):
+            model.grow_capacity(wrong)
+
+
+def test_rows_that_are_forgotten_let_pairs_enter_as_at_the_start():
+    """Edges that training removed do not come back by themselves; in forgotten rows, they do."""
+    model, x = manifold(0), torch.zeros(1, 5)
+    first = candidate_keys(model)
+    with torch.no_grad():
+        model.edge_weight.zero_()
+    for _ in range(2):
+        model(x)
+        assert model.n_edges == 0
+    model.forget_rows(np.array([2, 7, 19]))
+    model(x)
+    found = candidate_keys(model)
+    assert set(key for key in found if key[0] in (2, 7, 19)) == set(key for key in first if key[0] in (2, 7, 19))
+    assert model.n_edges > 0
+    assert not any(
+        model.edge_weight[model.candidates.slots][k] for k, key in enumerate(found) if key[0] not in (2, 7, 19)
+    )
+
+
+def test_added_candidates_own_free_slots_with_their_omega():
+    model, x = manifold(0), torch.randn(3, 5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.follow(optimizer)
+    model(x).sum().backward()
+    optimizer.step()
+    model(x)
+    known = dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
+    pairs = [(r, j) for r in range(20) for j in range(min(r + 5, 21)) if (r, j) not in known][::7]
+    moments = optimizer.state[model.edge_weight]["exp_avg"]
+    before = moments.clone()
+    before[:] += 1.0
+    moments.copy_(before)
+    rows, sources = zip(*pairs, strict=True)
+    model.add_candidates(rows, sources, np.linspace(0.5, 1.5, len(pairs)))
+    now = dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
+    assert now.keys() == {*known, *pairs}
+    assert all(now[key] == slot for key, slot in known.items())
+    added = [now[pair] for pair in pairs]
+    np.testing.assert_allclose(model.edge_weight.detach()[added], np.linspace(0.5, 1.5, len(pairs)), rtol=1e-6)
+    before[added] = 0.0
+    assert torch.equal(moments, before)
+    assert torch.isfinite(model(x)).all()
 
 
 def test_backward_through_an_outdated_structure_is_refused():
@@ -259,7 +426,7 @@ def test_backward_through_an_outdated_structure_is_refused():
     with torch.no_grad():
         model.cutoff.sub_(1.5)
     model(x)
-    with pytest.raises(RuntimeError, match="candidate edges have changed"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # its slots have got other edges
         first.backward()
     second = model(x).sum()
     with torch.no_grad():
@@ -335,29 +502,29 @@ def test_adam_moments_follow_their_edges():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     model.follow(optimizer)
     rng = np.random.default_rng(0)
-    known, lengths = None, set()
+    known, born = None, 0
     for _ in range(60):
         optimizer.zero_grad()
         (model(x).square().mean() + 2 * model.soft_edges(0.03) / config.possible_edges).backward()
-        keys = candidate_keys(model)
+        keys, slots = candidate_keys(model), model.candidates.slots
         state = optimizer.state[model.edge_weight]
         if known is not None:
+            born += sum(key not in known for key in keys)
             expected = [known.get(key, (0.0, 0.0)) for key in keys]
-            assert [m for m, _ in expected] == state["exp_avg"].tolist()
-            assert [v for _, v in expected] == state["exp_avg_sq"].tolist()
+            assert [m for m, _ in expected] == state["exp_avg"][slots].tolist()
+            assert [v for _, v in expected] == state["exp_avg_sq"][slots].tolist()
         optimizer.step()
         state = optimizer.state[model.edge_weight]
-        known = dict(zip(keys, zip(state["exp_avg"].tolist(), state["exp_avg_sq"].tolist(), strict=True), strict=True))
-        lengths.add(len(keys))
+        moments = (state[name][slots].tolist() for name in ("exp_avg", "exp_avg_sq"))
+        known = dict(zip(keys, zip(*moments, strict=True), strict=True))
         with torch.no_grad():
             model.sigma.mul_(float(rng.uniform(0.8, 1.25)))
-    assert len(lengths) > 3
+    assert born > 300
 
 
 def candidate_keys(model):
-    indptr = model.candidate_indptr.numpy()
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    return list(zip(rows.tolist(), model.candidate_indices.tolist(), strict=True))
+    readers, sources = candidate_pairs(model)
+    return list(zip((readers - model.config.n_inputs).tolist(), sources.tolist(), strict=True))
 
 
 @given(dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.sampled_from(["columns", "wavefront"]))
@@ -471,9 +638,9 @@ def test_without_gradients_a_structure_is_used_again_until_a_parameter_changes(e
     x = torch.randn(3, config.n_inputs, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         first = model(x)
-        found = model._found.evaluation
+        found = model._found
         assert torch.equal(model(x), first)
-        assert model._found.evaluation is found
+        assert model._found is found
         if change == "loaded":
             other(x)
             model.load_state_dict(other.state_dict())
@@ -486,7 +653,7 @@ def test_without_gradients_a_structure_is_used_again_until_a_parameter_changes(e
         else:
             model.mu.data = model.mu.data + 1.5
         changed = model(x)
-        assert model._found.evaluation is not found
+        assert model._found is not found
         assert not torch.equal(changed, first)
     assert torch.equal(model(x).detach(), changed)
     assert model.strengths.requires_grad

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from strategies import raw_scalars
+from strategies import candidate_pairs, omega_of, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
 from sparse_dnm.config import EDGE_MODES, INSIDE
@@ -32,6 +32,11 @@ def model_of(seed=0, dtype=torch.float64, **changes):
     return DynamicManifold(config, torch.Generator().manual_seed(seed), dtype)
 
 
+def pairs_of(model):
+    """The candidates as a list of (reader, source)."""
+    return list(zip(*(array.tolist() for array in candidate_pairs(model)), strict=True))
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("output", ["linear", "square"])
 @pytest.mark.parametrize("edges", INSIDE)
@@ -39,20 +44,11 @@ def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output,
     model = model_of(seed, output=output, edges=edges)
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    e, plan = model.find()
-    topology, n = plan.schedule.topology, 25
-    dense = np.zeros((n, n))
-    readers = np.repeat(np.arange(n), np.diff(topology.indptr))
-    dense[readers, topology.indices] = e.strengths
+    topology, n = model.find().topology, 25
+    dense = topology.to_scipy(model.strengths).toarray()
     weight, bias = (model.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
     reach = naive.closeness_of(edges, n, 5, 4, 5.0, raw_scalars(model), np.ones((n, n)))
-    known = set(
-        zip(
-            np.repeat(np.arange(5, n), np.diff(e.candidates.indptr)).tolist(),
-            e.candidates.indices.tolist(),
-            strict=True,
-        )
-    )
+    known = set(pairs_of(model))
 
     def loss(strengths):
         out = naive.forward_manifold(x.numpy(), strengths, weight, bias, 5, 4, "leaky_relu", output)
@@ -69,9 +65,8 @@ def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output,
     count = 5
     born = scan(model, x, lambda out: (out - y).square().mean(), count)
     assert born == count
-    after, _ = model.find()
-    rows = np.repeat(np.arange(5, n), np.diff(after.candidates.indptr))
-    places = {(i, j): k for k, (i, j) in enumerate(zip(rows.tolist(), after.candidates.indices.tolist(), strict=True))}
+    after = model.find().values
+    places = {pair: k for k, pair in enumerate(pairs_of(model))}
     fresh = set(places) - known
     expected = sorted(slopes, key=lambda pair: -abs(slopes[pair]))[:count]
     assert fresh == set(expected)
@@ -87,59 +82,55 @@ def test_random_regrowth_is_of_its_generator_and_of_either_sign():
     found = []
     for seed in (1, 1, 2):
         model = model_of(3)
-        before = len(model.find()[0].d)
+        before = len(model.closeness)
         scan(
             model, torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 20, torch.Generator().manual_seed(seed)
         )
-        assert len(model.edge_weight) == before + 20
-        found.append(model.candidate_indices.numpy().tobytes())
+        assert len(model.candidates.indices) == before + 20
+        found.append(model.candidates.indices.tobytes())
     assert found[0] == found[1] != found[2]
     with pytest.raises(ValueError, match="scans need edges in"):
         scan(model_of(edges="closeness"), torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 3)
 
 
 def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
-    """One edge is followed by its number (i, j); its moments are those of an Adam that only knows that edge."""
+    """One edge is followed by its number (i, j); it keeps its slot, and its moments are those of an Adam that only knows
+    that edge."""
     config = ManifoldConfig.preset("digits")
     model = DynamicManifold(config, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    model.follow(optimizer)
     generator, x, y = (
         torch.Generator().manual_seed(5),
         *torch.rand(2, 20, 64, generator=torch.Generator().manual_seed(1)),
     )
     labels = y[:, 0].mul(10).long().clamp(0, 9)
-    strongest = int(model.find()[0].d.__abs__().argmax())
-
-    def pair(place):
-        rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
-        return int(rows[place]), int(model.candidate_indices[place])
-
-    edge = pair(strongest)
+    strongest = int(np.abs(model.find().values.d).argmax())
+    edge, slot = pairs_of(model)[strongest], int(model.candidates.slots[strongest])
     first = second = 0.0
-    value = model.edge_weight[strongest].item()
+    value = model.edge_weight[slot].item()
     churn = 0
     for step in range(1, 1001):
         model.kappa = 1.0
         loss = torch.nn.functional.cross_entropy(model(x), labels) + 1e-6 * model.soft_edges(0.3)
         optimizer.zero_grad()
         loss.backward()
-        rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
-        (place,) = np.flatnonzero((rows == edge[0]) & (model.candidate_indices.numpy() == edge[1]))
-        assert model.edge_weight[place].item() == pytest.approx(value, rel=1e-5, abs=1e-7)
-        g = model.edge_weight.grad[place].item()
+        readers, sources = candidate_pairs(model)
+        (place,) = np.flatnonzero((readers == edge[0]) & (sources == edge[1]))
+        assert model.candidates.slots[place] == slot
+        assert model.edge_weight[slot].item() == pytest.approx(value, rel=1e-5, abs=1e-7)
+        g = model.edge_weight.grad[slot].item()
         first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
         optimizer.step()
         state = optimizer.state[model.edge_weight]
-        assert state["exp_avg"][place].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
-        assert state["exp_avg_sq"][place].item() == pytest.approx(second, rel=1e-3, abs=1e-12)
-        value = model.edge_weight[place].item()
+        assert state["exp_avg"][slot].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
+        assert state["exp_avg_sq"][slot].item() == pytest.approx(second, rel=1e-3, abs=1e-12)
+        value = model.edge_weight[slot].item()
         if step % 50 == 0:
-            before = len(model.edge_weight)
+            before = len(model.candidates.indices)
             scan(model, x, lambda out: torch.nn.functional.cross_entropy(out, labels), 40, generator)
-            churn += len(model.edge_weight) - before
-            rows = np.repeat(np.arange(64, 300), np.diff(model.candidate_indptr.numpy()))
-            (place,) = np.flatnonzero((rows == edge[0]) & (model.candidate_indices.numpy() == edge[1]))
-            assert state["exp_avg"][place].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
+            churn += len(model.candidates.indices) - before
+            assert state["exp_avg"][slot].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
     assert churn > 100
 
 
@@ -294,7 +285,7 @@ def test_omega_decays():
     for decay in (0.0, 1e3):
         run = training(steps=20, omega_decay=decay, kappa=0.0, target_edges=0, speed="none", lr=0.001)
         run.run()
-        sizes.append(run.model.edge_weight.detach().abs().mean().item())
+        sizes.append(omega_of(run.model).abs().mean().item())
     assert sizes[0] - sizes[1] == pytest.approx(20 * 0.001 / 2, rel=0.5)  # the cosine halves the way
 
 

@@ -15,10 +15,9 @@ from strategies import dags, manifolds, rng_input
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer, data
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.config import ACTIVATIONS
-from sparse_dnm.engine.autograd import Propagate
-from sparse_dnm.engine.cpu import Plan
-from sparse_dnm.engine.schedule import Executor, Schedule
-from sparse_dnm.engine.torch_sparse import propagate
+from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.choose import engine_for
 
 
 def fault():
@@ -86,12 +85,14 @@ def test_every_neuron_may_have_an_activation_of_its_own(dag, random):
     topology = Topology.from_edges(edges, n)
     kind = np.array([random.randrange(4) for _ in range(n)], np.int8)
     slope = np.array([random.choice([0.0, 0.2, 1.0]) for _ in range(n)])
-    schedule, generator = Schedule(topology), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     sizes = ((3, len(topology.inputs)), (topology.n_edges,), (n,), (n,))
     tensors = [torch.randn(size, dtype=torch.float64, generator=generator).requires_grad_() for size in sizes]
     found = {}
-    for name, run in (("torch-sparse", propagate), ("columns", Propagate.apply)):
-        out = run(Plan(schedule, Executor(name), kind, slope, n, slice(0, n)), *tensors)
+    for name in ("torch-sparse", "columns"):
+        engine = engine_for(Executor(name), torch.device("cpu"))
+        structure = engine.given(topology, engine.neurons(kind, slope, n, slice(0, n)))
+        out = propagate(engine, structure, *tensors)
         gradients = torch.autograd.grad(out.square().sum(), tensors, allow_unused=True)
         found[name] = dict(zip(("out", "x", "values", "weight", "bias"), (out.detach(), *gradients), strict=True))
     assert_same(found["torch-sparse"], found["columns"])

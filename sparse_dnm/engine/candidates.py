@@ -35,8 +35,9 @@ class OverCapacity(ValueError):
 
     def __init__(self, n_edges: int, capacity: int):
         super().__init__(
-            f"{n_edges:,} edges are active, more than the {capacity:,} slots of edge_weight; call "
-            f"model.grow_capacity({n_edges + n_edges // 4}), before an optimiser is made, or raise cutoff"
+            f"{n_edges:,} edges are active, more than the {capacity:,} that there is room for; call "
+            f"model.grow_capacity({n_edges + n_edges // 4}) (and make optimisers anew that it does not follow), or "
+            "raise cutoff"
         )
         self.n_edges = n_edges
 

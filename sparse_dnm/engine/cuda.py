@@ -17,7 +17,7 @@ from torch import Tensor
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
 from sparse_dnm.engine.cpu_structure import CpuStructure
-from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure
+from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure, on_host
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
@@ -39,12 +39,8 @@ class CudaEngine(CudaSearch):
             *(s.column_of, t.inputs),
         )
         *tensors, all_inputs = (torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in arrays)
-        host = CpuStructure(
-            s, Neurons(neurons.kind.cpu().numpy(), neurons.slope.cpu().numpy(), neurons.first_linear,
-                       neurons.weighted.cpu().numpy())
-        )  # fmt: skip
         made = CudaStructure(*(*tensors, neurons, len(t.t_edges), len(s.inputs) > 0, all_inputs))  # type: ignore[arg-type]
-        return made.uploaded(host)
+        return made.uploaded(CpuStructure(s, on_host(neurons)))
 
     def scales(self, structure: CudaStructure, weight: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
         """See `Engine.scales`."""

@@ -19,7 +19,7 @@ from sparse_dnm.checks import check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Values
+from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Update, Values
 from sparse_dnm.engine.candidates import NOT_FINITE, Candidates, Geometry
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_structure import CpuStructure, check_size
@@ -77,10 +77,8 @@ class CudaStructure:
             return tensor.cpu().numpy()
 
         topology = Topology(*(array(t) for t in (self.indptr, self.indices, self.all_inputs, self.outputs)))
-        n, weighted = self.neurons, self.neurons.weighted
-        weighted = weighted if isinstance(weighted, slice) else array(weighted)
-        neurons = Neurons(array(n.kind), array(n.slope), n.first_linear, weighted)
-        return CpuStructure(Schedule(topology), neurons, self.candidates.host if self.candidates else None)
+        candidates = None if self.candidates is None else self.candidates.host
+        return CpuStructure(Schedule(topology), on_host(self.neurons), candidates)
 
     @property
     def topology(self) -> Topology:
@@ -91,6 +89,13 @@ class CudaStructure:
         """The same, with what it is on the CPU known already."""
         self.__dict__["host"] = host
         return self
+
+
+def on_host(neurons: Neurons) -> Neurons:
+    """The same in arrays of the CPU."""
+    weighted = neurons.weighted
+    weighted = weighted if isinstance(weighted, slice) else weighted.cpu().numpy()
+    return Neurons(neurons.kind.cpu().numpy(), neurons.slope.cpu().numpy(), neurons.first_linear, weighted)
 
 
 class CudaSearch(Engine):
@@ -136,6 +141,24 @@ class CudaSearch(Engine):
             slopes = torch.full_like(kinds, slope, dtype=dtype)
             self._neurons[dtype] = Neurons(kinds, slopes, config.n_sources, slice(0, config.n_sources))
         return self._neurons[dtype]
+
+    def update(
+        self,
+        parameters: Mapping[str, Tensor],
+        omega: Tensor,
+        candidates: Candidates,
+        previous: Any,
+        capacity: int | None,
+        everything: bool = False,
+    ) -> Update:
+        """See `Engine.update`.  Raises torch.OutOfMemoryError with what did not fit."""
+        try:
+            return super().update(parameters, omega, candidates, previous, capacity, everything)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"the search for edges among {self.config.n_neurons:,} neurons does not fit {str(self.device)!r} "
+                f"({str(error).partition('.')[0]}); narrow sigma, raise cutoff, or take a device with more memory"
+            ) from None
 
     def evaluate(
         self,

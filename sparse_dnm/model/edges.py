@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
+WATCHED = ("structure_digest", "candidate_indices")  # who writes one of the buffers, writes these, too
 NOT_FOLLOWED = (
     "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
     "model.follow(optimizer) once after you made it, or ignore this where it has none"
@@ -36,9 +38,6 @@ MIXED = (
     "the buffers of this manifold's structure do not belong together; were they averaged? Make "
     "AveragedModel(model, use_buffers=False), or load them from one state_dict"
 )
-
-
-WATCHED = ("structure_digest", "candidate_indices")  # of them, those that are looked at: who writes one, writes all
 
 
 def _same(a: Candidates | None, b: Candidates) -> bool:
@@ -249,8 +248,8 @@ class EdgeSlots(nn.Module):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 
-        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
-        keeps no moments per parameter.
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
+        no moments per parameter.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")
@@ -268,20 +267,7 @@ class EdgeSlots(nn.Module):
         more, candidates = min(capacity, self.config.possible_edges) - self.capacity, self._candidates()
         self._forget()
         if self._geometry.free:
-
-            def longer(values: Tensor) -> Tensor:
-                return torch.cat([values, values.new_zeros(more)])
-
-            gradient, self.edge_weight.grad = self.edge_weight.grad, None
-            before = self.edge_weight.shape
-            self.edge_weight.data = longer(self.edge_weight.data)
-            if gradient is not None:
-                self.edge_weight.grad = longer(gradient)
-            for optimizer in self._optimizers:
-                state = optimizer.state.get(self.edge_weight, {})
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == before:
-                        state[key] = longer(value)
+            self._change_length(lambda values: torch.cat([values, values.new_zeros(more)]))
         self._hold(candidates, self.capacity + more)
 
     @torch.no_grad()
@@ -373,7 +359,10 @@ class EdgeSlots(nn.Module):
             super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
             return
         state = dict(state_dict)
-        saved, n = saved_structure(self._geometry, state, prefix, self.capacity), len(state[f"{prefix}candidate_indices"])
+        saved, n = (
+            saved_structure(self._geometry, state, prefix, self.capacity),
+            len(state[f"{prefix}candidate_indices"]),
+        )
         self._resize(saved.capacity)
         self._write(self._on_engine(saved.candidates))
         if free and not saved.slotted:
@@ -396,22 +385,36 @@ class EdgeSlots(nn.Module):
         return Candidates.of(*(None if a is None else engine.array(torch.from_numpy(a).to(device)) for a in parts))
 
     def _resize(self, capacity: int) -> None:
-        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost."""
+        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost, and moments
+        of followed optimisers begin at zero."""
         if self._geometry.free and len(self.edge_weight) != capacity:
+            self._change_length(lambda values: values.new_zeros(capacity))
             self.edge_weight.grad = None
-            self.edge_weight.data = self.edge_weight.new_zeros(capacity)
         if self.capacity != capacity:
             self._hold(self._nothing(), capacity)
+
+    def _change_length(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put changed numbers into edge_weight, its gradient and the moments of followed optimisers."""
+        gradient, self.edge_weight.grad = self.edge_weight.grad, None
+        before = self.edge_weight.shape
+        self.edge_weight.data = change(self.edge_weight.data)
+        if gradient is not None:
+            self.edge_weight.grad = change(gradient)
+        for optimizer in self._optimizers:
+            state = optimizer.state.get(self.edge_weight, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == before:
+                    state[key] = change(value)
 
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
         engine, held = self.engine, self._candidates()
-        arrays = engine.read(self._named())
+        arrays = engine.read(self._plain_parameters())
         now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
         reference = engine.array(as_searched(torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)))
         self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
 
-    def _named(self) -> dict[str, Tensor]:
+    def _plain_parameters(self) -> dict[str, Tensor]:
         """The parameters by name: to be overridden."""
         raise NotImplementedError
 

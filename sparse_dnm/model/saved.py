@@ -40,11 +40,9 @@ def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> li
     return names
 
 
-def saved_structure(
-    geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int
-) -> SavedStructure:
-    """The structure in ``state``, whose entries all begin with ``prefix``; with at least ``capacity`` slots where it has
-    none of its own.
+def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int) -> SavedStructure:
+    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: least slots where it has none of
+    its own.
 
     Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
     """
