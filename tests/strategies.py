@@ -69,9 +69,9 @@ def dense_omega(model):
     n, n_inputs = model.config.n_neurons, model.config.n_inputs
     omega = np.zeros((n, n))
     if model.config.edges != "closeness":
-        indptr = model.candidate_indptr.numpy()
-        rows = np.repeat(np.arange(n_inputs, n), np.diff(indptr))
-        omega[rows, model.candidate_indices.numpy()] = model.edge_weight.detach().double().numpy()
+        candidates = model.candidates
+        rows = np.repeat(np.arange(n_inputs, n), np.diff(candidates.indptr))
+        omega[rows, candidates.indices] = model.edge_weight.detach().double().numpy()[candidates.slots]
     return omega
 
 
