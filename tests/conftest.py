@@ -1,4 +1,4 @@
-"""What every test needs: the modules of this tree, and hypothesis without deadlines (kernels compile on first use)."""
+"""What every test needs: the modules of this tree, and hypothesis without limits of time (kernels compile on first use)."""
 
 import os
 from pathlib import Path
@@ -20,6 +20,12 @@ for module, folder in ((sparse_dnm, "sparse_dnm"), (sparse_dnm.kernels, "kernels
     if found != ROOT / folder:
         raise RuntimeError(f"{module.__name__} comes from {found}, not from {ROOT / folder}: pip install -e . here")
 
-hypothesis.settings.register_profile("default", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)

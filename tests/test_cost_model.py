@@ -17,13 +17,21 @@ from hypothesis import strategies as st
 from strategies import dags
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
-from sparse_dnm.engine.schedule import Executor, Schedule
-from sparse_dnm.timing import calibration, cost_model
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.cpu import FAR, KERNELS, CpuEngine
+from sparse_dnm.timing import calibration
 from sparse_dnm.timing import clock as timing
-from sparse_dnm.timing.calibration import CUTS, Settings, calibrate, cut, probes
-from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, Refit, features
+from sparse_dnm.timing import probes as probing
+from sparse_dnm.timing.calibration import calibrate
+from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, Refit
+from sparse_dnm.timing.probes import CUTS, Settings, cut, probes
 
-KERNELS = cost_model.KERNELS
+ENGINE = CpuEngine(Executor("columns", 1))
+NEURONS = ENGINE.neurons(np.zeros(0, np.int8), np.zeros(0, np.float32), 0, slice(0))  # features ask for the graph only
+
+
+def features(topology, executor):
+    return ENGINE.features(ENGINE.given(topology, NEURONS), executor)
 
 
 def graph_of(topology):
@@ -38,11 +46,11 @@ def test_features_count_what_is_executed(dag, data):
     topology = Topology.from_edges(*dag, outputs=data.draw(neurons))  # others that reach none of them are dead
     graph, live = graph_of(topology)
     inputs = set(topology.inputs.tolist())
-    found = dict(zip(FEATURES["wavefront"], features(Schedule(topology), "wavefront"), strict=True))
-    schedule = Schedule(topology)
+    found = dict(zip(FEATURES["wavefront"], features(topology, "wavefront"), strict=True))
+    schedule = ENGINE.given(topology, NEURONS).schedule
     edges = [tuple(pair) for pair in topology.edges().tolist()]
     walk = schedule.executed.tolist()
-    assert found["far edge"] == naive.far_edges(edges, walk, live, cost_model.FAR)
+    assert found["far edge"] == naive.far_edges(edges, walk, live, FAR)
     distance = data.draw(st.integers(0, 20))
     t, visit = topology, np.empty(topology.n_edges, np.int32)
     arrays = (schedule.order, schedule.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, distance, visit)
@@ -52,7 +60,7 @@ def test_features_count_what_is_executed(dag, data):
     assert found["neuron"] == len(live - inputs)
     assert found["edge"] == sum(reader in live for _, reader in graph.edges())
     assert found["level"] == nx.dag_longest_path_length(graph) + 1
-    assert features(Schedule(topology), "columns").tolist() == [found[name] for name in FEATURES["columns"]]
+    assert features(topology, "columns").tolist() == [found[name] for name in FEATURES["columns"]]
 
 
 @given(dags(), st.sampled_from(CUTS), st.floats(0.1, 1.0), st.integers(0, 100))
@@ -91,7 +99,7 @@ def test_inputs_that_follow_each_other_are_read_together(inputs, columns, lone):
 def test_probes_differ_in_every_feature():
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     found = probes(model.topology, 30, np.random.default_rng(0))
-    counts = np.stack([features(Schedule(part), "wavefront") for part in found])
+    counts = np.stack([features(part, "wavefront") for part in found])
     assert (counts[:, 1:].max(0) > 1.5 * counts[:, 1:].min(0)).all()
     assert np.linalg.matrix_rank(counts) == counts.shape[1]
     with pytest.raises(ValueError, match="kind='holes' is unknown"):
@@ -141,7 +149,7 @@ def test_wrong_settings_are_named(change, words):
 def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     """A clock that advances by what is executed: the fit must find exactly that."""
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
-    _, plan = model.find()
+    evaluation = model.find()
     costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 7e-4), strict=True))
     running = []
 
@@ -150,33 +158,29 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
         read.calls += 1
         if read.calls % 2 == 0:
             read.now += sum(
-                costs[n] * c for n, c in zip(FEATURES[executor], features(running[-1], executor), strict=True)
+                costs[n] * c for n, c in zip(FEATURES[executor], ENGINE.features(running[-1], executor), strict=True)
             )
         return read.now
 
     read.calls, read.now = 0, 0.0
-    fake = calibration.Clock("process_time", read, 0.0, 1e-9)
-    monkeypatch.setattr(calibration.Clock, "of", staticmethod(lambda name: fake))
-    walk = Executor.choose
+    fake = timing.Clock("process_time", read, 0.0, 1e-9)
+    monkeypatch.setattr(timing.Clock, "of", staticmethod(lambda name: fake))
+    chosen = Executor.choose
 
-    def choose(self, phase, batch, topology):
-        running.append(Schedule(topology))
-        return walk(self, phase, batch, topology)
+    def choose(self, phase, batch, structure):
+        running.append(structure)
+        return chosen(self, phase, batch, structure)
 
     monkeypatch.setattr(Executor, "choose", choose)
     settings = Settings(executor, mode, batch=3, threads=1, probes=20, repeats=3)
-    monkeypatch.setattr(calibration, "stolen", lambda: 0)
+    monkeypatch.setattr(probing, "stolen", lambda: 0)
     monkeypatch.setattr(timing, "preemptions", lambda: 0)
-    monkeypatch.setattr(calibration.Sentinel, "pace", lambda self: 1.0)
-    monkeypatch.setattr(calibration.Sentinel, "drift", 1.0)
+    monkeypatch.setattr(timing.Sentinel, "pace", lambda self: 1.0)
+    monkeypatch.setattr(timing.Sentinel, "drift", 1.0)
     rounds = []
-    found = calibrate(
-        model.topology,
-        lambda topology, walker: replace(plan, schedule=Schedule(topology), executor=walker),
-        np.ones((3, 64), np.float32),
-        settings,
-        lambda: rounds.append(1),
-    )
+    engine = CpuEngine(Executor(executor, 1))
+    x = np.ones((3, 64), np.float32)
+    found = calibrate(evaluation.structure, engine, x, settings, lambda: rounds.append(1))
     times = 2 if mode == "train" else 1
     np.testing.assert_allclose(found.model.coefficients, [times * costs[n] for n in FEATURES[executor]], rtol=1e-6)
     assert found.held_out.r2 == pytest.approx(1.0)
@@ -298,11 +302,8 @@ def test_prices_share_out_what_belongs_to_edges_and_inputs():
 
 def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
     model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
-    _, plan = model.find()
-    made = calibrate(
-        model.topology, calibration.plans_like(plan), np.ones((4, 5), np.float32),
-        Settings(batch=4, threads=1, probes=12, repeats=3),
-    )  # fmt: skip
+    settings = Settings(batch=4, threads=1, probes=12, repeats=3)
+    made = calibrate(model.find().structure, ENGINE, np.ones((4, 5), np.float32), settings)
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(made.as_dict()))
     found = calibration.read_profile(path)

@@ -12,16 +12,27 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import dense_omega, manifolds, rng_input
+from strategies import MANY, dense_omega, manifolds, rng_input
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredMemory, MeasuredTime, TimeSettings
-from sparse_dnm.engine.candidates import KERNELS, Prices, expected_cost
-from sparse_dnm.engine.schedule import Executor
-from sparse_dnm.loss import time as measured
-from sparse_dnm.loss.time import Controller, check_profile, edge_bytes, step_bytes
-from sparse_dnm.model.manifold import _Found
+from sparse_dnm import (
+    DynamicManifold,
+    ManifoldConfig,
+    MeasuredMemory,
+    MeasuredTime,
+    TimeSettings,
+    Topology,
+    TrainConfig,
+)
+from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.base import Neurons, Prices
+from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
+from sparse_dnm.loss.controller import Controller
+from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
-from sparse_dnm.timing.calibration import Settings, Step, calibrate, plans_like
+from sparse_dnm.timing.calibration import calibrate
+from sparse_dnm.timing.probes import Settings
+from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.step import Costs, KernelStep
 
 QUICK = {"probes": 10, "repeats": 3, "clock": "perf_counter"}
 
@@ -31,30 +42,43 @@ def model_of(preset="toy", executor="columns", threads=1, **changes):
     return DynamicManifold(ManifoldConfig.preset(preset, **changes), generator, executor=executor, threads=threads)
 
 
-def dense(config, e, values):
+def charge(structure):
+    """What a machine asks for a step that knows edges and executed neurons only, s."""
+    return 1e-6 * len(structure.topology.t_edges) + 5e-6 * len(structure.schedule.executed)
+
+
+@pytest.fixture
+def charged(monkeypatch):
+    """Such a machine."""
+    monkeypatch.setattr(CpuStopwatch, "warm", lambda self, clock: charge(self._structure))
+    monkeypatch.setattr(timing, "preemptions", lambda: 0)
+
+
+def dense(evaluation, values):
     """Numbers of the candidates as a matrix (n, n), 0 elsewhere, and where they are."""
+    config, candidates = evaluation.config, evaluation.host.candidates
     n, full = config.n_neurons, np.zeros((config.n_neurons, config.n_neurons))
-    rows = np.repeat(np.arange(config.n_inputs, n), np.diff(e.candidates.indptr))
-    full[rows, e.candidates.indices] = values
-    return full, (rows, e.candidates.indices)
+    rows = np.repeat(np.arange(config.n_inputs, n), np.diff(candidates.indptr))
+    full[rows, candidates.indices] = values
+    return full, (rows, candidates.indices)
 
 
 @given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans())
 @settings(max_examples=40)
 def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep):
-    config, (e, plan) = model.config, model.find()
-    live = plan.schedule.topology.live
+    config, evaluation = model.config, model.find()
+    e, live = evaluation.host_values, evaluation.topology.live
     prices = Prices(2.0, 5.0, 11.0, 30.0 if deep else 0.0)
-    d, places = dense(config, e, e.d)
+    d, places = dense(evaluation, e.d)
     mask = np.zeros(d.shape, bool)
     mask[places] = np.abs(e.d) > e.threshold
     mask &= live[:, None]
 
     def oracle(values, c=e.c):
-        full, _ = dense(config, e, values)
+        full, _ = dense(evaluation, values)
         return naive.expected_cost(full, c, tau, mask, config.n_inputs, config.n_outputs, prices, KERNELS.PICKS)
 
-    found = expected_cost(e, config, live, tau, prices)
+    found = evaluation.expected_cost(tau, prices)
     assert found.value == pytest.approx(oracle(e.d), rel=1e-9, abs=1e-12)
     by_d, finer = (naive.gradient(oracle, e.d.astype(float), eps) for eps in (1e-5, 1e-6))
     assume(np.allclose(by_d, finer, rtol=1e-3, atol=1e-3))  # else a step crosses where another edge is the strongest
@@ -67,17 +91,15 @@ def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep):
 
 def test_a_gate_costs_what_its_edge_would():
     """With sure gates, the derivative by each is what taking that edge out saves, at most."""
-    model = model_of("digits")
-    e, plan = model.find()
-    live, c = plan.schedule.topology.live, e.c
-    prices = Prices(1.0, 0.0, 0.0, 100.0)
-    sure = expected_cost(e, model.config, live, 1e-5, prices)
-    active = np.flatnonzero(np.abs(e.d) > c * 1.01)
+    evaluation = model_of("digits").find()
+    e, prices = evaluation.values, Prices(1.0, 0.0, 0.0, 100.0)
+    sure = evaluation.expected_cost(1e-5, prices)
+    active = np.flatnonzero(np.abs(e.d) > e.c * 1.01)
     deepest = active[np.argsort(-sure.by_gate[active])[:5]]
     for k in (*deepest, *active[:5]):
         d = e.d.copy()
         d[k] = 0.0
-        without = expected_cost(e._replace(d=d), model.config, live, 1e-5, prices)
+        without = dataclasses.replace(evaluation, values=e._replace(d=d)).expected_cost(1e-5, prices)
         saved = sure.value - without.value  # less where another path is nearly as long
         assert 1.0 - 1e-3 <= saved <= sure.by_gate[k] + 1e-3
         if sure.by_gate[k] < 2.0:
@@ -85,14 +107,14 @@ def test_a_gate_costs_what_its_edge_would():
 
 
 @pytest.mark.parametrize("edges", ["closeness", "free", "free-closeness", "weighted"])
-def test_the_term_is_the_value_with_the_gradient_of_the_expected_cost(edges):
-    model = model_of(edges=edges)
+def test_the_term_is_the_value_with_the_gradient_of_the_expected_cost(charged, edges):
+    model = model_of(edges=edges, **MANY[edges])
     term = MeasuredTime(model, TimeSettings(batch=8, every=10**6, **QUICK))
     model(torch.randn(8, 5))
     found = term(model)
     assert found.item() == pytest.approx(term.seconds / term.reference, rel=1e-6)
     found.backward()
-    gradient = term.gradient(model)
+    gradient = term.gradient(model.evaluation)
     model.zero_grad()
     model(torch.randn(8, 5))
     (model.closeness @ torch.from_numpy(gradient.by_closeness)).backward()
@@ -104,11 +126,13 @@ def test_the_term_is_the_value_with_the_gradient_of_the_expected_cost(edges):
     assert float(model.mu.grad.abs().max()) > 0
 
 
-def test_a_training_of_ones_own_gets_faster():
+def test_a_training_of_ones_own_brings_down_what_the_clock_charges(charged):
     model = model_of("digits")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.follow(optimizer)
     term = MeasuredTime(model, TimeSettings(batch=8, mode="infer", every=5, **QUICK))
-    before = model.topology.n_edges
+    before, start = model.topology.n_edges, charge(model.find().host)
+    assert term.reference == start
     for _ in range(60):
         optimizer.zero_grad()
         (0.0 * model(torch.randn(8, 64)).sum() + term(model)).backward()
@@ -116,7 +140,36 @@ def test_a_training_of_ones_own_gets_faster():
     model(torch.randn(8, 64))
     assert model.topology.n_edges < 0.5 * before
     assert term.timed == 12
-    assert term.value(model) < 0.9
+    assert term.value(model.evaluation) == pytest.approx(charge(model.evaluation.host) / start)
+    assert term.value(model.evaluation) < 0.9
+
+
+def bits_of(model):
+    """All that a model is, in bytes by name."""
+    named = [*model.named_parameters(), *model.named_buffers(), *model.state_dict().items()]
+    return [(name, tensor.detach().numpy().tobytes()) for name, tensor in named]
+
+
+@pytest.mark.parametrize("executor", ["columns", "auto"])
+def test_a_measured_term_leaves_the_model_as_it_is(executor):
+    model = model_of("digits", executor=executor, threads=2)
+    model(rng_input(model, 4))
+    before, chosen, known = bits_of(model), model.executor, vars(model.executor).copy()
+    versions, structure = [p._version for p in model.parameters()], model.structure
+    term = MeasuredTime(model, TimeSettings(batch=1, mode="infer", every=1, **QUICK))
+    evaluation = model.evaluation
+    for _ in range(3):
+        term.value(evaluation)
+        term.gradient(evaluation)
+        term.measure(evaluation, 3)
+    term(model)
+    assert bits_of(model) == before
+    assert [p._version for p in model.parameters()] == versions
+    assert all(p.grad is None for p in model.parameters())
+    assert model.executor is chosen
+    assert vars(chosen) == known
+    assert model.structure is structure
+    assert model.kappa == 0.0
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
@@ -124,79 +177,90 @@ def test_the_value_is_what_the_clock_said_of_the_kernels(monkeypatch, mode):
     model = model_of()
     term = MeasuredTime(model, TimeSettings(mode=mode, batch=8, every=1, **QUICK))
     monkeypatch.setattr(timing, "preemptions", lambda: 0)
-    term.value(model)  # the first one is a step of its own
+    config = TrainConfig(batch_size=8)
+    step = KernelStep(model, "regression", config, Costs(config, term), Adam(list(model.parameters()), 0.01))
+    evaluation = model.find()
     for seconds in (3.0, 5.0):
-        readings = iter(np.arange(1000) * seconds)
-        fake = dataclasses.replace(term._clock, read=lambda readings=readings: next(readings), overhead=0.0)
-        monkeypatch.setattr(term, "_clock", fake)
-        model.executor.timer = fake.read
-        model(torch.randn(8, 5)).sum().backward()
-        assert term.value(model) * term.reference == pytest.approx(2 * seconds if mode == "train" else seconds)
+        readings = iter(np.arange(10**4) * seconds)
+        term.clock = dataclasses.replace(term.clock, read=lambda readings=readings: next(readings), overhead=0.5)
+        expected = 2 * (seconds - 0.5) if mode == "train" else seconds - 0.5
+        assert term.value(evaluation) * term.reference == pytest.approx(expected)  # a step of its own
+        for _ in range(2):  # the model's own steps, of which the first knows no backward pass yet
+            step.forward(torch.randn(8, 5))
+            found = step.loss(torch.randn(8, 4), True)
+            step.backward()
+        assert found.speed * term.reference == pytest.approx(expected)
+
+
+def test_a_stopwatch_returns_its_seconds():
+    evaluation = model_of().find()
+    x = evaluation.batch(np.ones((4, 5)))
+    readings = iter(np.arange(100) * 2.0)
+    clock = timing.Clock("perf_counter", lambda: next(readings), 0.25, 1e-9)
+    for train, seconds in ((True, 3.5), (False, 1.75)):
+        watch = evaluation.engine.stopwatch(evaluation.structure, evaluation.values.strengths, x, train)
+        assert watch(clock) == watch.warm(clock) == seconds
 
 
 def test_a_step_that_was_interrupted_does_not_count(monkeypatch):
     model = model_of()
     term = MeasuredTime(model, TimeSettings(mode="infer", batch=8, every=1, **QUICK))
-    term.value(model)
+    evaluation = model.find()
+    term.value(evaluation)
     before, count = term.seconds, term.timed
     counter = iter(range(100))
     monkeypatch.setattr(timing, "preemptions", lambda: next(counter))
-    term.value(model)
+    term.value(evaluation)
     assert (term.seconds, term.timed) == (before, count)
 
 
-def test_ablations_change_what_they_say():
+def test_ablations_change_what_they_say(monkeypatch, charged):
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(CpuStopwatch, "warm", lambda self, clock: charge(self._structure) * noise.lognormal(0, 0.05))
     found = {}
+    evaluation = model_of("digits").find()
     for ablation in ("none", "no-refit", "edges-only", "shuffled"):
         model = model_of("digits")
         term = MeasuredTime(model, TimeSettings(mode="infer", batch=1, every=1, ablation=ablation, **QUICK))
         before = term.refit.model
         for _ in range(12):
-            term.value(model)
+            term.value(evaluation)
         found[ablation] = term, before
     assert found["no-refit"][0].refit.model == found["no-refit"][1]
     assert found["none"][0].refit.model != found["none"][1]
     per = found["edges-only"][0].seconds_per()
     assert {name for name, value in per.items() if value > 0} <= {"call", "edge"}
     assert per["edge"] > 0
-    counts = found["none"][0].counts(model)
+    counts = found["none"][0].counts(evaluation)
     honest, placebo = (found[name][1].prices(counts) for name in ("none", "shuffled"))
     assert placebo.edge != honest.edge
 
 
-def test_the_independent_estimate_points_the_same_way(monkeypatch):
+def test_the_independent_estimate_points_the_same_way(charged):
     """SPSA, on a clock that charges by the structure: its mean is the gradient of the expected charge."""
     model = model_of("toy", skin=0.05)
     term = MeasuredTime(model, TimeSettings(mode="infer", batch=1, estimator="spsa", tau=0.05, **QUICK))
-
-    def charged(step, clock):
-        t = step.plan.schedule.topology
-        return 1e-6 * len(t.t_edges) + 5e-6 * len(step.plan.schedule.executed)
-
-    monkeypatch.setattr(Step, "warm", charged)
-    model.find()
-    e, _ = model.found
+    evaluation = model.find()
+    e, candidates, topology = evaluation.values, evaluation.host.candidates, evaluation.topology
     mean, again = np.zeros(len(e.d)), np.zeros(len(e.d))
     for k in range(400):
-        term._calls = k
-        mean += term.gradient(model).by_closeness
+        term.calls = k
+        mean += term.gradient(evaluation).by_closeness
     size, c = np.abs(e.d), e.c
     rng = np.random.default_rng(0)
-    rows, base = np.repeat(np.arange(5, 25), np.diff(e.candidates.indptr)), plans_like(model.found[1])
+    rows = np.repeat(np.arange(5, 25), np.diff(candidates.indptr))
 
-    def charge(kept):
-        edges = np.stack([e.candidates.indices[kept], rows[kept]], axis=1)
-        t = model.topology
-        part = type(t).from_edges(edges, 25, t.inputs, t.outputs)
-        return charged(Step(base(part, Executor("columns", 1)), np.ones(part.n_edges, np.float32),
-                            np.ones((1, 5), np.float32), Settings(mode="infer", batch=1)), None)  # fmt: skip
+    def charge_of(kept):
+        edges = np.stack([candidates.indices[kept], rows[kept]], axis=1)
+        part = Topology.from_edges(edges, 25, topology.inputs, topology.outputs)
+        return charge(evaluation.engine.given(part, evaluation.structure.neurons))
 
     for _ in range(2000):  # what each candidate's crossing is worth where the others are moved at random
         signs = rng.choice([-1.0, 1.0], len(size))
         for k in np.flatnonzero(np.abs(size - c) < 0.05)[:3]:
             up, down = signs.copy(), signs.copy()
             up[k], down[k] = 1.0, -1.0
-            again[k] += charge(size + 0.05 * up > c) - charge(size + 0.05 * down > c)
+            again[k] += charge_of(size + 0.05 * up > c) - charge_of(size + 0.05 * down > c)
     chosen = np.flatnonzero(np.abs(size - c) < 0.05)[:3]
     expected = again[chosen] / 2000 / 0.1 * np.sign(e.d[chosen]) / term.reference
     np.testing.assert_allclose(mean[chosen] / 400, expected, rtol=0.5, atol=0.2 * np.abs(expected).max())
@@ -254,26 +318,25 @@ def test_the_goal_falls_from_the_start_to_the_budget():
 def test_state_survives_json(budget):
     model = model_of()
     chosen = TimeSettings(mode="infer", batch=2, every=3, budget=budget, **QUICK)
-    term = MeasuredTime(model, chosen)
+    term, evaluation = MeasuredTime(model, chosen), model.find()
     for _ in range(20):
-        term.value(model)
-    again = MeasuredTime.resumed(model, chosen, json.loads(json.dumps(term.state())))
+        term.value(evaluation)
+    again = MeasuredTime(model, chosen, state=json.loads(json.dumps(term.state())))
     assert again.state() == term.state()
     assert again.refit.model == term.refit.model
-    assert again.value(model) > 0
+    assert again.value(evaluation) > 0
     if budget:
         assert again.reference == budget
         assert again.controller.integral == term.controller.integral
-    again.gradient(model)
-    fresh = MeasuredTime.resumed(model, chosen, term.state())
-    assert np.isfinite(fresh.gradient(model).by_closeness).all()  # before any timed step
+    again.gradient(evaluation)
+    fresh = MeasuredTime(model, chosen, state=term.state())
+    assert np.isfinite(fresh.gradient(evaluation).by_closeness).all()  # before any timed step
 
 
-def test_executor_auto_is_settled():
+def test_executor_auto_is_settled_and_the_model_keeps_its_own():
     model = model_of("digits", executor="auto", threads=2)
-    MeasuredTime(model, TimeSettings(batch=50, **QUICK))  # two tiles, two threads
-    assert model.executor.name == "columns"
-    model = model_of("digits", executor="auto", threads=2)
+    term = MeasuredTime(model, TimeSettings(batch=50, **QUICK))  # two tiles, two threads
+    assert (term.executor.name, model.executor.name) == ("columns", "auto")
     term = MeasuredTime(model, TimeSettings(batch=1, mode="infer", **QUICK))
     assert term.executor.name in ("columns", "wavefront")
     assert model.executor.name == "auto"
@@ -281,9 +344,9 @@ def test_executor_auto_is_settled():
 
 def test_a_profile_takes_the_place_of_the_calibration():
     model = model_of()
+    evaluation = model.find()
     wanted = Settings("columns", "infer", 4, 1, "perf_counter", 10, 3)
-    x = np.ones((4, 5), np.float32)
-    profile = calibrate(model.topology, plans_like(model.find()[1]), x, wanted)
+    profile = calibrate(evaluation.structure, evaluation.engine, np.ones((4, 5), np.float32), wanted)
     slow = dataclasses.replace(profile, seconds=3 * profile.seconds)
     chosen = TimeSettings(mode="infer", batch=4, **QUICK)
     found = MeasuredTime(model, chosen, slow)
@@ -323,8 +386,8 @@ def test_wrong_settings_are_named(change, words):
 
 
 def test_a_clock_too_coarse_is_refused(monkeypatch):
-    coarse = dataclasses.replace(measured.Clock.of("perf_counter"), resolution=1e-3)
-    monkeypatch.setattr(measured.Clock, "of", staticmethod(lambda name: coarse))
+    coarse = dataclasses.replace(timing.Clock.of("perf_counter"), resolution=1e-3)
+    monkeypatch.setattr(timing.Clock, "of", staticmethod(lambda name: coarse))
     with pytest.raises(ValueError, match=r"too coarse for .*choose another clock"):
         MeasuredTime(model_of(), TimeSettings(**QUICK))
 
@@ -335,24 +398,23 @@ def test_a_clock_too_coarse_is_refused(monkeypatch):
 @pytest.mark.parametrize("mode", ["train", "infer"])
 @pytest.mark.parametrize("batch", [1, 50, 130])
 def test_bytes_are_those_of_the_allocator(mode, batch):
-    model = model_of("digits")
-    model.find()
-    _, plan = model.found
-    t = plan.schedule.topology
+    evaluation = model_of("digits").find()
+    t, neurons = evaluation.topology, evaluation.structure.neurons
     x = np.ones((batch, 64), np.float32)
-    make = plans_like(plan)
 
     def step():
         """A step with everything of its own: structure, schedule, buffers."""
+        engine = CpuEngine(Executor("columns", 1))
         arrays = [a.copy() for a in (t.indptr, t.indices, t.inputs, t.outputs)]
-        own = make(type(t)(*arrays), Executor("columns", 1))
-        own = dataclasses.replace(own, kind=plan.kind.copy(), slope=plan.slope.copy())
-        values, scales = np.ones(t.n_edges, np.float32), own.scales(np.ones(290, np.float32), np.ones(290, np.float32))
-        held = [x.copy(), arrays, own, values, scales]
-        out, walk = own.forward(x, values, scales)
-        held += [out, walk]
+        own = Neurons(neurons.kind.copy(), neurons.slope.copy(), neurons.first_linear, neurons.weighted)
+        structure = engine.given(Topology(*arrays), own)
+        values = np.ones(t.n_edges, np.float32)
+        scales = engine.scales(structure, np.ones(290, np.float32), np.ones(290, np.float32))
+        held = [x.copy(), arrays, structure, values, scales]
+        out, saved = engine.forward(structure, values, x, scales)
+        held += [out, saved]
         if mode == "train":
-            held += [np.ones_like(out), own.backward(walk, values, np.ones_like(out))]
+            held += [np.ones_like(out), engine.backward(structure, values, saved, np.ones_like(out))]
         return held
 
     step()  # compiled
@@ -365,22 +427,25 @@ def test_bytes_are_those_of_the_allocator(mode, batch):
     finally:
         tracemalloc.stop()
     assert len(held) > 5
-    assert step_bytes(plan, batch, mode == "train") == pytest.approx(allocated, rel=0.03, abs=20_000)
+    counted = evaluation.engine.step_bytes(evaluation.structure, batch, mode == "train")
+    assert counted == pytest.approx(allocated, rel=0.03, abs=20_000)
 
 
 def test_the_memory_term_counts_edges():
     model = model_of("digits")
     term = MeasuredMemory(model, batch=50)
-    before, edges = term.bytes(model), model.topology.n_edges
-    assert term.value(model) == 1.0
+    evaluation = model.find()
+    before, edges = term.bytes(evaluation), evaluation.n_edges
+    assert term.value(evaluation) == 1.0
     with torch.no_grad():
         model.cutoff += 1.0
     model(torch.randn(2, 64))
-    fewer = edges - model.topology.n_edges
-    per_edge = edge_bytes(model.found[1], 50, True)
+    evaluation = model.evaluation
+    fewer = edges - evaluation.n_edges
+    per_edge = evaluation.engine.edge_bytes(evaluation.structure, 50, True)
     assert per_edge == pytest.approx(4 + 4 + 8 + 2 * 4 * 9 / 8, rel=0.01)
     structure = 8 * 200  # levels make the waves shorter
-    assert before - term.bytes(model) == pytest.approx(fewer * per_edge, abs=structure)
+    assert before - term.bytes(evaluation) == pytest.approx(fewer * per_edge, abs=structure)
     (term(model) * 1e3).backward()
     model(torch.randn(2, 64))
     soft = model.soft_edges(term.tau)
@@ -388,10 +453,11 @@ def test_the_memory_term_counts_edges():
     torch.testing.assert_close(model.mu.grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_found_is_made_where_no_forward_was():
+def test_terms_evaluate_a_model_that_was_never_run():
+    config, generator = ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0)
+    term = MeasuredMemory(DynamicManifold(config, generator))
     model = model_of()
-    model._found = _Found()
-    evaluation, plan = model.found
-    assert plan.schedule.topology.n_edges == len(evaluation.strengths)
+    assert term(model).item() == 1.0
+    assert model.evaluation.n_edges == len(model.strengths)
     assert model(rng_input(model, 2)).shape == (2, 4)
     assert dense_omega(model).shape == (25, 25)

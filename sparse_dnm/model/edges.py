@@ -29,6 +29,7 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
+STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
 WATCHED = ("structure_digest", "candidate_indices")  # who writes one of the buffers, writes these, too
 NOT_FOLLOWED = (
     "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
