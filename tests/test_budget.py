@@ -211,7 +211,7 @@ def test_what_cannot_be_measured_leaves_no_run(tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_told_once(monkeypatch):
-    monkeypatch.setattr("sparse_dnm.loss.time.UNFIT", -1.0)
+    monkeypatch.setattr("sparse_dnm.loss.time.MAX_ERROR", -1.0)
     run = make_trainer(
         None, TrainConfig(steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, time_every=1)
     )

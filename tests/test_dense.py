@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, INSIDE, OUTPUTS, ManifoldConfig
+from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, OMEGA_IN_CLOSENESS, OUTPUTS, ManifoldConfig
 from sparse_dnm.model.dense import ACTIVATION_FUNCTIONS, METHODS, DenseManifold, wavefronts
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.manifold import DynamicManifold
@@ -313,7 +313,7 @@ def test_the_oracle_of_any_dag():
         naive.forward_dag(np.ones((1, 1)), weights, bias, [4], [0])
 
 
-@pytest.mark.parametrize("edges", INSIDE)
+@pytest.mark.parametrize("edges", OMEGA_IN_CLOSENESS)
 def test_slots_become_the_order_of_the_candidates(edges):
     model = DynamicManifold(small(edges=edges, omega=(0.0, 2.0)), torch.Generator().manual_seed(0), torch.float64)
     x = torch.randn(3, 4, dtype=torch.float64)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_dnm.config import INSIDE, TrainConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, TrainConfig
 from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.data.source import DataSource, describe
 from sparse_dnm.engine import device as backend
@@ -31,7 +31,7 @@ from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy
 from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.machine import machine, versions
-from sparse_dnm.model.growth import due, reseed, scan
+from sparse_dnm.model.growth import grow_edges, is_due, reinitialize_rows
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.timing.calibration import read_profile
 from sparse_dnm.timing.subprocess import Network, time_fresh
@@ -170,8 +170,10 @@ class Trainer:
                 f"target_edges={config.target_edges} are more than the {model.config.possible_edges} possible ones"
             )
         check_data(data, model)
-        if config.scan_every and model.config.edges not in INSIDE:
-            raise ValueError(f"scan_every={config.scan_every} needs edges in {INSIDE}, not {model.config.edges!r}")
+        if config.scan_every and model.config.edges not in OMEGA_IN_CLOSENESS:
+            raise ValueError(
+                f"scan_every={config.scan_every} needs edges in {OMEGA_IN_CLOSENESS}, not {model.config.edges!r}"
+            )
         self._costs: Costs | None = None  # made, and what is measured calibrated, at the start of the first run
         self._step: KernelStep | AutogradStep = step_for(model, data.task, config, self._optimizer)
         self._frozen: Frozen | None = None  # the structure, once it is trimmed to its budget
@@ -394,7 +396,7 @@ class Trainer:
         if self._holds_edges and self.step >= trimmed_after(config) and (number % STEER == 0 or number == config.steps):
             self._step.finish()
             keep_edges(self.model, config.target_edges)
-        if due(config.scan_every, number, trimmed_after(config)):
+        if is_due(config.scan_every, number, trimmed_after(config)):
             self._scan(x, y)
         self._times.append(time.perf_counter() - start)
         self.step = number
@@ -447,7 +449,7 @@ class Trainer:
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         drawn = self._generator if self.config.regrowth == "random" else None
         target = y.cpu()
-        scan(self.model, x.cpu(), lambda outputs: objective(outputs, target), self.config.scan_edges, drawn)
+        grow_edges(self.model, x.cpu(), lambda outputs: objective(outputs, target), self.config.scan_edges, drawn)
 
     def _trim(self) -> None:
         """Make the network fit its budget or its number of edges, and keep its structure from here on."""
@@ -643,7 +645,7 @@ class Trainer:
         self._recovered += 1
         for anew in (False, True):
             if anew:
-                reseed(self.model, self._generator)
+                reinitialize_rows(self.model, self._generator)
             count = max(2 * self._edges, REVIVED * self.data.n_outputs)
             for _ in range(DOUBLINGS):
                 with contextlib.suppress(ValueError):
@@ -665,7 +667,11 @@ class Trainer:
         self._check_parameters()
         config, manifold = self.config, self.model.config
         if self.step == 0:
-            omega = f", or a larger --set omega=0,std (now {manifold.omega[1]:g})" if manifold.edges in INSIDE else ""
+            omega = (
+                f", or a larger --set omega=0,std (now {manifold.omega[1]:g})"
+                if manifold.edges in OMEGA_IN_CLOSENESS
+                else ""
+            )
             raise TrainingError(
                 f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
                 f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}. {self._kept()}"

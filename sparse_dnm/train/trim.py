@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dnm.config import INSIDE
+from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
@@ -53,7 +53,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         first = order[: max(1, min(enough, math.ceil(STEP * len(order))))]
-        if model.config.edges in INSIDE:
+        if model.config.edges in OMEGA_IN_CLOSENESS:
             gone = model.candidates.slots[np.flatnonzero(active)[first]]
             with torch.no_grad():
                 model.edge_weight[torch.from_numpy(gone)] = 0.0
@@ -118,8 +118,8 @@ class Frozen:
     def __init__(self, model: DynamicManifold):
         evaluation = model.find()
         self.model = model
-        self._inside = model.config.edges in INSIDE
-        if self._inside:
+        self._omega_in_closeness = model.config.edges in OMEGA_IN_CLOSENESS
+        if self._omega_in_closeness:
             values, candidates, capacity = evaluation.host_values, model.candidates, model.capacity
             self._kept = model.edge_weight.detach().clone()
             active, least = np.zeros(capacity, np.bool_), np.zeros(capacity)
@@ -141,7 +141,7 @@ class Frozen:
     @torch.no_grad()
     def hold(self, omega: Tensor, slots: Tensor | None = None) -> None:
         """After an update of ``omega``, that of all slots or of these: no edge has appeared or gone."""
-        if not self._inside:
+        if not self._omega_in_closeness:
             return
         kept, least, active = (a if slots is None else a[slots] for a in (self._kept, self._least, self._active))
         held = torch.where(kept < 0, torch.minimum(omega, -least), torch.maximum(omega, least))
