@@ -71,6 +71,7 @@ class EdgeSlots(nn.Module):
     slot_births: Tensor
     structure_digest: Tensor
     _reference: Tensor
+    _seen: list[tuple[str, Tensor, int]]
     _held_candidates: Candidates | None  # what the buffers hold, in arrays of the engine
 
     def _begin(self, geometry: Geometry) -> None:
@@ -155,13 +156,13 @@ class EdgeSlots(nn.Module):
 
     def _watch(self) -> None:
         """From here on, whoever else writes to the buffers or replaces them is noticed."""
-        buffers = [(name, self._buffers[name]) for name in WATCHED]
-        self.__dict__["_seen"] = [(n, b, b._version) for n, b in buffers if b is not None and not b.is_inference()]
+        buffers = [(name, b) for name in WATCHED if (b := self._buffers[name]) is not None and not b.is_inference()]
+        self._seen = [(name, buffer, buffer._version) for name, buffer in buffers]
 
     @property
     def _touched(self) -> bool:
         """Somebody else has written to the buffers since."""
-        buffers = self._buffers
+        buffers: dict[str, Any] = self._buffers
         return any(buffers[name] is not b or b._version != version for name, b, version in self._seen)
 
     def _candidates(self) -> Candidates:
@@ -330,7 +331,7 @@ class EdgeSlots(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
-        dropped = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": []}
+        dropped: dict[str, Any] = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": []}
         return {**self.__dict__, "_buffers": buffers, **dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
