@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sparse_dnm"
 ORDER = [  # packages and modules of sparse_dnm: each may import itself and those before it
-    "checks",
     "config",
     "presets",
+    "checks",
     "io",
     "machine",
     "engine",
