@@ -172,6 +172,10 @@ def resident(device: torch.device) -> int:
     return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+class DeviceMemoryError(torch.OutOfMemoryError, MemoryError):
+    """What did not fit a device, and the way out."""
+
+
 def check_threads(threads: int) -> int:
     """``threads`` if this process may use so many, all of them for 0.  Raises ValueError otherwise."""
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]

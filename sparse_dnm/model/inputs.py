@@ -16,6 +16,11 @@ def refuse_tracing(way_out: str) -> None:
         raise RuntimeError(way_out)
 
 
+def _autocast(device: str) -> bool:
+    """Is torch.autocast on for a type of device, where there is such a thing?"""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class Batched:
     """An input (..., n_inputs) as rows (batch, n_inputs).
 
@@ -25,7 +30,7 @@ class Batched:
 
     def __init__(self, x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device):
         self.precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        if isinstance(x, Tensor) and _autocast(x.device.type):
             self.precision = torch.autocast(x.device.type, enabled=False)
             if x.is_floating_point():
                 x = x.to(dtype)
