@@ -60,8 +60,8 @@ class CudaEngine(CudaSearch):
         scales: tuple[Tensor, Tensor],
         clock: Clock | None = None,
     ) -> tuple[Tensor, Saved]:
-        """See `Engine.forward`.  No clock of the CPU times it: `stopwatch` does.  Raises torch.OutOfMemoryError with what
-        did not fit."""
+        """See `Engine.forward`.  No clock of the CPU times it: `stopwatch` does.  Raises
+        DeviceMemoryError with what did not fit."""
         with self._memory_said(structure, len(x), x):
             return self._forward(structure, strengths, x, scales)
 
@@ -167,7 +167,7 @@ class CudaEngine(CudaSearch):
         except torch.OutOfMemoryError as error:
             n, width = len(s.neurons.kind), backend.cuda_kernels().WIDTH
             need = 4 * n * -(-batch // width) * width * like_.element_size()
-            raise torch.OutOfMemoryError(
+            raise backend.DeviceMemoryError(
                 f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
                 f"{str(like_.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
             ) from None

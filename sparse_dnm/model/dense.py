@@ -94,10 +94,11 @@ class DenseManifold(nn.Module):
         return dense.to(model.cutoff.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, n_inputs) -> (batch, n_outputs).  Raises ValueError as check_input does."""
+        """(..., n_inputs) -> (..., n_outputs).  Raises ValueError as check_input does."""
         check_input(x, self.config.n_inputs, self.cutoff.dtype, self.cutoff.device)
         run = self._by_levels if self.method == "levels" else self._by_neurons
-        y = run(x.t(), self.strengths_matrix()).t()
+        y = run(x.reshape(-1, self.config.n_inputs).t(), self.strengths_matrix()).t()
+        y = y.reshape(*x.shape[:-1], self.config.n_outputs)
         return y.square() if self.config.output == "square" else y
 
     def strengths_matrix(self) -> Tensor:

@@ -228,23 +228,24 @@ class EdgeSlots(nn.Module):
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
     def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
-        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments begin at 0.
+        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments of both become 0.
 
         Returns whether one of them had another edge before.
         """
         free = torch.ones(self.capacity, dtype=torch.bool, device=slots.device)
         free[slots] = False
+        changed = free.clone()
+        changed[filled] = True
         self.edge_weight[free] = 0.0
         self.edge_weight[filled] = omega.to(self.edge_weight)
         if self.edge_weight.grad is not None:
-            self.edge_weight.grad[free] = 0.0
-            self.edge_weight.grad[filled] = 0.0
+            self.edge_weight.grad[changed] = 0.0
         births = self.slot_births.as_subclass(Tensor)
         births[filled] += 1
         for optimizer in self._optimizers:
             for value in optimizer.state.get(self.edge_weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == self.edge_weight.shape:
-                    value[filled] = 0.0
+                    value[changed] = 0.0
         return bool((births[filled] > 1).any())
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -398,8 +399,11 @@ class EdgeSlots(nn.Module):
     def _change_length(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put changed numbers into edge_weight, its gradient and the moments of followed optimisers."""
         gradient, self.edge_weight.grad = self.edge_weight.grad, None
-        before = self.edge_weight.shape
-        self.edge_weight.data = change(self.edge_weight.data)
+        before, changed = self.edge_weight.shape, change(self.edge_weight.data)
+        # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it only
+        # where the type of the data changes.
+        self.edge_weight.data = torch.empty(0, dtype=torch.float16, device=changed.device)
+        self.edge_weight.data = changed
         if gradient is not None:
             self.edge_weight.grad = change(gradient)
         for optimizer in self._optimizers:

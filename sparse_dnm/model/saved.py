@@ -72,10 +72,10 @@ def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str
     reference = geometry.no_reference()
     if searched:
         reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy()
-    elif not free:
+    capacity = max(capacity, len(indices))
+    if not (searched or free):  # closeness finds them again
         indptr, indices = np.zeros_like(indptr), indices[:0]
-    found = Candidates(indptr, indices, slots, reference)
-    return SavedStructure(found, max(capacity, len(found.indices)), slotted, searched)
+    return SavedStructure(Candidates(indptr, indices, slots, reference), capacity, slotted, searched)
 
 
 def slots_in_order(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
