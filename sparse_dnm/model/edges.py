@@ -228,7 +228,7 @@ class EdgeSlots(nn.Module):
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
     def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
-        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments of both become 0.
+        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; their moments become 0.
 
         Returns whether one of them had another edge before.
         """
@@ -251,8 +251,8 @@ class EdgeSlots(nn.Module):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 
-        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
-        no moments per parameter.
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
+        keeps no moments per parameter.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")

@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse_dnm.config import INSIDE
+from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
-ROUNDS = 60  # cuts at most
-STEP = 0.04  # of the edges that are left, in a cut at most
+MAX_CUTS = 60
+LARGEST_CUT = 0.04  # of the edges that are left
+SALIENCY_BATCHES = 8  # that saliency is summed over
 
 
 class OverBudget(ValueError):
@@ -41,7 +44,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     """
     evaluation = model.find()
     seconds = term.measure(evaluation)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_CUTS):
         if seconds <= target:
             return seconds
         before = {name: p.detach().clone() for name, p in model.named_parameters() if name in ("edge_weight", "cutoff")}
@@ -52,7 +55,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         wanted = seconds - 0.995 * target
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
-        first = order[: max(1, min(enough, math.ceil(STEP * len(order))))]
+        first = order[: max(1, min(enough, math.ceil(LARGEST_CUT * len(order))))]
         if model.config.edges in INSIDE:
             gone = model.candidates.slots[np.flatnonzero(active)[first]]
             with torch.no_grad():
@@ -77,7 +80,7 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
 
     Raises ValueError, the cutoff moved, where those do not connect inputs and outputs.
     """
-    for _ in range(ROUNDS):  # a lower cutoff may let pairs in that were no candidates
+    for _ in range(MAX_CUTS):  # a lower cutoff may let pairs in that were no candidates
         evaluation = model.find()
         if evaluation.n_edges == count:
             break
@@ -87,6 +90,22 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
     if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
     return evaluation.n_edges
+
+
+def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
+    """|strength * gradient of the objective| of the active edges (n_edges,), summed over SALIENCY_BATCHES batches of
+    training data."""
+    objective = F.cross_entropy if data.task == "classification" else F.mse_loss
+    total = np.zeros(model.topology.n_edges)
+    for k in range(min(SALIENCY_BATCHES, -(-len(data.x_train) // batch_size))):
+        rows = slice(k * batch_size, (k + 1) * batch_size)
+        with torch.enable_grad():
+            x, y = (t[rows].to(model.alpha.device) for t in (data.x_train, data.y_train))
+            loss = objective(model(x), y)
+            strengths = model.strengths
+            (gradient,) = torch.autograd.grad(loss, strengths)
+        total += (strengths.detach() * gradient).abs().cpu().numpy()
+    return total
 
 
 def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
@@ -118,8 +137,8 @@ class Frozen:
     def __init__(self, model: DynamicManifold):
         evaluation = model.find()
         self.model = model
-        self._inside = model.config.edges in INSIDE
-        if self._inside:
+        self._omega_in_closeness = model.config.edges in INSIDE
+        if self._omega_in_closeness:
             values, candidates, capacity = evaluation.host_values, model.candidates, model.capacity
             self._kept = model.edge_weight.detach().clone()
             active, least = np.zeros(capacity, np.bool_), np.zeros(capacity)
@@ -132,7 +151,7 @@ class Frozen:
             self._active = torch.from_numpy(active).to(self._kept.device)
             self._least = torch.from_numpy(least).to(self._kept)
 
-    def still(self) -> None:
+    def clear_gradients(self) -> None:
         """After a backward: no gradient for what would change the structure."""
         for name, parameter in self.model.named_parameters():
             if name not in self.TRAINED:
@@ -141,7 +160,7 @@ class Frozen:
     @torch.no_grad()
     def hold(self, omega: Tensor, slots: Tensor | None = None) -> None:
         """After an update of ``omega``, that of all slots or of these: no edge has appeared or gone."""
-        if not self._inside:
+        if not self._omega_in_closeness:
             return
         kept, least, active = (a if slots is None else a[slots] for a in (self._kept, self._least, self._active))
         held = torch.where(kept < 0, torch.minimum(omega, -least), torch.maximum(omega, least))
