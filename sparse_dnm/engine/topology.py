@@ -213,7 +213,8 @@ class Topology:
         """
         starts, sources = np.asarray(indptr), np.asarray(indices)
         fits = starts.ndim == sources.ndim == 1 and len(starts) > 1 and starts.dtype.kind in "iu"
-        steps: Int64 = np.diff(starts.astype(np.int64)) if fits else np.empty(0, np.int64)
+        whole: Int64 = starts.astype(np.int64) if fits else np.zeros(1, np.int64)
+        steps: Int64 = whole[1:] - whole[:-1]
         if not fits or (steps < 0).any() or starts[0] != 0 or starts[-1] != len(sources):
             raise ValueError(
                 f"indptr of shape {starts.shape} must be integers that ascend from 0 to the number of indices, here "
