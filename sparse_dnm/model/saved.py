@@ -43,7 +43,7 @@ def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> li
 
 
 def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int) -> SavedStructure:
-    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: slots at least, where the state
+    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: slots at least, where it
     has none of its own.
 
     Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
