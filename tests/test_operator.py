@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from strategies import rng_input
-from test_sparse_dag import DIAMOND, diamond, generator, networks, normal
+from test_sparse_dag import DIAMOND, arguments_of, diamond, generator, networks, normal
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.model import operator
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch's, of torch.jit
 ELSEWHERE = """
 import sys, torch, sparse_dnm
 assert not hasattr(torch.ops.sparse_dnm, "propagate"), "importing the package has registered the operator"
@@ -29,9 +30,7 @@ torch.save([model(torch.load(x)).detach() for model in models], out)
 
 def arguments(model, x):
     """Those of the operator for a model."""
-    arrays = model.indptr, model.indices, model.inputs, model.outputs
-    functions = model.activation, model.input_neurons, model.linear_outputs
-    return x, model.edge_weight, model.weight, model.bias, *arrays, *functions, "auto", 1
+    return x, *arguments_of(model)
 
 
 def gradients(run, model, x):
@@ -132,7 +131,7 @@ def test_an_empty_batch_and_wrong_tensors():
         (0, normal(2), r"x has shape \(2,\), but must be"),
         (0, normal(3, 2).float(), "the model has torch.float64"),
         (1, normal(3), r"edge_weight has shape \(3,\), but must be \(4,\)"),
-        (1, normal(4).float(), "edge_weight is torch.float32"),
+        (1, normal(4).float(), "edge_weight has dtype torch.float32"),
         (3, normal(9), r"bias has shape \(9,\), but must be \(2,\)"),
         (5, model.indices + 9, "out of range"),
     ):

@@ -2,11 +2,14 @@
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
+from cuda_device import DEVICE, kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,6 +20,7 @@ from torch.nn import functional as F
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.config import ACTIVATIONS, EDGE_MODES
+from sparse_dnm.model import operator
 
 DIAMOND = [(0, 2), (1, 2), (2, 3), (0, 3)]
 DENSE_ACTIVATIONS = {
@@ -230,6 +234,17 @@ def test_arrays_that_are_no_csr_are_refused(indptr, indices, words):
         Topology.from_csr(indptr, indices)
 
 
+def test_the_examples_of_the_documentation_run(capsys):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "python.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert "tensor([[-2.]]" in printed
+    assert "torch.Size([8, 4])" in printed
+    assert torch.equal(names["same"](torch.ones(3, 2)), names["dag"](torch.ones(3, 2)))
+
+
 # -- options -------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +265,30 @@ def test_every_option_gives_the_outputs_and_gradients_of_the_dense_loop(model, b
         found[name] = [out.detach(), *gradients]
     for a, b in zip(*found.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.cuda
+def test_every_option_runs_on_the_kernels_of_cuda():
+    topology = Topology.from_edges([(0, 2), (1, 2), (2, 3), (0, 3), (2, 4), (1, 4)], outputs=[4, 3])
+    options = {"weight": [1.5, -1.0, 0.5], "bias": [0.1, 0.2, 0.3], "input_neurons": True, "linear_outputs": True}
+    model = SparseDAG(
+        topology, activation="tanh", output="square", dtype=torch.float64, generator=generator(), **options
+    )
+    x = normal(3, 2)
+    expected = model(x).detach()
+    torch.testing.assert_close(expected, dense_outputs(model, parameters_of(model), x))
+    with kernels_of("cuda"):
+        other = copy.deepcopy(model).to(DEVICE)
+        torch.testing.assert_close(other(x.to(DEVICE)).detach().cpu(), expected, rtol=1e-12, atol=1e-12)
+        found = operator.propagate(x.to(DEVICE), *arguments_of(other)).square().detach().cpu()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def arguments_of(model):
+    """Those of the operator but for x."""
+    arrays = model.indptr, model.indices, model.inputs, model.outputs
+    functions = model.activation, model.input_neurons, model.linear_outputs
+    return model.edge_weight, model.weight, model.bias, *arrays, *functions, "auto", 1
 
 
 def test_outputs_that_are_linear_are_the_last_neurons_and_read_by_nobody():
@@ -380,7 +419,7 @@ def test_a_model_changes_its_dtype_but_not_to_half():
         with pytest.raises(ValueError, match=rf"dtype={dtype} has no kernels; choose torch.float32 or torch.float64"):
             half(x.to(dtype))
     model.edge_weight.data = model.edge_weight.data.double()
-    with pytest.raises(ValueError, match=r"edge_weight is torch.float64 on 'cpu' and bias torch.float32"):
+    with pytest.raises(ValueError, match=r"edge_weight has dtype torch.float64 and bias torch.float32"):
         model(x)
 
 

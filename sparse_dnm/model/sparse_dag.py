@@ -249,16 +249,16 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
+        check_dtype(self.bias.dtype)
+        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
         if not torch.jit.is_tracing():  # as in Batched
             self._check_parameters()
-        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
         with batch.precision:
             run = self._run_recorded if is_recorded() else self._run
             out = batch.restore(run(batch.rows))
             return out * out if self.output == "square" else out
 
     def _check_parameters(self) -> None:
-        check_dtype(self.bias.dtype)
         for name, size in self._sizes.items():
             parameter = getattr(self, name)
             if parameter is None:
