@@ -2,8 +2,9 @@
 
 Two processes, one for each checkout, take turns in short blocks of calls, in the order a b, b a, a b, ...; while one
 works the other sleeps.  A case's figure is the median over the pairs of blocks of seconds here / seconds there, with
-its 95 % bootstrap interval: below 1 this checkout is faster.  Wall seconds (perf_counter).  Both processes compute the
-same: same seeds, same inputs, public names only, so that the other checkout may be an old one.
+its 95 % bootstrap interval: below 1 this checkout is faster.  CPU seconds (process_time), which other programs change
+little; with more than one thread, where CPU seconds count waiting, wall seconds (perf_counter).  Both processes compute
+the same: same seeds, same inputs, public names only, so that the other checkout may be an old one.
 
     step NAME       a whole training step of the Trainer: batch, structure, loss with the proxy, backward, Adam
     model(x) NAME   a call with a graph, in a loop of one's own; and a call and backward
@@ -40,14 +41,20 @@ LIMIT = 1.05  # times as slow as the other checkout, from which on it is said
 Run = Callable[[int], float]  # seconds of as many calls
 
 
-def _calls(call: Callable[[], object]) -> Run:
+def _clock(threads: int) -> Callable[[], float]:
+    """What seconds are read from."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def _calls(call: Callable[[], object], threads: int) -> Run:
     """Seconds of a loop of calls."""
+    read = _clock(threads)
 
     def run(count: int) -> float:
-        start = time.perf_counter()
+        start = read()
         for _ in range(count):
             call()
-        return time.perf_counter() - start
+        return read() - start
 
     return run
 
@@ -70,6 +77,7 @@ class _Training:
         self._trainer = Trainer(model, samples, train)
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._failed: BaseException | None = None
+        self._read = _clock(threads)
         threading.Thread(target=self._run, daemon=True).start()
         self._wait()
 
@@ -92,10 +100,10 @@ class _Training:
 
     def __call__(self, _: int) -> float:
         """Seconds of the next STEPS steps."""
-        start = time.perf_counter()
+        start = self._read()
         self._go.release()
         self._wait()
-        return time.perf_counter() - start
+        return self._read() - start
 
 
 def _loops(name: str, batch: int, threads: int) -> dict[str, Run]:
@@ -113,7 +121,7 @@ def _loops(name: str, batch: int, threads: int) -> dict[str, Run]:
         model(x).sum().backward()
 
     what = f"model(x), {name}, batch {batch}"
-    return {what: _calls(lambda: model(x)), f"{what}, and backward": _calls(both)}
+    return {what: _calls(lambda: model(x), threads), f"{what}, and backward": _calls(both, threads)}
 
 
 def _latency(threads: int) -> Run:
@@ -134,7 +142,7 @@ def _latency(threads: int) -> Run:
         with torch.no_grad():
             model(x)
 
-    return _calls(call)
+    return _calls(call, threads)
 
 
 def cases(data_dir: Path | None, threads: int) -> dict[str, Callable[[], dict[str, Run]]]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data.datasets import BatchOrder, Dataset
-from sparse_dnm.train.schedules import Variation
+from sparse_dnm.train.augment import Augmentation
 
 SIZES = (784, 300, 100, 10)
 EVERY, SHARE, LAST = 100, 0.3, 0.75
@@ -103,7 +103,7 @@ def train(data: Dataset, edges: int, seconds: float, seed: int, method: str) -> 
     generator = torch.Generator().manual_seed(seed)
     net = Masked(densities(edges) if method == "rigl" else None, generator)
     order = BatchOrder(len(data.x_train), 100, generator)
-    vary = Variation(TrainConfig(shift=1), data, generator)
+    augment = Augmentation(TrainConfig(shift=1), data, generator)
     total = sum(int(m.sum()) for m in net.masks)
     start = time.perf_counter()
     steps, step = TRIAL * 10, 0
@@ -111,7 +111,7 @@ def train(data: Dataset, edges: int, seconds: float, seed: int, method: str) -> 
         for group in net.optimizer.param_groups:
             group["lr"] = 0.002 * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = order.next()
-        loss = F.cross_entropy(net(vary(data.x_train[rows])), data.y_train[rows])
+        loss = F.cross_entropy(net(augment(data.x_train[rows])), data.y_train[rows])
         net.optimizer.zero_grad()
         loss.backward()
         done = step / steps

@@ -13,7 +13,16 @@ from bench.limits import Floor, bandwidth, floors, peak
 from bench.peers import BLOCK, Cases, on, propagate_calls, seed_model
 from bench.replay import Call, recording, replay
 from bench.targets import Found
-from sparse_dnm import DenseManifold, DynamicManifold, Schedule, SparseDAG, Topology, Trainer
+from sparse_dnm import (
+    DenseManifold,
+    DynamicManifold,
+    ManifoldConfig,
+    Schedule,
+    SparseDAG,
+    Topology,
+    TrainConfig,
+    Trainer,
+)
 from sparse_dnm.data.datasets import DIGITS, Dataset
 from sparse_dnm.engine.device import use_threads
 from sparse_dnm.engine.schedule import tile_width
@@ -78,43 +87,50 @@ def seed_dag(batch: int, threads: int) -> tuple[SparseDAG, torch.Tensor]:
     return dag, x
 
 
-def make_trainer(threads: int) -> Trainer:
-    """The original's training on random images (same sizes as MNIST), a model of seed 0."""
-    preset = PRESETS["original-mnist"]
+def random_digits(n: int, manifold: ManifoldConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples and labels of as many inputs and outputs."""
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(5000, 784, generator=generator), torch.randint(10, (5000,), generator=generator)
-    data = Dataset("random images", "classification", x, y, x[:10], y[:10], 28.0, DIGITS)
-    config = replace(preset.train, steps=NEVER, log_every=NEVER, checkpoint_every=NEVER, threads=threads)
-    model = DynamicManifold(preset.manifold, torch.Generator().manual_seed(0), threads=threads)
-    return Trainer(model, data, config)
+    x = torch.rand(n, manifold.n_inputs, generator=generator)
+    return x, torch.randint(manifold.n_outputs, (n,), generator=generator)
 
 
-def dense_step(method: str) -> Callable[[], object]:
-    """A training step of DenseManifold on two threads of torch: cross entropy, backward, Adam."""
-    dense = DenseManifold.from_manifold(seed_model(1), method)
+def make_trainer(manifold: ManifoldConfig, train: TrainConfig, settled: int = SETTLED) -> Trainer:
+    """A training on random images that has made some steps and never ends, a model of seed 0."""
+    x, y = random_digits(5000, manifold)
+    data = Dataset("random images", "classification", x, y, x[:10], y[:10], manifold.period,
+                   DIGITS[: manifold.n_outputs])  # fmt: skip
+    config = replace(train, steps=NEVER, log_every=NEVER, checkpoint_every=NEVER)
+    model = DynamicManifold(
+        manifold, torch.Generator().manual_seed(0), executor=config.executor, threads=config.threads
+    )
+    trainer = Trainer(model, data, config)
+    with one_torch_thread():
+        for _ in range(settled):
+            trainer._advance()
+    return trainer
+
+
+def dense_step(dense: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
+    """A training step of a dense network: cross entropy, backward, Adam."""
     optimizer = torch.optim.Adam(dense.parameters(), lr=0.002, fused=True)
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.rand(50, 784, generator=generator), torch.randint(10, (50,), generator=generator)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         (1e3 * cross_entropy(dense(x), y)).backward()
         optimizer.step()
 
-    return on(2, step)
+    return step
 
 
 def step_section(quick: bool, found: Found) -> list[str]:
     """The whole step against its parts and against DenseManifold's."""
     cases: Cases = {}
+    preset = PRESETS["original-mnist"]
     parts: list[Call] = []
     recorded = 0
     trainers = []
     for threads in (1, 2):
-        trainer = make_trainer(threads)
-        with one_torch_thread():
-            for _ in range(SETTLED):
-                trainer._advance()
+        trainer = make_trainer(preset.manifold, replace(preset.train, threads=threads))
         cases[f"whole step, {threads} threads"] = on(1, advancing(trainer, threads))
         trainers.append(trainer)
         with recording() as calls:
@@ -126,8 +142,10 @@ def step_section(quick: bool, found: Found) -> list[str]:
             cases.update(other_parts(trainer.model))
     names = dict.fromkeys(call.name for call in parts)
     cases.update({f"kernel {name}": replay([c for c in parts if c.name == name]) for name in names})
+    x, y = random_digits(50, preset.manifold)
     for method in ("levels",) if quick else ("levels", "neurons"):
-        cases[f"DenseManifold {method}, whole step, 2 threads"] = dense_step(method)
+        dense = DenseManifold.from_manifold(seed_model(1), method)
+        cases[f"DenseManifold {method}, whole step, 2 threads"] = on(2, dense_step(dense, x, y))
     timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60, shortest_s=WARM)
     edges = [trainer.model.topology.n_edges for trainer in trainers]
     found.steps = {name: timing.median for name, timing in timings.items()}

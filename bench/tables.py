@@ -1,6 +1,7 @@
 """Measure everything and write bench/RESULTS.md: python -m bench.tables [--quick] [--data-dir DATA_DIR].
 
-With --device cuda the CUDA kernels are measured instead, see bench.cuda, and bench/RESULTS-cuda.md is written.
+With --device cuda the CUDA kernels are measured instead, see bench.cuda, and printed; bench.gpu_check writes
+bench/RESULTS-cuda.md.
 
 Limits of the machine, peers, the training step, threads, scaling, latency, and the targets with what was reached.
 With --data-dir (MNIST's IDX files) the original's whole run is made too: 50,000 steps.
@@ -63,8 +64,8 @@ def kept(path: Path) -> list[str]:
     return ["", OTHERS, rest.rstrip()] if mark else []
 
 
-def on_cuda(name: str, quick: bool, out: Path) -> None:
-    """Measure on a GPU, write and print.  Ends with an error where there is none."""
+def on_cuda(name: str, quick: bool, out: Path | None) -> None:
+    """Measure on a GPU and print; write to ``out`` if one is given.  Ends with an error where there is none."""
     try:
         device = device_of(name)
     except ValueError as error:
@@ -79,7 +80,8 @@ def on_cuda(name: str, quick: bool, out: Path) -> None:
         "",
     ]
     text += cuda.lines(quick, device)
-    out.write_text("\n".join(text) + "\n")
+    if out is not None:
+        out.write_text("\n".join(text) + "\n")
     print("\n".join(text))
 
 
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.device != "cpu":
-        on_cuda(options.device, options.quick, options.out or RESULTS.with_name(CUDA_RESULTS))
+        on_cuda(options.device, options.quick, options.out)
         return
     options.out = options.out or RESULTS
     about = machine()

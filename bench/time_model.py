@@ -31,9 +31,9 @@ from sparse_dnm.study.sweeps import random_dag
 from sparse_dnm.timing.clock import compare
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.probes import Settings, Times, cut, edge_values, probes, time_steps
-from sparse_dnm.timing.subprocess import Network, time_fresh
-from sparse_dnm.train.trainer import WITHIN
-from sparse_dnm.train.trim import trim
+from sparse_dnm.timing.subprocess import Network, time_in_subprocess
+from sparse_dnm.train.constraints import BUDGET_MARGIN
+from sparse_dnm.train.trim import saliency, trim
 
 EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
 SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads
@@ -222,9 +222,9 @@ def budgets(count: int) -> str:
     for k, share in enumerate(np.linspace(0.55, 0.95, count)):
         run.model = copy.deepcopy(original)
         budget = share * whole
-        trim(run.model, term, WITHIN * budget, run._saliency)
+        trim(run.model, term, BUDGET_MARGIN * budget, lambda: saliency(run.model, run.data, run.config.batch_size))
         networks[str(k)], wanted[str(k)] = Network.of(run.model), budget
-    found = time_fresh(networks, term.promise())
+    found = time_in_subprocess(networks, term.promise())
     errors = np.array([np.median(found[k]) / wanted[k] - 1 for k in networks])
     return (
         f"median absolute error {np.median(np.abs(errors)):.1%}, {errors.min():+.1%} to {errors.max():+.1%} of it "
@@ -256,9 +256,8 @@ def cost_of_timing(steps: int) -> list[str]:
         try:
             start = time.perf_counter()
             run = trained(steps=steps, time_mode=mode)
-            run._check_connected()
             before = time.perf_counter()
-            run._costs = run._make_costs()
+            run._prepare()
             calibrating = time.perf_counter() - before
             run.run()
             whole = time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 import warnings
 
-from sparse_dnm.kernels.cpu_edges import ROWS
+from sparse_dnm.kernels.cpu_edges import OMEGA_LIMIT, ROWS
 from sparse_dnm.kernels.cuda_edges import (
     PARTS,
     closeness,
@@ -28,6 +28,7 @@ from sparse_dnm.kernels.cuda_propagate import (
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 __all__ = [
+    "OMEGA_LIMIT",
     "PARTS",
     "ROWS",
     "SUMMING",

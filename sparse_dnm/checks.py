@@ -74,10 +74,15 @@ def check_shape(name: str, parameter: torch.Tensor, shape: tuple[int, ...]) -> N
 
 def check_alike(name: str, parameter: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     """Raise ValueError unless two parameters are of one dtype and on one device."""
-    if parameter.dtype != other.dtype or parameter.device != other.device:
+    if parameter.device != other.device:
         raise ValueError(
-            f"{name} is {parameter.dtype} on {str(parameter.device)!r} and {other_name} {other.dtype} on "
-            f"{str(other.device)!r}; bring both to one dtype and device, as model.to does"
+            f"{name} is on {str(parameter.device)!r} and {other_name} on {str(other.device)!r}; move both to one "
+            "device, as model.to(device) does"
+        )
+    if parameter.dtype != other.dtype:
+        raise ValueError(
+            f"{name} has dtype {parameter.dtype} and {other_name} {other.dtype}; bring both to one, as "
+            "model.to(dtype) does"
         )
 
 

@@ -1,4 +1,4 @@
-"""What every test needs: the modules of this tree, and hypothesis without limits of time (kernels compile on first use)."""
+"""What every test needs: the modules of this tree, and hypothesis without limits of time (kernels compile at first)."""
 
 import os
 from pathlib import Path

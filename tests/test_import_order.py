@@ -13,6 +13,7 @@ ORDER = [  # packages and modules of sparse_dnm: each may import itself and thos
     "config",
     "checks",
     "presets",
+    "checks",
     "io",
     "machine",
     "engine",

@@ -348,10 +348,14 @@ def test_copies_and_pickles_go_on_as_the_original():
 def test_the_first_reuse_of_a_slot_is_said_where_no_optimiser_is_known():
     generator = torch.Generator().manual_seed(2)
     model = toy(sigma=(4.0, 0.0))
-    with pytest.warns(UserWarning, match=r"model\.follow\(optimizer\)") as seen:
+
+    def reuse():
         for _ in range(10):
             shake(model, generator)
             model(X)
+
+    with pytest.warns(UserWarning, match=r"model\.follow\(optimizer\)") as seen:
+        reuse()
     assert len(seen) == 1
     model = toy(sigma=(4.0, 0.0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)

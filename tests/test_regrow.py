@@ -20,8 +20,9 @@ from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, da
 from sparse_dnm.config import EDGE_MODES, OMEGA_IN_CLOSENESS
 from sparse_dnm.model.growth import MIN_FACTOR, NEW_EDGE_CLOSENESS, grow_edges, reinitialize_rows
 from sparse_dnm.presets import PRESETS
+from sparse_dnm.train.augment import Augmentation
 from sparse_dnm.train.checkpoint import CHECKPOINT
-from sparse_dnm.train.schedules import Variation, kappa, learning_rate, trimmed_after
+from sparse_dnm.train.schedules import kappa, learning_rate, trimmed_after
 from sparse_dnm.train.trainer import Interrupted, TrainingError
 from sparse_dnm.train.trim import keep_edges
 
@@ -94,8 +95,7 @@ def test_random_regrowth_is_of_its_generator_and_of_either_sign():
 
 
 def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
-    """One edge is followed by its number (i, j); it keeps its slot, and its moments are those of an Adam that only knows
-    that edge."""
+    """One edge is followed by its number (i, j): its moments are those of an Adam that only knows that edge."""
     config = ManifoldConfig.preset("digits")
     model = DynamicManifold(config, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
@@ -176,16 +176,17 @@ def test_inputs_are_varied_by_the_generator_alone():
     digits = data.load("digits")
     x = digits.x_train[:50]
     config = TrainConfig(shift=2, input_dropout=0.25)
-    one, two = (Variation(config, digits, torch.Generator().manual_seed(3))(x) for _ in range(2))
+    one, two = (Augmentation(config, digits, torch.Generator().manual_seed(3))(x) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one, x)
-    assert Variation(TrainConfig(), digits, torch.Generator())(x) is x
-    dropped = Variation(TrainConfig(input_dropout=0.25), digits, torch.Generator().manual_seed(3))(torch.ones(500, 64))
+    assert Augmentation(TrainConfig(), digits, torch.Generator())(x) is x
+    dropout = Augmentation(TrainConfig(input_dropout=0.25), digits, torch.Generator().manual_seed(3))
+    dropped = dropout(torch.ones(500, 64))
     assert dropped.mean().item() == pytest.approx(0.75, abs=0.02)
     with pytest.raises(ValueError, match="shift=1 moves images, but toy has 5 inputs and period 5"):
-        Variation(TrainConfig(shift=1), data.load("toy"), torch.Generator())
+        Augmentation(TrainConfig(shift=1), data.load("toy"), torch.Generator())
     with pytest.raises(ValueError, match="out of sight"):
-        Variation(TrainConfig(shift=8), digits, torch.Generator())
+        Augmentation(TrainConfig(shift=8), digits, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_a_network_that_cut_itself_in_two_is_connected_again():
 
 
 def test_a_network_that_does_so_again_and_again_is_told(monkeypatch):
-    monkeypatch.setattr("sparse_dnm.train.trainer.RECOVERIES", 0)
+    monkeypatch.setattr("sparse_dnm.train.recovery.MAX_RECOVERIES", 0)
     run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     with pytest.raises(TrainingError, match="the network has cut itself in two"):
         run.run()

@@ -24,12 +24,12 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.report import page
 from sparse_dnm.report.history import History
 from sparse_dnm.train import snapshots
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 from sparse_dnm.train.trainer import Trainer
 
 
 def structure_of(model, step=0):
-    return Structure(step, model.topology, model.found[0].strengths.astype(np.float32))
+    return Snapshot(step, model.topology, model.strengths.detach().numpy().astype(np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -163,7 +163,7 @@ def test_a_run_taken_up_again_has_the_snapshots_of_a_whole_one(tmp_path):
 def test_snapshots_of_lost_steps_are_removed(tmp_path):
     run = trainer(tmp_path / "run", dataclasses.replace(CONFIG, steps=40, snapshot_every=20))
     run.run()
-    late = Structure(55, run.model.topology, run.model.found[0].strengths)
+    late = structure_of(run.model, 55)
     snapshots.save(tmp_path / "run", late)  # of steps that no checkpoint knows
     Trainer.resume(tmp_path / "run", dataset("classification"), steps=60).run()
     assert snapshots.steps(tmp_path / "run") == [0, 20, 40, 60]

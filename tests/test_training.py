@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.io import CheckpointError
+from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy
-from sparse_dnm.loss.time import MeasuredMemory, MeasuredTime, TimeSettings
+from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
-from sparse_dnm.train.step import KERNELS, AutogradDescent, Costs, KernelDescent, descent_of
-from sparse_dnm.train.trainer import StopSignals, Trainer, TrainingError, evaluate, learning_rate
+from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.schedules import learning_rate
+from sparse_dnm.train.step import KERNELS, AutogradStep, Costs, KernelStep, step_for
+from sparse_dnm.train.trainer import StopSignals, Trainer, TrainingError, evaluate
 
 LINE = {"step", "loss", "objective", "flow", "speed", "edges", "density", "depth", "live", "lr", "step_seconds"}
 SUMMARY = {
@@ -150,6 +154,78 @@ def test_resume_after_a_crash_gives_the_same_bits(tmp_path, edges, step):
     assert lines(tmp_path / "whole") == lines(tmp_path / "torn")
 
 
+def write_as_before_slots(out):
+    """Make the files of a run what they were before edge_weight had slots: a number per candidate, in CSR order."""
+    saved = files.load(out / files.CHECKPOINT)
+    n = int(saved.tensors["model/candidate_indptr"][-1])
+    slots = saved.tensors["model/candidate_slots"][:n]
+    for name in ("model/edge_weight", "optimizer/edge_weight/exp_avg", "optimizer/edge_weight/exp_avg_sq"):
+        saved.tensors[name] = saved.tensors[name][slots]
+    saved.tensors["model/candidate_indices"] = saved.tensors["model/candidate_indices"][:n]
+    for name in ("candidate_slots", "slot_births", "structure_digest"):
+        del saved.tensors[f"model/{name}"]
+    del saved.header["manifold"]["capacity"]
+    files.save(out / files.CHECKPOINT, saved)
+    about = json.loads((out / files.CONFIG).read_text())
+    del about["manifold"]["capacity"]
+    (out / files.CONFIG).write_text(json.dumps(about))
+    return saved
+
+
+def in_csr_order(out):
+    """Tensors of a checkpoint, those of edge_weight as `write_as_before_slots` writes them."""
+    found = dict(tensors(out))
+    n = int(found["model/candidate_indptr"][-1])
+    slots = found.pop("model/candidate_slots")[:n]
+    for name in ("model/edge_weight", "optimizer/edge_weight/exp_avg", "optimizer/edge_weight/exp_avg_sq"):
+        found[name] = found[name][slots]
+    for name in ("slot_births", "structure_digest"):
+        del found[f"model/{name}"]
+    return found
+
+
+@pytest.mark.parametrize("edges", ["free", "weighted"])
+def test_a_run_from_before_there_were_slots_goes_on_to_the_same_bits(tmp_path, edges):
+    run = tmp_path / "run"
+    trainer(run, dataclasses.replace(CONFIG, steps=30), edges=edges, skin=0.02).run()
+    old = shutil.copytree(run, tmp_path / "old")
+    saved = write_as_before_slots(old)
+    resumed = [Trainer.resume(out, dataset("classification"), steps=60) for out in (run, old)]
+    moments = resumed[1]._optimizer.state[resumed[1].model.edge_weight]
+    slots = resumed[1].model.candidates.slots
+    assert len(slots) < resumed[1].model.capacity == len(moments["exp_avg"])
+    assert torch.equal(moments["exp_avg_sq"][slots], saved.tensors["optimizer/edge_weight/exp_avg_sq"])
+    assert evaluate(resumed[0].model, resumed[0].data) == evaluate(resumed[1].model, resumed[1].data)
+    for each in resumed:
+        each.run()
+    first, second = in_csr_order(run), in_csr_order(old)
+    for name in first.keys() | second.keys():
+        assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name
+    assert lines(run) == lines(old)
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness"])
+def test_a_trainer_makes_room_where_edges_need_more_than_there_is(edges):
+    config = dataclasses.replace(CONFIG, kappa=3.0, scan_every=7 * (edges == "free"), scan_edges=20)
+    tight = trainer(config=config, edges=edges, capacity=1)
+    before = tight.model.capacity
+    assert before == len(tight.model.candidates.indices) < tight.model.config.possible_edges
+
+    def widen(record):
+        if record["step"] == 20:  # as a large step of the optimiser would
+            tight.model.cutoff.data.sub_(2.0)
+
+    tight.run(widen)
+    assert tight.model.capacity > before
+    notes = [line for line in tight.notes if "slots of edge_weight" in line]
+    assert f"more than the {before:,} slots" in notes[0]
+    assert len(notes) <= 2
+    moments = tight._optimizer.state
+    assert moments[tight.model.weight]["step"] == 60
+    if edges == "free":
+        assert len(moments[tight.model.edge_weight]["exp_avg"]) == tight.model.capacity
+
+
 @pytest.mark.parametrize(("executor", "threads"), [("columns", 1), ("wavefront", 0), ("auto", 0)])
 def test_same_bits_for_every_executor_and_thread_count(finished, tmp_path, executor, threads):
     trainer(tmp_path / "run", executor=executor, threads=threads).run()
@@ -157,12 +233,33 @@ def test_same_bits_for_every_executor_and_thread_count(finished, tmp_path, execu
     assert lines(finished[0]) == lines(tmp_path / "run")
 
 
+def step_by_torch(self, optimizer, frozen=None):
+    """What `KernelStep.update` does, by torch's own Adam."""
+    own, edges = list(self.model.parameters()), self.edges
+    used = list(own)
+    if edges is not None:
+        used[[p is self.model.edge_weight for p in own].index(True)] = compact = torch.nn.Parameter(edges.omega)
+        compact.grad = self.by_omega
+    reference = torch.optim.Adam(used, lr=optimizer.param_groups[0]["lr"], fused=True)
+    for p, q in zip(own, used, strict=True):
+        if p not in optimizer.state:
+            optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}
+            optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        here = {} if p is q else {"exp_avg": edges.first, "exp_avg_sq": edges.second}
+        reference.state[q] = {**optimizer.state[p], **here}
+    reference.step()
+
+
 @pytest.mark.parametrize("edges", ["closeness", "free"])
-def test_updates_are_those_of_the_optimiser(tmp_path, monkeypatch, edges):
-    trainer(tmp_path / "a", edges=edges).run()
-    monkeypatch.setattr(Trainer, "_update", lambda self: self._optimizer.step())
-    trainer(tmp_path / "b", edges=edges).run()
-    assert_same_bits(tmp_path / "a", tmp_path / "b")
+def test_updates_are_those_of_the_optimiser(monkeypatch, edges):
+    ours, by_torch = trainer(edges=edges, skin=0.02), trainer(edges=edges, skin=0.02)
+    ours.run()
+    monkeypatch.setattr(KernelStep, "update", step_by_torch)
+    by_torch.run()
+    assert ours.model.topology.edges().tobytes() == by_torch.model.topology.edges().tobytes()
+    for (name, p), q in zip(ours.model.named_parameters(), by_torch.model.parameters(), strict=True):
+        kept = ours.model.candidates.slots if name == "edge_weight" else ...
+        assert p.detach().numpy()[kept].tobytes() == q.detach().numpy()[kept].tobytes(), name
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -196,15 +293,21 @@ def test_kernels_descend_as_autograd_does(task, train, manifold):
         costs.speed = MeasuredTime(model, TimeSettings(batch=20, every=1000, probes=10, repeats=3))
     if config.memory_coefficient:
         costs.memory = MeasuredMemory(model)
-    kernels, autograd = (kind(model, task, config, costs) for kind in (KernelDescent, AutogradDescent))
+    optimizer = Adam(list(model.parameters()), 0.01)
     found = []
-    for descent in (kernels, autograd):
-        outputs = descent.forward(data.x_train[:20])
-        terms = descent.loss(data.y_train[:20], report=True)
-        descent.backward()
-        found.append((outputs.detach(), terms, {name: p.grad.clone() for name, p in model.named_parameters()}))
+    for step in (KernelStep(model, task, config, costs, optimizer), AutogradStep(model, task, config, costs)):
+        outputs = step.forward(data.x_train[:20]).detach().clone()
+        terms = step.loss(data.y_train[:20], report=True)
+        step.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        if isinstance(step, KernelStep) and step.edges is not None:
+            gradients["edge_weight"] = torch.zeros_like(model.edge_weight)
+            gradients["edge_weight"][step.edges.slots] = step.by_omega
+        step.finish()
+        found.append((outputs, terms, gradients))
     (outputs, terms, gradients), (outputs_2, terms_2, gradients_2) = found
     assert torch.equal(outputs, outputs_2)
+    assert gradients.keys() == gradients_2.keys() == {name for name, _ in model.named_parameters()}
     for term, term_2 in zip(terms, terms_2, strict=True):
         assert (term is None) == (term_2 is None)
         assert term is None or term == pytest.approx(term_2, rel=1e-6)
@@ -217,16 +320,16 @@ def test_what_listens_to_autograd_is_served_by_it():
     def kind(change, **options):
         run = trainer(**options)
         change(run.model)
-        return type(descent_of(run.model, run.data.task, CONFIG))
+        return type(step_for(run.model, run.data.task, CONFIG, Adam(list(run.model.parameters()), 0.01)))
 
-    assert kind(lambda model: None) is KernelDescent
-    assert kind(lambda model: model.mu.requires_grad_(False)) is AutogradDescent
-    assert kind(lambda model: model.mu.register_hook(lambda g: g)) is AutogradDescent
-    assert kind(lambda model: model.mu.register_post_accumulate_grad_hook(lambda p: None)) is AutogradDescent
-    assert kind(lambda model: model.register_forward_hook(lambda *_: None)) is AutogradDescent
-    assert kind(lambda model: setattr(model, "forward", model.forward)) is AutogradDescent
+    assert kind(lambda model: None) is KernelStep
+    assert kind(lambda model: model.mu.requires_grad_(False)) is AutogradStep
+    assert kind(lambda model: model.mu.register_hook(lambda g: g)) is AutogradStep
+    assert kind(lambda model: model.mu.register_post_accumulate_grad_hook(lambda p: None)) is AutogradStep
+    assert kind(lambda model: model.register_forward_hook(lambda *_: None)) is AutogradStep
+    assert kind(lambda model: setattr(model, "forward", model.forward)) is AutogradStep
     with torch.nn.modules.module.register_module_forward_hook(lambda *_: None):
-        assert kind(lambda model: None) is AutogradDescent
+        assert kind(lambda model: None) is AutogradStep
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         kind(lambda model: model.requires_grad_(False))
 

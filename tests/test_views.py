@@ -43,7 +43,7 @@ def test_a_grid_is_bounded_whatever_the_network():
 @given(manifolds(dtype=torch.float32), st.integers(0, 5))
 def test_receptive_fields_are_sums_over_paths(model, most):
     config, topology = model.config, model.topology
-    strengths = model.found[0].strengths.astype(float)
+    strengths = model.strengths.detach().numpy().astype(float)
     weight = model.weight.detach().double().numpy()
     answer = np.zeros((config.n_neurons, config.n_inputs))  # of every neuron's sum to the inputs, in order
     for i in range(config.n_neurons):
@@ -62,12 +62,12 @@ def test_receptive_fields_are_sums_over_paths(model, most):
 
 def test_strongest_and_saturation():
     model_strengths = np.array([0.1, -5.0, 2.0, -0.3, 2.5], np.float32)
-    structure = views.Structure(0, None, model_strengths)
+    structure = views.Snapshot(0, None, model_strengths)
     assert views.strongest(structure, 3).tolist() == [1, 2, 4]
     assert views.strongest(structure, 9).tolist() == [0, 1, 2, 3, 4]
     assert views.saturation(structure) == pytest.approx(np.quantile(np.abs(model_strengths), 0.95))
     for empty in (np.zeros(0, np.float32), np.zeros(3, np.float32)):
-        assert views.saturation(views.Structure(0, None, empty)) == 1.0
+        assert views.saturation(views.Snapshot(0, None, empty)) == 1.0
 
 
 def test_heights_are_a_place_of_its_own_for_every_neuron():

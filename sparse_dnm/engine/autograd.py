@@ -96,7 +96,7 @@ class _EdgesBack(_Once):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """One after the other."""
-        return _looped(_edges_back, info.batch_size, in_dims, args)
+        return _looped(_EdgesBack.apply, info.batch_size, in_dims, args)
 
 
 class EdgeStrength(torch.autograd.Function):
@@ -228,11 +228,12 @@ class _RunBack(_Once):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """One after the other; what was saved serves where only the gradient is batched."""
 
-        def run(*slices: Any) -> Any:
+        def run(*slices: Any) -> tuple[Tensor | None, ...]:
             engine, structure, ring, saved, by_input, gradient, *rest = slices
             if any(isinstance(dim, int) for dim in in_dims[6:]):
-                _, saved = _run(engine, structure, *rest)
-            return _run_back(engine, structure, ring, saved, by_input, gradient, *rest)
+                _, saved = Propagate.apply(engine, structure, ring, *rest, None)
+            found: tuple[Tensor | None, ...] = _RunBack.apply(engine, structure, ring, saved, by_input, gradient, *rest)
+            return found
 
         return _looped(run, info.batch_size, in_dims, args)
 

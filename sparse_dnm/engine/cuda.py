@@ -29,7 +29,8 @@ WARM = 3  # unmeasured steps before a measured one
 
 
 class CudaEngine(CudaSearch):
-    """CUDA kernels: ``columns`` is a block per tile of columns, ``wavefront`` a warp per neuron that waits for its sources."""
+    """CUDA kernels: ``columns`` is a block per tile of columns, ``wavefront`` a warp per neuron, which waits for its
+    sources."""
 
     def given(self, topology: Topology, neurons: Neurons) -> CudaStructure:
         """The structure of a graph that is given, uploaded."""
@@ -60,8 +61,8 @@ class CudaEngine(CudaSearch):
         scales: tuple[Tensor, Tensor],
         clock: Clock | None = None,
     ) -> tuple[Tensor, Saved]:
-        """See `Engine.forward`.  No clock of the CPU times it: `stopwatch` does.  Raises torch.OutOfMemoryError with what
-        did not fit."""
+        """See `Engine.forward`.  No clock of the CPU times it: `stopwatch` does.  Raises
+        DeviceMemoryError with what did not fit."""
         with self._memory_said(structure, len(x), x):
             return self._forward(structure, strengths, x, scales)
 
@@ -167,7 +168,7 @@ class CudaEngine(CudaSearch):
         except torch.OutOfMemoryError as error:
             n, width = len(s.neurons.kind), backend.cuda_kernels().WIDTH
             need = 4 * n * -(-batch // width) * width * like_.element_size()
-            raise torch.OutOfMemoryError(
+            raise backend.DeviceMemoryError(
                 f"{need / 2**20:,.0f} MiB for {n:,} neurons and a batch of {batch:,} do not fit "
                 f"{str(like_.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
             ) from None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_dnm.checks import check_parameters
+from sparse_dnm.checks import CPU, check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
@@ -151,11 +151,11 @@ class CudaSearch(Engine):
         capacity: int | None,
         everything: bool = False,
     ) -> Update:
-        """See `Engine.update`.  Raises torch.OutOfMemoryError with what did not fit."""
+        """See `Engine.update`.  Raises DeviceMemoryError with what did not fit."""
         try:
             return super().update(parameters, omega, candidates, previous, capacity, everything)
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(
+            raise backend.DeviceMemoryError(
                 f"the search for edges among {self.config.n_neurons:,} neurons does not fit {str(self.device)!r} "
                 f"({str(error).partition('.')[0]}); narrow sigma, raise cutoff, or take a device with more memory"
             ) from None
@@ -168,8 +168,8 @@ class CudaSearch(Engine):
         previous: CudaStructure | None,
         check: bool = True,
     ) -> Evaluated:
-        """See `Engine.evaluate`; c, threshold and imbalance are float64 (1,), ``active`` int32 (n_candidates,) counts the
-        active candidates up to each."""
+        """See `Engine.evaluate`; c, threshold and imbalance are float64 (1,), ``active`` int32 (n_candidates,) counts
+        the active candidates up to each."""
         config, size, kernels = self.config, len(candidates.indices), backend.cuda_kernels()
         n_rows, dtype = config.n_rows, parameters["alpha"].dtype
         rhythm, inside, outside = self._flags
@@ -182,7 +182,7 @@ class CudaSearch(Engine):
         scalars = [parameters[name] for name in self.geometry.kernel_scalars]
         rows = torch.zeros(kernels.ROWS, n_rows, dtype=torch.float64, device=self.device)
         stale, crossed = new(n_rows, torch.bool), new(n_rows, torch.int32)
-        bound = self.geometry.omega_bound(kernels.OMEGA_LIMIT)
+        bound = self.geometry.omega_bound(backend.kernels(CPU).OMEGA_LIMIT)
         _launch(
             *(kernels.transform, n_rows, *scalars, config.period, rhythm, c, threshold, bound),
             *(torch.finfo(dtype).eps, candidates.reference, rows, stale, crossed),

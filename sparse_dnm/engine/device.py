@@ -165,3 +165,7 @@ def keep_busy(device: torch.device, steps: int = 1) -> None:
 def resident(device: torch.device) -> int:
     """Blocks of a warp that a CUDA device surely runs at once: 8 a multiprocessor, a quarter of what it could."""
     return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class DeviceMemoryError(torch.OutOfMemoryError, MemoryError):
+    """What did not fit a device, and the way out."""

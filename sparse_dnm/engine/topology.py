@@ -212,10 +212,12 @@ class Topology:
         ascending sources in each row, and where `from_edges` does.
         """
         starts, sources = np.asarray(indptr), np.asarray(indices)
-        steps = np.diff(starts.astype(np.int64)) if starts.ndim == 1 and starts.dtype.kind in "iu" else np.array([-1])
-        if sources.ndim != 1 or (steps < 0).any() or not len(steps) or starts[0] != 0 or starts[-1] != len(sources):
+        fits = starts.ndim == sources.ndim == 1 and len(starts) > 1 and starts.dtype.kind in "iu"
+        whole: Int64 = starts.astype(np.int64) if fits else np.zeros(1, np.int64)
+        steps: Int64 = whole[1:] - whole[:-1]
+        if not fits or (steps < 0).any() or starts[0] != 0 or starts[-1] != len(sources):
             raise ValueError(
-                f"indptr of shape {starts.shape} must be integers that ascend from 0 to the number of indices, here "
+                f"indptr of shape {np.shape(indptr)} must be integers that ascend from 0 to the number of indices, here "
                 f"{sources.size}, one more than there are neurons"
             )
         readers = np.repeat(np.arange(len(steps)), steps)
@@ -244,8 +246,8 @@ class Topology:
         indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int32)
         if not 0 < csr.shape[0] < 2**31 or csr.nnz >= 2**31:
             raise ValueError(
-                f"matrix of shape {csr.shape} with {csr.nnz} elements must have 1 .. 2**31 - 1 rows, and fewer than 2**31 "
-                "elements"
+                f"matrix of shape {csr.shape} with {csr.nnz} elements must have 1 .. 2**31 - 1 rows, and fewer than "
+                "2**31 elements"
             )
         return cls._checked(indptr, indices, inputs, outputs)
 

@@ -71,6 +71,7 @@ class EdgeSlots(nn.Module):
     slot_births: Tensor
     structure_digest: Tensor
     _reference: Tensor
+    _seen: list[tuple[str, Tensor, int]]
     _held_candidates: Candidates | None  # what the buffers hold, in arrays of the engine
 
     def _begin(self, geometry: Geometry) -> None:
@@ -155,13 +156,13 @@ class EdgeSlots(nn.Module):
 
     def _watch(self) -> None:
         """From here on, whoever else writes to the buffers or replaces them is noticed."""
-        buffers = [(name, self._buffers[name]) for name in WATCHED]
-        self.__dict__["_seen"] = [(n, b, b._version) for n, b in buffers if b is not None and not b.is_inference()]
+        buffers = [(name, b) for name in WATCHED if (b := self._buffers[name]) is not None and not b.is_inference()]
+        self._seen = [(name, buffer, buffer._version) for name, buffer in buffers]
 
     @property
     def _touched(self) -> bool:
         """Somebody else has written to the buffers since."""
-        buffers = self._buffers
+        buffers: dict[str, Any] = self._buffers
         return any(buffers[name] is not b or b._version != version for name, b, version in self._seen)
 
     def _candidates(self) -> Candidates:
@@ -227,30 +228,31 @@ class EdgeSlots(nn.Module):
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
     def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
-        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments begin at 0.
+        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; their moments become 0.
 
         Returns whether one of them had another edge before.
         """
         free = torch.ones(self.capacity, dtype=torch.bool, device=slots.device)
         free[slots] = False
+        changed = free.clone()
+        changed[filled] = True
         self.edge_weight[free] = 0.0
         self.edge_weight[filled] = omega.to(self.edge_weight)
         if self.edge_weight.grad is not None:
-            self.edge_weight.grad[free] = 0.0
-            self.edge_weight.grad[filled] = 0.0
+            self.edge_weight.grad[changed] = 0.0
         births = self.slot_births.as_subclass(Tensor)
         births[filled] += 1
         for optimizer in self._optimizers:
             for value in optimizer.state.get(self.edge_weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == self.edge_weight.shape:
-                    value[filled] = 0.0
+                    value[changed] = 0.0
         return bool((births[filled] > 1).any())
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 
-        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
-        no moments per parameter.
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
+        keeps no moments per parameter.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")
@@ -330,7 +332,7 @@ class EdgeSlots(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
-        dropped = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": []}
+        dropped: dict[str, Any] = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": []}
         return {**self.__dict__, "_buffers": buffers, **dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -397,8 +399,11 @@ class EdgeSlots(nn.Module):
     def _change_length(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put changed numbers into edge_weight, its gradient and the moments of followed optimisers."""
         gradient, self.edge_weight.grad = self.edge_weight.grad, None
-        before = self.edge_weight.shape
-        self.edge_weight.data = change(self.edge_weight.data)
+        before, changed = self.edge_weight.shape, change(self.edge_weight.data)
+        # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it only
+        # where the type of the data changes.
+        self.edge_weight.data = torch.empty(0, dtype=torch.float16, device=changed.device)
+        self.edge_weight.data = changed
         if gradient is not None:
             self.edge_weight.grad = change(gradient)
         for optimizer in self._optimizers:

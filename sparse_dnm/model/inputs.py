@@ -21,6 +21,11 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def _autocast(device: str) -> bool:
+    """Is torch.autocast on for a type of device, where there is such a thing?"""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class Batched:
     """An input (..., n_inputs) as rows (batch, n_inputs).
 
@@ -30,7 +35,7 @@ class Batched:
 
     def __init__(self, x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device):
         self.precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+        if isinstance(x, Tensor) and _autocast(x.device.type):
             self.precision = torch.autocast(x.device.type, enabled=False)
             if x.is_floating_point():
                 x = x.to(dtype)

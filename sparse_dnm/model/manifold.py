@@ -199,8 +199,8 @@ class DynamicManifold(EdgeSlots):
                 on_change()
             self._commit(update, training)
         cutoff = self._parameters.get("cutoff")
-        cutoff = self.cutoff if cutoff is None else cutoff
-        found = Evaluation(self.config, self.engine, update.structure, update.values, cutoff)
+        raw = self.cutoff if cutoff is None else cutoff
+        found = Evaluation(self.config, self.engine, update.structure, update.values, raw)
         if own:
             state["_found"] = found
         return found

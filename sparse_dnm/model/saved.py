@@ -1,5 +1,7 @@
-"""The structure in a state_dict, in each of the forms that were ever written: with slots, in the order of the candidates,
-and without a reference (that of a DenseManifold)."""
+"""The structure in a state_dict, in each of the forms that were ever written.
+
+With slots; in the order of the candidates, as before there were slots; and without a reference, as a DenseManifold's.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> li
 
 
 def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int) -> SavedStructure:
-    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: least slots where it has none of
-    its own.
+    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: slots at least, where it
+    has none of its own.
 
     Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
     """
@@ -72,10 +74,10 @@ def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str
     reference = geometry.no_reference()
     if searched:
         reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy()
-    elif not free:
+    capacity = max(capacity, len(indices))
+    if not (searched or free):  # closeness finds them again
         indptr, indices = np.zeros_like(indptr), indices[:0]
-    found = Candidates(indptr, indices, slots, reference)
-    return SavedStructure(found, max(capacity, len(found.indices)), slotted, searched)
+    return SavedStructure(Candidates(indptr, indices, slots, reference), capacity, slotted, searched)
 
 
 def slots_in_order(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -132,8 +132,8 @@ class SparseDAG(nn.Module):
         n, n_out = first + layers[-1].out_features, layers[-1].out_features
         edges = torch.stack([torch.cat(sources), torch.cat(readers)], dim=1).numpy()
         topology = Topology.from_edges(edges, n, np.arange(layers[0].in_features), np.arange(n - n_out, n))
-        places = {"dtype": layers[0].weight.dtype, "device": layers[0].weight.device}
-        return cls(topology, torch.cat(values), torch.cat(biases), **(places | options))
+        options = {"dtype": layers[0].weight.dtype, "device": layers[0].weight.device, **options}
+        return cls(topology, torch.cat(values), torch.cat(biases), **options)
 
     @classmethod
     def from_scipy(
@@ -149,8 +149,8 @@ class SparseDAG(nn.Module):
 
         ``rows="readers"``: [i, j] is the weight with which neuron i reads neuron j; ``rows="sources"``: that with which
         neuron j reads neuron i, as in the adjacency matrices of networkx.  A zero that is stored is an edge of weight
-        0; elements stored twice are summed.  ``inputs`` and ``outputs`` as in `Topology.from_edges`; ``options`` are those
-        of SparseDAG.
+        0; elements stored twice are summed.  ``inputs`` and ``outputs`` as in `Topology.from_edges`; ``options`` are
+        those of SparseDAG.
         """
         csr = canonical_csr(matrix, rows)
         if csr.dtype.kind not in "biuf":
@@ -233,8 +233,8 @@ class SparseDAG(nn.Module):
         if differs:
             errors.append(
                 f"{prefix}the state is that of another network: {'; '.join(differs)}. Make the SparseDAG of that "
-                "topology, Topology.from_csr(*(state[k] for k in ('indptr', 'indices', 'inputs', 'outputs'))), and with "
-                "the same functions"
+                "topology, Topology.from_csr(*(state[k] for k in ('indptr', 'indices', 'inputs', 'outputs'))), and "
+                "with the same functions"
             )
             return
         for name, tensor in held.items():
@@ -249,16 +249,16 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
+        check_dtype(self.bias.dtype)
+        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
         if not torch.jit.is_tracing():  # as in Batched
             self._check_parameters()
-        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
         with batch.precision:
             run = self._run_recorded if is_recorded() else self._run
             out = batch.restore(run(batch.rows))
             return out * out if self.output == "square" else out
 
     def _check_parameters(self) -> None:
-        check_dtype(self.bias.dtype)
         for name, size in self._sizes.items():
             parameter = getattr(self, name)
             if parameter is None:

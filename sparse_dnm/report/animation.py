@@ -17,7 +17,7 @@ from sparse_dnm.report import style
 from sparse_dnm.report.figures import caption, draw_network, draw_strengths, headline, title
 from sparse_dnm.report.history import History
 from sparse_dnm.report.views import saturation
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 
 FORMATS = (".gif", ".mp4")
 DPI = {".gif": 80, ".mp4": 120}
@@ -73,7 +73,7 @@ def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] =
             temporary.unlink()
 
 
-def _draw(chart: Figure, panels: dict[str, Axes], history: History, structure: Structure, limit: float) -> None:
+def _draw(chart: Figure, panels: dict[str, Axes], history: History, structure: Snapshot, limit: float) -> None:
     for axis in panels.values():
         axis.clear()
     draw_strengths(panels["strengths"], history, structure, limit)

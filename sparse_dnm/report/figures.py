@@ -28,7 +28,7 @@ from sparse_dnm.report.views import (
     strongest,
     tiles,
 )
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 
 FEW_EDGES = 2_500  # of each in the overview
 CLASSES = 6  # of strength
@@ -37,7 +37,7 @@ FEW = 800  # edges up to which they are drawn in full
 VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
 
 
-def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float, most: int) -> None:
+def edges_of(axis: Axes, structure: Snapshot, height: np.ndarray, limit: float, most: int) -> None:
     """Draw edges from level to level, colour by sign, opacity and width by strength; the strongest on top.
 
     One path per sign and class of strength: an SVG is then a fifth as large as with one per edge.
@@ -65,7 +65,7 @@ def edges_of(axis: Axes, structure: Structure, height: np.ndarray, limit: float,
                 )  # fmt: skip
 
 
-def neurons_of(axis: Axes, structure: Structure, history: History, height: np.ndarray, legend: bool) -> None:
+def neurons_of(axis: Axes, structure: Snapshot, history: History, height: np.ndarray, legend: bool) -> None:
     """Draw neurons by kind; those from which no path leads to an output are idle, and small."""
     config, topology = history.manifold, structure.topology
     n = np.arange(config.n_neurons)
@@ -94,7 +94,7 @@ def neurons_of(axis: Axes, structure: Structure, history: History, height: np.nd
 
 
 def draw_network(
-    axis: Axes, history: History, structure: Structure, limit: float, legend: bool = True, most: int = MOST_EDGES
+    axis: Axes, history: History, structure: Snapshot, limit: float, legend: bool = True, most: int = MOST_EDGES
 ) -> None:
     """The DAG by levels, with at most ``most`` edges."""
     height = heights(history.manifold)
@@ -104,7 +104,7 @@ def draw_network(
     axis.set(xlim=(-0.02 * depth - 0.1, 1.02 * depth + 0.1), ylim=(1.02, -0.02), xlabel="level", yticks=[])
 
 
-def draw_strengths(axis: Axes, history: History, structure: Structure, limit: float) -> None:
+def draw_strengths(axis: Axes, history: History, structure: Snapshot, limit: float) -> None:
     """The matrix of strengths: who is read across, who reads down."""
     config = history.manifold
     grid = Grid.of(config)
@@ -123,7 +123,7 @@ def caption(history: History) -> str:
     return _text("; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])]))
 
 
-def headline(structure: Structure, history: History) -> str:
+def headline(structure: Snapshot, history: History) -> str:
     """Step, edges and depth of a structure."""
     topology = structure.topology
     density = topology.n_edges / history.manifold.possible_edges
@@ -211,7 +211,7 @@ def density_figure(history: History) -> Figure:
     return chart
 
 
-def network_figure(history: History, structure: Structure, limit: float) -> Figure:
+def network_figure(history: History, structure: Snapshot, limit: float) -> Figure:
     """The DAG by levels, alone."""
     chart = _sheet(history, 10, 6)
     axis = chart.subplots()
@@ -224,7 +224,7 @@ def network_figure(history: History, structure: Structure, limit: float) -> Figu
     return chart
 
 
-def strengths_figure(history: History, structure: Structure, limit: float) -> Figure:
+def strengths_figure(history: History, structure: Snapshot, limit: float) -> Figure:
     """The matrix of strengths, alone."""
     chart = _sheet(history, 9, 4.6)
     axis = chart.subplots()
@@ -256,7 +256,7 @@ def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) 
     return chart
 
 
-def overview(history: History, first: Structure, last: Structure, limit: float) -> Figure:
+def overview(history: History, first: Snapshot, last: Snapshot, limit: float) -> Figure:
     """The DAG before and after training, and what happened between."""
     chart = _sheet(history, 11, 6.2)
     axes = chart.subplots(2, 2, height_ratios=(1.7, 1))

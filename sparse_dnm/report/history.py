@@ -16,7 +16,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.report.views import Fields, Image, image_shape, receptive_fields
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 
 LOSS = ("loss", "objective", "flow", "speed", "memory")  # columns
 Column = list[float | None]
@@ -105,18 +105,18 @@ class History:
         """The data set's name, without folders, and the run's."""
         return f"{Path(str(self.data['name'])).stem}: {self.path.resolve().name}"
 
-    def structures(self) -> Iterator[Structure]:
+    def structures(self) -> Iterator[Snapshot]:
         """The structure of every step shown; that of the checkpoint where there are no snapshots."""
         if not self.steps:
             yield self.trained()[1]
         for step in self.steps:
             yield snapshots.load(self.path, step, self.manifold)
 
-    def last(self) -> Structure:
+    def last(self) -> Snapshot:
         """The last of `structures`."""
         return snapshots.load(self.path, self.steps[-1], self.manifold) if self.steps else self.trained()[1]
 
-    def trained(self) -> tuple[DynamicManifold, Structure]:
+    def trained(self) -> tuple[DynamicManifold, Snapshot]:
         """The network of the checkpoint, and its structure."""
         path = self.path / files.CHECKPOINT
         saved = files.load(path)
@@ -125,7 +125,7 @@ class History:
             model.load_state_dict(saved.group("model"))
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit its run: {error}") from None
-        return model, Structure(saved.header["step"], model.topology, model.find().host_values.strengths)
+        return model, Snapshot(saved.header["step"], model.topology, model.find().host_values.strengths)
 
     @property
     def time_against_density(self) -> tuple[list[float], list[float], list[float]]:

@@ -29,7 +29,7 @@ from sparse_dnm.report.views import (
     strongest,
     tiles,
 )
-from sparse_dnm.train.snapshots import Structure, spread
+from sparse_dnm.train.snapshots import Snapshot, spread
 
 MOST_BYTES = 64 << 20  # of the structures, unpacked, in the browser
 MOST_POINTS = 2_000  # of a curve
@@ -122,7 +122,7 @@ def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
     return replace(history, steps=shown), [f"the page holds only {len(shown)} snapshots of so large a network"]
 
 
-def _frame(structure: Structure, history: History) -> dict[str, Any]:
+def _frame(structure: Snapshot, history: History) -> dict[str, Any]:
     topology, density = structure.topology, structure.topology.n_edges / history.manifold.possible_edges
     live = int(topology.live.sum())
     return {
@@ -140,7 +140,7 @@ def _frame(structure: Structure, history: History) -> dict[str, Any]:
     }
 
 
-def _arrays(structure: Structure, history: History, grid: Grid, limit: float) -> dict[str, np.ndarray]:
+def _arrays(structure: Snapshot, history: History, grid: Grid, limit: float) -> dict[str, np.ndarray]:
     """What the pictures of a structure are made of, in the smallest types."""
     topology, config = structure.topology, history.manifold
     index = np.uint16 if config.n_neurons <= 1 << 16 else np.uint32
@@ -155,7 +155,7 @@ def _arrays(structure: Structure, history: History, grid: Grid, limit: float) ->
     }
 
 
-def _largest(structure: Structure) -> float:
+def _largest(structure: Snapshot) -> float:
     return float(np.abs(structure.strengths).max(initial=0.0)) or 1.0
 
 

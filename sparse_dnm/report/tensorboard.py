@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.report import style
 from sparse_dnm.report.views import Grid, saturation
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 
 FOLDER = "tensorboard"
 NEGATIVE, POSITIVE = (np.array(to_rgb(colour)) for colour in (style.NEGATIVE, style.POSITIVE))
@@ -48,7 +48,7 @@ class TensorBoardLog:
             if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(_tag(name), value, record["step"])
 
-    def on_snapshot(self, structure: Structure) -> None:
+    def on_snapshot(self, structure: Snapshot) -> None:
         """The strengths, as an image with a cell per pair of neurons or several, and as a histogram."""
         cells = self.grid.cells(structure, self.config)
         share = np.clip(np.abs(cells) / saturation(structure), 0, 1)[..., None]

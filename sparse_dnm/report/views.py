@@ -15,7 +15,7 @@ from scipy.sparse.linalg import spsolve_triangular
 
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.train.snapshots import Structure
+from sparse_dnm.train.snapshots import Snapshot
 
 MOST_OUTPUTS = 100  # whose receptive fields are shown
 MOST_EDGES = 20_000  # drawn of a DAG, the strongest
@@ -37,7 +37,7 @@ class Grid:
         step = -(-max(config.n_rows, config.n_sources) // side)
         return Grid(-(-config.n_rows // step), -(-config.n_sources // step), step)
 
-    def cells(self, structure: Structure, config: ManifoldConfig) -> Floats:
+    def cells(self, structure: Snapshot, config: ManifoldConfig) -> Floats:
         """The strongest edge of every cell, float32 (rows, columns); 0 where there is none."""
         topology, strengths = structure.topology, structure.strengths
         readers = topology.readers - config.n_inputs
@@ -55,7 +55,7 @@ def heights(config: ManifoldConfig) -> Floats:
     return np.concatenate([even[0], hidden, even[1]]).astype(np.float32)
 
 
-def strongest(structure: Structure, most: int) -> NDArray[np.intp]:
+def strongest(structure: Snapshot, most: int) -> NDArray[np.intp]:
     """The places in the CSR of at most ``most`` edges, the strongest, ascending."""
     strengths = structure.strengths
     if len(strengths) <= most:
@@ -63,7 +63,7 @@ def strongest(structure: Structure, most: int) -> NDArray[np.intp]:
     return np.sort(np.argpartition(-np.abs(strengths), most - 1)[:most])
 
 
-def saturation(structure: Structure) -> float:
+def saturation(structure: Snapshot) -> float:
     """The strength from which on colours do not change: the 95th percentile of those without sign; 1 without edges."""
     strengths = np.abs(structure.strengths)
     return float(np.quantile(strengths, 0.95)) or 1.0 if len(strengths) else 1.0

@@ -28,7 +28,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.study.verdict import FLAT, Result, Verdict, judge
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.timing.probes import Settings
-from sparse_dnm.timing.subprocess import Network, time_fresh
+from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.trainer import Interrupted, Trainer, one_torch_thread
 
@@ -139,7 +139,7 @@ def compare(
             stop.args = (f"stopped in run {name}; the same command again continues from it",)
             raise
     on_run("timing in subprocesses")
-    seconds = time_fresh(networks, plan.timing)
+    seconds = time_in_subprocess(networks, plan.timing)
     results = []
     for term, factor, seed in plan.runs():
         name = run_name(term, factor, seed)

@@ -1,14 +1,17 @@
-"""Seconds of networks in a fresh process: what is promised of a network must not depend on the one that trained it."""
+"""Seconds of networks in new processes: what is promised of a network must not depend on the one that trained it.
+
+They are run as ``python -c``: a pool of multiprocessing's would run the user's script again in every new process, where
+it has no ``if __name__ == "__main__"``.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.timing.probes import Settings, time_steps
 
 PROCESSES = 3  # a network lies elsewhere in memory in each
+COMMAND = "from sparse_dnm.timing.subprocess import main; main()"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Network:
     values: Any  # (n_edges,)
     kind: Any  # int8 (n,)
     slope: Any  # (n,)
-    first_linear: Any  # neuron
+    first_linear: int  # neuron
 
     @staticmethod
     def of(model: DynamicManifold) -> Network:
@@ -55,9 +59,7 @@ class Network:
         """Of a step of it."""
         device = backend.device_of(settings.device)
         engine = engine_for(Executor(settings.executor, settings.threads), device)
-        neurons = engine.neurons(
-            self.kind, self.slope, int(self.first_linear), np.arange(len(self.kind), dtype=np.int32)
-        )
+        neurons = engine.neurons(self.kind, self.slope, self.first_linear, np.arange(len(self.kind), dtype=np.int32))
         structure = engine.given(Topology(self.indptr, self.indices, self.inputs, self.outputs), neurons)
         shape = (settings.batch, len(self.inputs))
         x = np.random.default_rng(settings.seed).standard_normal(shape).astype(self.slope.dtype)
@@ -65,38 +67,27 @@ class Network:
         return engine.stopwatch(structure, values, samples, settings.mode == "train")
 
 
-def time_fresh(networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES) -> dict[str, Any]:
+def time_in_subprocess(
+    networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES
+) -> dict[str, Any]:
     """Seconds (processes, repeats) of a step of each network, by name: timed in turns, in new processes one after the
     other.
 
     Raises RuntimeError with what a process said where it fails.
     """
-    found: dict[str, list[Any]] = {name: [] for name in networks}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, network in networks.items():
-            np.savez(Path(folder) / f"{name}.npz", **asdict(network))
-        about = json.dumps({"names": list(networks), "settings": {**asdict(settings), "only": None}})
-        for _ in range(processes):
-            command = [sys.executable, "-m", "sparse_dnm.timing.subprocess", folder]
-            done = subprocess.run(command, input=about, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"timing in a fresh process failed: {done.stderr.strip()[-2000:]}")
-            for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-                found[name].append(seconds)
-    return {name: np.array(seconds) for name, seconds in found.items()}
+    request, found = pickle.dumps((list(networks.values()), settings)), []
+    for _ in range(processes):
+        done = subprocess.run([sys.executable, "-c", COMMAND], input=request, capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise RuntimeError(f"timing in a new process failed: {said[-2000:]}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    seconds = np.array(found)
+    return {name: seconds[:, k] for k, name in enumerate(networks)}
 
 
 def main() -> None:
-    """Time the networks of a folder, as standard input says, and print their seconds."""
-    about = json.loads(sys.stdin.read())
-    settings = Settings(**{name: value for name, value in about["settings"].items() if name != "only"})
-    watches = []
-    for name in about["names"]:
-        with np.load(Path(sys.argv[1]) / f"{name}.npz") as arrays:
-            watches.append(Network(**arrays).stopwatch(settings))
-    times = time_steps(watches, settings)
-    print(json.dumps({name: times.seconds[k].tolist() for k, name in enumerate(about["names"])}))
-
-
-if __name__ == "__main__":
-    main()
+    """Time the networks of standard input, and print their seconds."""
+    networks, settings = pickle.load(sys.stdin.buffer)
+    times = time_steps([network.stopwatch(settings) for network in networks], settings)
+    print(json.dumps(times.seconds.tolist()))

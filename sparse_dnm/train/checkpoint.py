@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ def unpack(
         state = saved.group(f"optimizer/{name}")
         if state and state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"the optimiser's state of {name} is {', '.join(state)}, not that of Adam")
+        if name == "edge_weight" and "model/structure_digest" not in saved.tensors:
+            state = {key: _in_slots(value, len(parameter)) for key, value in state.items()}
         for key, value in state.items():
             if value.shape not in (parameter.shape, ()):
                 shapes = f"{tuple(value.shape)}, not {tuple(parameter.shape)}"
@@ -127,8 +129,15 @@ def unpack(
     generator.set_state(saved.tensors["generator"])
 
 
+def _in_slots(moment: torch.Tensor, capacity: int) -> torch.Tensor:
+    """A moment of a file from before there were slots, one number per candidate: candidate k is in slot k now."""
+    if moment.ndim == 0 or len(moment) > capacity:
+        return moment
+    return torch.cat([moment, moment.new_zeros(capacity - len(moment))])
+
+
 def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, dict[str, Any]]:
-    """Model, training recipe, data source and description of the data of the run in ``out``.
+    """Model, training configuration, data source and description of the data of the run in ``out``.
 
     Raises CheckpointError naming the file and what is wrong in it.
     """
@@ -150,9 +159,9 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
     manifold, train, source, description = read_config(out)
     path = out / CHECKPOINT
     saved = load(path)
-    _check_same(path, "manifold", saved.header, asdict(manifold))
-    _check_same(path, "data", saved.header, description)
-    _check_same(path, "train", saved.header, asdict(train))
+    _check_same(path, "manifold", saved.header, asdict(manifold), _defaults(ManifoldConfig))
+    _check_same(path, "data", saved.header, description, {})
+    _check_same(path, "train", saved.header, asdict(train), _defaults(TrainConfig))
     changed = _differences(description, describe(data))
     if changed:
         what = "contents" if changed == ["sha256"] else ", ".join(k for k in changed if k != "sha256")
@@ -163,10 +172,17 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
     return manifold, train, source, saved
 
 
-def _check_same(path: Path, what: str, holder: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise CheckpointError listing the _differences between ``holder[what]`` and ``expected``."""
-    found = holder.get(what) or {}
-    expected = json.loads(json.dumps(expected))  # tuples become lists, as in the file
+def _defaults(config: type) -> dict[str, Any]:
+    """The fields of a config that have a default: files of earlier versions lack those that came later."""
+    return {field.name: field.default for field in fields(config) if field.default is not MISSING}
+
+
+def _check_same(
+    path: Path, what: str, holder: dict[str, Any], expected: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """Raise CheckpointError listing the _differences between ``holder[what]``, or the defaults, and ``expected``."""
+    defaults, expected = json.loads(json.dumps([defaults, expected]))  # tuples become lists, as in the file
+    found = {**defaults, **(holder.get(what) or {})}
     keys = _differences(found, expected)
     if keys:
         listed = ", ".join(f"{k} is {found.get(k)!r} there, {expected.get(k)!r} here" for k in keys)

@@ -28,7 +28,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyErr
 
 
 @dataclass(frozen=True, eq=False)
-class Structure:
+class Snapshot:
     """The active edges after so many steps.
 
     strengths  float32 (n_edges,), in the order of the topology's CSR
@@ -44,14 +44,14 @@ def path_of(out: Path, step: int) -> Path:
     return out / FOLDER / f"step-{step:09}.npz"
 
 
-def save(out: Path, structure: Structure) -> None:
+def save(out: Path, snapshot: Snapshot) -> None:
     """Write a snapshot, atomically; strengths are kept as float16 shares of the largest.
 
     counts     unsigned (n,)         edges of each row
     gaps       unsigned (n_edges,)   source of each edge, less that of the edge before in the row (0 before the first)
     strengths  float16 (n_edges,)    over ``scale``, float32 (): at most 2**-11 off, of their own size
     """
-    topology, strengths = structure.topology, np.asarray(structure.strengths, np.float32)
+    topology, strengths = snapshot.topology, np.asarray(snapshot.strengths, np.float32)
     counts = np.diff(topology.indptr)
     gaps = np.diff(topology.indices, prepend=np.int32(0))
     firsts = topology.indptr[:-1][counts > 0]
@@ -66,7 +66,7 @@ def save(out: Path, structure: Structure) -> None:
         strengths=(strengths / scale).astype(np.float16),
         scale=scale,
     )
-    path = path_of(out, structure.step)
+    path = path_of(out, snapshot.step)
     if not path.parent.is_dir():
         with doing("create the directory", path.parent):
             path.parent.mkdir()
@@ -94,7 +94,7 @@ def cut(out: Path, step: int) -> None:
                 path.unlink()
 
 
-def load(out: Path, step: int, config: ManifoldConfig) -> Structure:
+def load(out: Path, step: int, config: ManifoldConfig) -> Snapshot:
     """Read a snapshot.  Raises CheckpointError naming the file and what is wrong with it."""
     path = path_of(out, step)
     try:
@@ -105,17 +105,17 @@ def load(out: Path, step: int, config: ManifoldConfig) -> Structure:
         for name, kind in _ARRAYS.items():
             if arrays[name].dtype.kind != kind:
                 raise ValueError(f"{name} are {arrays[name].dtype}")
-        return _structure(step, config, *(arrays[name] for name in _ARRAYS))
+        return _snapshot(step, config, *(arrays[name] for name in _ARRAYS))
     except _BROKEN as error:
         raise CheckpointError(
             f"snapshot {path} is damaged, or of another run ({error}); remove it to go on without"
         ) from None
 
 
-def _structure(
+def _snapshot(
     step: int, config: ManifoldConfig, counts: Array, gaps: Array, strengths: Array, scale: Array
-) -> Structure:
-    """The structure that the arrays of a file tell of.  Raises ValueError where they do not fit ``config``."""
+) -> Snapshot:
+    """The snapshot that the arrays of a file hold.  Raises ValueError where they do not fit ``config``."""
     n, n_edges = config.n_neurons, int(counts.sum(dtype=np.int64))
     if counts.shape != (n,) or gaps.shape != (n_edges,) or strengths.shape != (n_edges,) or scale.shape != ():
         raise ValueError(f"{counts.shape} rows, {gaps.shape} sources and {strengths.shape} strengths, for {n} neurons")
@@ -133,7 +133,7 @@ def _structure(
         raise ValueError("an input reads another neuron")
     inputs, outputs = np.arange(config.n_inputs, dtype=np.int32), np.arange(config.n_sources, n, dtype=np.int32)
     topology = Topology(indptr, sources.astype(np.int32), inputs, outputs)
-    return Structure(step, topology, strengths.astype(np.float32) * np.float32(scale))
+    return Snapshot(step, topology, strengths.astype(np.float32) * np.float32(scale))
 
 
 def spread(found: Sequence[T], most: int) -> list[T]:

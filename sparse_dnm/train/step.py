@@ -8,7 +8,7 @@ model or an executor that computes otherwise).
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,71 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules import module
 
-from sparse_dnm.checks import check_input
 from sparse_dnm.config import SCALARS, TrainConfig
-from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine import device as backend
-from sparse_dnm.loss.controller import Controller
-from sparse_dnm.loss.memory import MeasuredMemory
-from sparse_dnm.loss.proxy import SparsityProxy, flow_loss
+from sparse_dnm.loss.proxy import flow_loss
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.costs import Costs, Terms, total_of
 from sparse_dnm.train.trim import Frozen
 
 KERNELS = backend.kernels(torch.device("cpu"))
-
-
-class Terms(NamedTuple):
-    """The loss, and its terms before their coefficients; None: not wanted."""
-
-    total: float
-    objective: float
-    flow: float | None
-    speed: float | None
-    memory: float | None
-
-
-class Costs:
-    """The terms that ask for a smaller network: speed and memory, where wanted, with their coefficients."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        speed: SparsityProxy | MeasuredTime | None = None,
-        memory: MeasuredMemory | None = None,
-        edges: Controller | None = None,
-    ):
-        self.speed, self.memory, self.edges = speed, memory, edges
-        self._resting = False
-        self.paused = False  # for some steps
-        self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
-
-    def coefficients(self) -> tuple[float, float]:
-        """Of speed, as the multiplier of the budget or of the edges has it now, and of memory."""
-        if self._resting or self.paused:
-            return 0.0, 0.0
-        multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
-        if self.edges is not None:
-            multiplier = self.edges.multiplier
-        return self._speed_coefficient * multiplier, self._memory_coefficient
-
-    def rest(self) -> None:
-        """From here on they are reported only."""
-        self._resting = True
-
-    def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
-        """In the order of `coefficients`."""
-        return self.speed, self.memory
-
-
-def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float | None) -> Terms:
-    """The loss of these terms (flow, speed, memory), by their coefficients."""
-    coefficients = config.flow, *costs.coefficients()
-    total = config.objective * objective
-    total += sum(c * value for c, value in zip(coefficients, terms, strict=True) if value is not None)
-    return Terms(total, objective, *terms)
 
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -109,23 +55,6 @@ def step_for(
     if plain:
         return KernelStep(model, task, config, costs or Costs(config), optimizer)
     return AutogradStep(model, task, config, costs or Costs(config))
-
-
-def check_data(data: Dataset, model: DynamicManifold) -> None:
-    """Raise ValueError unless inputs fit the model and the targets are labels of its outputs, or as many numbers as
-    those, of their dtype: kernels do not check."""
-    check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
-    y, n = data.y_train, model.config.n_outputs
-    if data.task != "classification":
-        if y.shape != (len(data.x_train), n) or y.dtype != model.alpha.dtype:
-            raise ValueError(
-                f"y_train is {y.dtype} {tuple(y.shape)}; it must be {model.alpha.dtype} {(len(data.x_train), n)}: "
-                "a row of targets per sample"
-            )
-    elif y.shape != data.x_train.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"y_train is {y.dtype} {tuple(y.shape)}; it must be int64 {(len(data.x_train),)}: labels")
-    elif len(y) and not (int(y.min()) >= 0 and int(y.max()) < n):
-        raise ValueError(f"y_train holds labels {int(y.min())} to {int(y.max())}; they must be in 0 .. {n - 1}")
 
 
 class CompactEdges:

@@ -13,15 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse_dnm.config import OMEGA_IN_CLOSENESS
+from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
-ROUNDS = 60  # cuts at most
-STEP = 0.04  # of the edges that are left, in a cut at most
+MAX_CUTS = 60
+LARGEST_CUT = 0.04  # of the edges that are left
+SALIENCY_BATCHES = 8  # that saliency is summed over
 
 
 class OverBudget(ValueError):
@@ -41,7 +44,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     """
     evaluation = model.find()
     seconds = term.measure(evaluation)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_CUTS):
         if seconds <= target:
             return seconds
         before = {name: p.detach().clone() for name, p in model.named_parameters() if name in ("edge_weight", "cutoff")}
@@ -52,7 +55,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         wanted = seconds - 0.995 * target
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
-        first = order[: max(1, min(enough, math.ceil(STEP * len(order))))]
+        first = order[: max(1, min(enough, math.ceil(LARGEST_CUT * len(order))))]
         if model.config.edges in OMEGA_IN_CLOSENESS:
             gone = model.candidates.slots[np.flatnonzero(active)[first]]
             with torch.no_grad():
@@ -77,7 +80,7 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
 
     Raises ValueError, the cutoff moved, where those do not connect inputs and outputs.
     """
-    for _ in range(ROUNDS):  # a lower cutoff may let pairs in that were no candidates
+    for _ in range(MAX_CUTS):  # a lower cutoff may let pairs in that were no candidates
         evaluation = model.find()
         if evaluation.n_edges == count:
             break
@@ -87,6 +90,22 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
     if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
     return evaluation.n_edges
+
+
+def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
+    """|strength * gradient of the objective| of the active edges (n_edges,), summed over SALIENCY_BATCHES batches of
+    training data."""
+    objective = F.cross_entropy if data.task == "classification" else F.mse_loss
+    total = np.zeros(model.topology.n_edges)
+    for k in range(min(SALIENCY_BATCHES, -(-len(data.x_train) // batch_size))):
+        rows = slice(k * batch_size, (k + 1) * batch_size)
+        with torch.enable_grad():
+            x, y = (t[rows].to(model.alpha.device) for t in (data.x_train, data.y_train))
+            loss = objective(model(x), y)
+            strengths = model.strengths
+            (gradient,) = torch.autograd.grad(loss, strengths)
+        total += (strengths.detach() * gradient).abs().cpu().numpy()
+    return total
 
 
 def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
@@ -132,7 +151,7 @@ class Frozen:
             self._active = torch.from_numpy(active).to(self._kept.device)
             self._least = torch.from_numpy(least).to(self._kept)
 
-    def still(self) -> None:
+    def clear_gradients(self) -> None:
         """After a backward: no gradient for what would change the structure."""
         for name, parameter in self.model.named_parameters():
             if name not in self.TRAINED:

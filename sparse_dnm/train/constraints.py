@@ -1,0 +1,251 @@
+"""Constraints: what a network must not exceed at the end of its training, seconds of a step or a number of edges.
+
+A constraint steers the terms of the loss until the trim, cuts then what is left over, and keeps the structure, or its
+size, while the rest of the steps fine-tune it (schedules.trimmed_after says when).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sparse_dnm.loss.controller import Controller
+from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.timing.subprocess import Network, time_in_subprocess
+from sparse_dnm.train.schedules import trimmed_after
+from sparse_dnm.train.state import Record, Run, TrainingError
+from sparse_dnm.train.trim import Frozen, OverBudget, keep_edges, saliency, trim
+
+BUDGET_MARGIN = 0.985  # of the budget, that a network is trimmed to: processes differ by some percent
+APPROACH = 0.7  # share of the steps before the trim in which the size comes down to what is asked for
+STEER_EVERY = 10  # steps between looks at the number of edges
+JUMP = 1.5  # times the number of edges that was asked for, from which on a cut is a jump
+TOLERANCE = 0.02  # of the number of edges that was asked for, that it may differ
+MAX_TRIMS = 4  # of a network that is over its budget in new processes
+
+
+class Constraint:
+    """Asked before and after each step.  This one asks for nothing: the terms of the loss alone decide.
+
+    frozen   the structure, once it stays
+    trimmed  the network was cut to its size, or a checkpoint of a later step was resumed
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.last = trimmed_after(run.config)
+        self.frozen: Frozen | None = None
+        self.trimmed = False
+
+    def start(self, saved: Record) -> None:
+        """Before the first step, the costs made; ``saved``: what a checkpoint says of them."""
+
+    def pace(self) -> None:
+        """Tell the controller, if there is one, how far the training is."""
+
+    def before_step(self) -> None:
+        """Cut the network where that is due, and move the goal of the controller."""
+        if self.run.step >= self.last and not self.trimmed:
+            self.trim()
+        self.pace()
+
+    def after_backward(self) -> None:
+        """Leave out gradients of what must stay."""
+        if self.frozen is not None:
+            self.frozen.clear_gradients()
+
+    def after_step(self, number: int) -> None:
+        """Update ``number`` was made."""
+
+    def trim(self) -> None:
+        """Cut the network to its size, and keep its structure from here on."""
+        assert self.run.costs is not None
+        self.run.settle()
+        if self.run.step == self.last:  # else a checkpoint of after that was resumed
+            self.cut()
+        self.trimmed = True
+        self.run.costs.rest()
+        self.keep()
+
+    def cut(self) -> None:
+        """Make the network fit."""
+
+    def keep(self) -> None:
+        """Keep its structure."""
+        self.frozen = Frozen(self.run.model)
+
+    def finish(self) -> Record:
+        """After the last step: what the summary says of the constraint."""
+        return {}
+
+    def state(self) -> Record | None:
+        """What a checkpoint holds, as JSON values."""
+        return None
+
+
+class TimeBudget(Constraint):
+    """A step takes ``config.budget_us`` at most, also in new processes.  Needs the term of measured time."""
+
+    @property
+    def term(self) -> MeasuredTime:
+        """The term of measured time."""
+        time = self.run.time
+        assert time is not None
+        return time
+
+    def start(self, saved: Record) -> None:
+        """Refuse a budget below the price of a network with nothing but its outputs."""
+        prices, budget = self.term.seconds_per(), self.run.config.budget_us
+        n_outputs = self.run.data.n_outputs
+        least = prices["call"] + n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
+        if budget < 1e6 * least:
+            raise TrainingError(
+                f"budget_us={budget:g} cannot be met: the smallest network that connects inputs and "
+                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {math.ceil(1.1e6 * least)} or more. "
+                f"{self.run.kept()}"
+            )
+
+    def pace(self) -> None:
+        """The budget is approached during the first APPROACH of the steps before the trim."""
+        controller = self.term.controller
+        assert controller is not None
+        controller.progress = self.run.step / (APPROACH * max(self.last, 1))
+
+    def cut(self) -> None:
+        """Trim the network to the budget, less a margin."""
+        self._trim_to(BUDGET_MARGIN * self.run.config.budget_us)
+
+    def _trim_to(self, target_us: float) -> None:
+        """Trim the network to ``target_us``; raise TrainingError with the nearest that could be reached."""
+        run, config = self.run, self.run.config
+        try:
+            found = trim(
+                run.model, self.term, 1e-6 * target_us, lambda: saliency(run.model, run.data, config.batch_size)
+            )
+        except OverBudget as error:
+            raise TrainingError(
+                f"a step cannot be made to fit budget_us={config.budget_us:g}: {error}. Start a new run, with another "
+                f"--out or the default, and --budget-us {math.ceil(1.1e6 * error.nearest)} or more, a smaller network "
+                f"(--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set time_batch=. "
+                f"{run.kept()}"
+            ) from None
+        run.notes.append(f"trimmed to {1e6 * found:.4g} µs, {run.model.topology.n_edges:,} edges, at step {run.step}")
+
+    def finish(self) -> Record:
+        """The seconds of a step in new processes."""
+        if self.run.config.steps and not self.trimmed:
+            self.trim()
+        found = {"budget_us": self.run.config.budget_us, "fresh_seconds": self._keep_budget()}
+        self.run.save()
+        return found
+
+    def _keep_budget(self) -> float:
+        """Seconds of a step in new processes, within the budget: where they are not, the network is trimmed further.
+
+        Raises TrainingError with the nearest where that does not help.
+        """
+        run, budget = self.run, self.run.config.budget_us
+        factor, nearest = BUDGET_MARGIN, math.inf
+        for _ in range(MAX_TRIMS):
+            seconds = time_in_subprocess({"network": Network.of(run.model)}, self.term.promise())["network"]
+            found = 1e6 * float(np.median(seconds))
+            if found <= budget:
+                return 1e-6 * found
+            nearest = min(nearest, found)
+            run.notes.append(f"{found:.4g} µs in new processes, over the budget: trimming further")
+            factor *= BUDGET_MARGIN * budget / found
+            self._trim_to(factor * budget)
+            self.keep()
+        raise TrainingError(
+            f"a step takes {nearest:.4g} µs in new processes, and budget_us={budget:g} was not met after {MAX_TRIMS} "
+            f"trims: keep the machine quiet, or give a larger --budget-us. {run.kept()}"
+        )
+
+
+class EdgeCount(Constraint):
+    """The network has ``config.target_edges`` at the end, by the cutoff.
+
+    Until the trim a controller steers the coefficient of the proxy.  Where closeness is computed from the rows alone,
+    no edge has a weight of its own to fine-tune: rows go on learning after the trim, and the cutoff holds the number.
+    """
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        self.controller: Controller | None = None
+        self._holds_number = run.model.config.edges == "closeness"
+
+    def start(self, saved: Record) -> None:
+        """Steer from the edges of the start."""
+        assert self.run.costs is not None
+        before = saved.get("edges") or {"start": self.run.model.topology.n_edges, "integral": Controller.FIRST}
+        made = Controller(self.run.config.target_edges, before["start"], before["integral"])
+        made.multiplier = before.get("multiplier", made.multiplier)
+        self.controller = self.run.costs.edges = made
+
+    def pace(self) -> None:
+        """The number is approached during the first APPROACH of the steps before the trim."""
+        assert self.controller is not None
+        self.controller.progress = self.run.step / (APPROACH * max(self.last, 1))
+
+    def before_step(self) -> None:
+        """As every constraint's; and look at the number of edges now and then."""
+        super().before_step()
+        assert self.controller is not None
+        if self.run.step % STEER_EVERY == 0:
+            self.controller.update(self.run.model.n_edges)
+
+    def after_step(self, number: int) -> None:
+        """Where the structure does not stay, move the cutoff so that the number does."""
+        config = self.run.config
+        if self._holds_number and self.run.step >= self.last and (number % STEER_EVERY == 0 or number == config.steps):
+            self.run.settle()
+            self._keep_edges()
+
+    def keep(self) -> None:
+        """Keep the structure, where edges have weights of their own to train."""
+        if not self._holds_number:
+            super().keep()
+
+    def _keep_edges(self) -> int:
+        run = self.run
+        return run.with_room(lambda: keep_edges(run.model, run.config.target_edges))
+
+    def cut(self) -> None:
+        """Give the network its number of edges."""
+        run, config, wanted = self.run, self.run.config, self.run.config.target_edges
+        before = run.model.topology.n_edges
+        run.save()  # of a network that a cut may take apart
+        try:
+            found = self._keep_edges()
+        except ValueError as error:
+            raise TrainingError(
+                f"target_edges={wanted} was not reached: {error}. Start a new run, with another --out or the default, "
+                f"and more --edges or --steps. {run.kept()}"
+            ) from None
+        run.notes.append(f"the cutoff was moved to {found:,} edges, from {before:,}, at step {run.step}")
+        if before > JUMP * wanted:
+            run.notes.append(
+                f"warning: that is a jump: the proxy had not brought the edges near {wanted:,} by then, and what they "
+                f"had learned is lost; give more --steps (now {config.steps}) or a larger --set "
+                f"proxy_coefficient= (now {config.proxy_coefficient:g})"
+            )
+        if found < (1 - TOLERANCE) * wanted:
+            run.notes.append(
+                f"warning: {found:,} edges instead of {wanted:,}: no more candidates; give a larger --set skin= (now "
+                f"{run.model.config.skin:g}) or --set kappa= (now {config.kappa:g})"
+            )
+        elif found > (1 + TOLERANCE) * wanted:
+            run.notes.append(f"warning: {found:,} edges instead of {wanted:,}: many lie at the cutoff; lower --lr")
+
+    def state(self) -> Record | None:
+        """The controller's."""
+        made = self.controller
+        return None if made is None else {name: getattr(made, name) for name in ("start", "integral", "multiplier")}
+
+
+def constraint_of(run: Run) -> Constraint:
+    """The constraint that the configuration asks for."""
+    if run.config.target_edges:
+        return EdgeCount(run)
+    return TimeBudget(run) if run.config.budget_us else Constraint(run)

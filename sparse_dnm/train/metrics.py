@@ -1,0 +1,190 @@
+"""Figures of a training: the test figure, the lines of metrics.jsonl, and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.io import append_line
+from sparse_dnm.machine import machine, versions
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.train import checkpoint as files
+from sparse_dnm.train.costs import Terms
+from sparse_dnm.train.schedules import learning_rate
+from sparse_dnm.train.state import Record, Run, TrainingError
+
+CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
+MIN_TIMED_STEPS = 25  # before the model of the time is doubted
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Run torch's own operations on one thread.
+
+    The engine's kernels own the cores, and the order in which torch adds up a long tensor, hence the last bits,
+    would otherwise depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def figure(data: Dataset, outputs: Tensor, y: Tensor) -> float:
+    """Accuracy of ``outputs``, or for a regression their mean squared error in the data's own units."""
+    if data.task == "classification":
+        return int((outputs.argmax(1) == y).sum()) / len(y)
+    return data.mse(outputs, y)
+
+
+def figure_name(data: Dataset, split: str) -> str:
+    """What `figure` is called in lines and summaries."""
+    return f"{split}_accuracy" if data.task == "classification" else f"{split}_mse"
+
+
+def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str, float]:
+    """``test_accuracy`` or ``test_mse`` over the whole test set, at most ``chunk`` samples at a time.
+
+    Raises TrainingError where an output is not finite.
+    """
+    with torch.no_grad(), one_torch_thread():
+        parts = data.x_test.tensor_split(math.ceil(len(data.x_test) / chunk))
+        outputs = torch.cat([model(x.to(model.alpha.device)).cpu() for x in parts])
+        if not bool(torch.isfinite(outputs).all()):
+            raise TrainingError("the outputs of the model on the test set hold NaN or infinity")
+        return {figure_name(data, "test"): figure(data, outputs, data.y_test)}
+
+
+class Metrics:
+    """What a training has to tell: seconds of its updates, lines, the summary."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.times: list[float] = []  # s, of the updates made by this process
+        self._logged = 0  # of them at the last line
+        self._seconds_before = 0.0  # s, of earlier processes of this run
+        self._step_seconds_before: float | None = None  # s, the median in them
+        self._doubted = False  # the model of the time was said not to fit
+        self.begin()
+
+    def begin(self) -> None:
+        """The training begins, or goes on, now."""
+        self._started = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the training so far, those of earlier processes included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @property
+    def median_step(self) -> float | None:
+        """Seconds of an update, of earlier processes where this one made none."""
+        return statistics.median(self.times) if self.times else self._step_seconds_before
+
+    def state(self) -> Record:
+        """What a checkpoint holds."""
+        return {"train_seconds": self.elapsed, "step_seconds": self.median_step}
+
+    def restore(self, state: Record) -> None:
+        """Go on from what `state` returned."""
+        self._seconds_before, self._step_seconds_before = state["train_seconds"], state["step_seconds"]
+
+    def line(self, outputs: Tensor, y: Tensor, terms: Terms, test: dict[str, float]) -> Record:
+        """Write a line of metrics.jsonl: figures of the last batch, structure of the last forward."""
+        run = self.run
+        late = self.times[self._logged :]
+        self._logged = len(self.times)
+        line = {
+            "step": run.step,
+            "loss": terms.total,
+            "objective": terms.objective,
+            "flow": terms.flow or 0.0,
+            "speed": terms.speed or 0.0,
+            **self._measured(terms),
+            figure_name(run.data, "train"): figure(run.data, outputs.detach().cpu(), y.cpu()),
+            **self._structure(),
+            "lr": learning_rate(run.config, max(run.step - 1, 0)),
+            "step_seconds": statistics.median(late) if late else None,
+            **test,
+        }
+        if run.out:
+            append_line(run.out / files.METRICS, line)
+        return line
+
+    def _measured(self, terms: Terms) -> Record:
+        """What a line says of measured terms."""
+        run, found = self.run, Record()
+        if terms.memory is not None:
+            found["memory"] = terms.memory
+        edges = None if run.costs is None else run.costs.edges
+        if edges is not None:
+            found |= {"edges_goal": round(edges.goal), "edges_multiplier": edges.multiplier}
+        term = run.time
+        if term is not None and not math.isnan(term.seconds):
+            error = term.refit.error
+            found |= {
+                "measured_seconds": term.seconds,
+                "model_error": None if math.isnan(error) else error,
+                "time_multiplier": term.multiplier,
+            }
+            if term.timed >= MIN_TIMED_STEPS and not term.fits and not self._doubted:
+                self._doubted = True
+                run.notes.append(
+                    f"warning: at step {run.step} the model of the time is off by {error:.0%} (median of late "
+                    "timed steps): keep the machine quiet, or choose another --clock or --speed"
+                )
+        return found
+
+    def _structure(self) -> Record:
+        model = self.run.model
+        topology = model.topology
+        return {
+            "edges": topology.n_edges,
+            "density": model.density,
+            "depth": topology.depth,
+            "live": int(topology.live.sum()),
+        }
+
+    def measured_summary(self, constraint: Record) -> Record:
+        """What was measured last, and how; ``constraint``: what the summary says of it."""
+        term = self.run.time
+        if term is None:
+            return constraint
+        settings = term.promise()
+        return {
+            "measured_seconds": term.measure(self.run.model.find()),
+            **constraint,
+            "measured": {
+                **{name: getattr(settings, name) for name in ("mode", "batch", "clock", "executor", "threads")},
+                "reference_seconds": term.reference,
+                "model_error": None if math.isnan(term.refit.error) else term.refit.error,
+                "seconds_per": term.seconds_per(),
+            },
+        }
+
+    def summary(self, test: dict[str, float], measured: Record) -> Record:
+        """Of the trained model."""
+        run, executor, device = self.run, self.run.model.executor, self.run.model.alpha.device
+        return {
+            **test,
+            **self._structure(),
+            "steps": run.step,
+            "train_seconds": self.elapsed,
+            "step_seconds": self.median_step,
+            "clock": CLOCK,
+            "threads": 1 if executor.name == "torch-sparse" else executor.threads,  # torch's, see one_torch_thread
+            "executor": executor.chosen(),
+            "device": str(device),
+            **measured,
+            "versions": versions(),
+            "machine": machine(device),
+        }

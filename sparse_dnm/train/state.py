@@ -1,0 +1,136 @@
+"""Run: what the parts of a training share, and the errors that end one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, TrainConfig
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.engine.candidates import OverCapacity
+from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.step import AutogradStep, Costs, KernelStep
+
+SPARE = 1.25  # times the active edges that a model gets slots for when it has too few
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why, what is kept, and what to try."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One training: what it trains, how far it has come, and what it has to tell.
+
+    making     the way of making a step
+    save       writes a checkpoint
+    saved      step of the checkpoint in ``out``
+    edges      number of them in the last forward
+    notes      for the reader, a line each
+    """
+
+    model: DynamicManifold
+    data: Dataset
+    config: TrainConfig
+    out: Path | None
+    generator: torch.Generator
+    optimizer: Adam
+    making: KernelStep | AutogradStep
+    save: Callable[[], None]
+    costs: Costs | None = None
+    step: int = 0
+    saved: int | None = None
+    edges: int = 0
+    last_loss: float = math.nan
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def time(self) -> MeasuredTime | None:
+        """The term of measured time, where there is one."""
+        speed = self.costs and self.costs.speed
+        return speed if isinstance(speed, MeasuredTime) else None
+
+    def settle(self) -> None:
+        """Write to the model what the step holds beside it."""
+        self.making.finish()
+
+    def with_room(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns; where it finds more edges than the model has slots for, it gets more first."""
+        try:
+            return action()
+        except OverCapacity as error:
+            before = self.model.capacity
+            self.settle()
+            self.model.grow_capacity(math.ceil(SPARE * error.n_edges))
+            self.optimizer.forget()
+            self.notes.append(
+                f"{error.n_edges:,} edges at step {self.step} needed more than the {before:,} slots of edge_weight: "
+                f"there are {self.model.capacity:,} now; --set capacity={self.model.capacity} gives them from the start"
+            )
+        return action()
+
+    # -- errors ----------------------------------------------------------------------------------------------
+
+    def kept(self) -> str:
+        """What an error says of the last checkpoint."""
+        if self.saved is None:
+            return "Nothing was saved"
+        return f"The last good checkpoint, of step {self.saved}, is kept in {self.out} (for evaluate)"
+
+    def diverged(self, what: str) -> TrainingError:
+        """The error of numbers that are not finite."""
+        last = "" if math.isnan(self.last_loss) else f"; the last finite loss was {self.last_loss:.6g}"
+        return TrainingError(
+            f"training diverged: {what}{last}. Start a new run, with another --out or the default, and a lower "
+            f"--lr (now {self.config.lr:g}), a larger --batch-size (now {self.config.batch_size}), or lower "
+            f"coefficients of the loss. {self.kept()}"
+        )
+
+    def check_parameters(self) -> None:
+        """Raise TrainingError where a parameter is not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self.diverged(f"parameter {name} holds NaN or infinity after step {self.step}")
+
+    def check_connected(self) -> None:
+        """Raise TrainingError where no input reaches an output."""
+        if self.model.connected:
+            return
+        self.check_parameters()
+        raise TrainingError(f"{self._why_cut()}. {self.kept()}")
+
+    def _why_cut(self) -> str:
+        """What cut the network in two, and what to try."""
+        config, manifold, time = self.config, self.model.config, self.time
+        if self.step == 0:
+            omega = (
+                f", or a larger --set omega=0,std (now {manifold.omega[1]:g})"
+                if manifold.edges in OMEGA_IN_CLOSENESS
+                else ""
+            )
+            return (
+                f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
+                f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}"
+            )
+        if config.budget_us and time is not None:
+            return (
+                f"budget_us={config.budget_us:g} was not reached: the network cut itself in two after step "
+                f"{self.step}, the last time before was {1e6 * time.seconds:.4g} µs. Start a new run with a larger "
+                f"--budget-us, more steps or a lower --lr (now {config.lr:g})"
+            )
+        return (
+            f"the network has cut itself in two after step {self.step}: no input reaches any output. "
+            "Start a new run, with another --out or the default, and "
+            f"a lower --set {config.coefficient_field}= (now {config.speed_coefficient:g}), "
+            f"a higher --set flow= (now {config.flow:g}), a lower --set cutoff= (now "
+            f"{manifold.cutoff:g}), or a lower --lr (now {config.lr:g})"
+        )
