@@ -197,7 +197,7 @@ def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path):
         (("--mode", "fly"), "'fly' is unknown"),
         (("--clock", "sundial"), "clock='sundial'"),
         (("--batch-size", "0"), "time_batch=0 must be"),
-        (("--device", "tpu"), "device='tpu' is none that there are kernels for"),
+        (("--device", "tpu"), "device='tpu' has no kernels"),
     ],
 )
 def test_wrong_requests_end_in_one_line(tmp_path, monkeypatch, arguments, words):

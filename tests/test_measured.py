@@ -355,9 +355,9 @@ def test_a_profile_takes_the_place_of_the_calibration():
     assert len(predicted) == 1
     assert predicted[0].startswith("warning: a step of this network takes")
     for change, words in (
-        ({"batch": 5}, "batch is 4 there, 5 here"),
-        ({"clock": "process_time"}, "clock is perf_counter there, process_time here"),
-        ({"mode": "train"}, "mode is infer there, train here"),
+        ({"batch": 5}, "batch is 4 in it, 5 here"),
+        ({"clock": "process_time"}, "clock is perf_counter in it, process_time here"),
+        ({"mode": "train"}, "mode is infer in it, train here"),
     ):
         with pytest.raises(ValueError, match=words):
             MeasuredTime(model, dataclasses.replace(chosen, **change), profile)
