@@ -291,6 +291,7 @@ class AutogradStep:
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
         self._outputs: Tensor = self.model(x)
+        self._evaluation = self.model.evaluation
         return self._outputs
 
     def loss(self, y: Tensor, report: bool) -> Terms:
@@ -328,7 +329,7 @@ class AutogradStep:
     @property
     def evaluation(self) -> Evaluation:
         """Of the last forward."""
-        return self.model.evaluation
+        return self._evaluation
 
     def finish(self) -> None:
         """Nothing is held beside the model."""
