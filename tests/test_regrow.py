@@ -93,8 +93,8 @@ def test_random_regrowth_is_of_its_generator_and_of_either_sign():
 
 
 def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
-    """One edge is followed by its number (i, j); it keeps its slot, and its moments are those of an Adam that only knows
-    that edge."""
+    """One edge is followed by its number (i, j); it keeps its slot, and its moments are those of an Adam that only
+    knows that edge."""
     config = ManifoldConfig.preset("digits")
     model = DynamicManifold(config, torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)

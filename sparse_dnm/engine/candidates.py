@@ -70,6 +70,14 @@ class Candidates:
         indptr, indices, reference = (t.cpu().numpy() for t in (self.indptr, self.indices, self.reference))
         return Candidates(indptr, indices, slots, reference)
 
+    def same(self, other: Candidates) -> bool:
+        """The other is equal, in arrays of the same kind."""
+        if type(self.indptr) is not type(other.indptr):
+            return False
+        names = ("indptr", "indices", "reference", "slots")
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
+
     def only(self, kept: Tensor, size: Tensor) -> Candidates:
         """Those at the places ``kept``, ascending, of candidates that were all just searched; ``size`` is their |d|.
 

@@ -29,7 +29,8 @@ WARM = 3  # unmeasured steps before a measured one
 
 
 class CudaEngine(CudaSearch):
-    """CUDA kernels: ``columns`` is a block per tile of columns, ``wavefront`` a warp per neuron that waits for its sources."""
+    """CUDA kernels: ``columns`` is a block per tile of columns, ``wavefront`` a warp per neuron that waits
+    for its sources."""
 
     def given(self, topology: Topology, neurons: Neurons) -> CudaStructure:
         """The structure of a graph that is given, uploaded."""

@@ -168,8 +168,8 @@ class CudaSearch(Engine):
         previous: CudaStructure | None,
         check: bool = True,
     ) -> Evaluated:
-        """See `Engine.evaluate`; c, threshold and imbalance are float64 (1,), ``active`` int32 (n_candidates,) counts the
-        active candidates up to each."""
+        """See `Engine.evaluate`; c, threshold and imbalance are float64 (1,), ``active`` int32 (n_candidates,) counts
+        the active candidates up to each."""
         config, size, kernels = self.config, len(candidates.indices), backend.cuda_kernels()
         n_rows, dtype = config.n_rows, parameters["alpha"].dtype
         rhythm, inside, outside = self._flags

@@ -1,4 +1,5 @@
-"""The engine of executor ``torch-sparse``: a DAG level by level through torch-sparse's products and torch's own autograd.
+"""The engine of executor ``torch-sparse``: a DAG level by level through torch-sparse's products and torch's
+own autograd.
 
 It shares no kernel and no gradient with the other engines, so it checks them, and it is their rival in benchmarks.
 It runs on torch's threads.
@@ -67,8 +68,8 @@ class Block:
 class Layout:
     """Index arrays of a schedule's live neurons and of their edges, in the order of execution.
 
-    Neurons that read z (``neurons.first_linear`` on) come last: they are the outputs.  In a level, inputs come first and
-    neurons of one activation stand together.
+    Neurons that read z (``neurons.first_linear`` on) come last: they are the outputs.  In a level, inputs come first
+    and neurons of one activation stand together.
     """
 
     def __init__(self, structure: CpuStructure):

@@ -34,8 +34,8 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class DenseManifold(nn.Module):
     """A Dynamic Neural Manifold that computes every possible connection, active or not: memory O(n²).
 
-    Same parameters as DynamicManifold, whose state_dict it loads, same outputs and gradients; edge_weight (n_candidates,)
-    has no free slots and is in the order of the candidates.
+    Same parameters as DynamicManifold, whose state_dict it loads, same outputs and gradients; edge_weight
+    (n_candidates,) has no free slots and is in the order of the candidates.
     method   "levels": one matrix product per group of neurons that read only earlier groups, dead neurons
              skipped; "neurons": the original's loop, one neuron at a time over its row of the matrix
     state    a state_dict to start from instead of a random draw (see initial_scalars)
@@ -184,8 +184,8 @@ class DenseManifold(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """Candidates may come in any number, omega in their order or in slots; entries that only DynamicManifold has are
-        passed over."""
+        """Candidates may come in any number, omega in their order or in slots; entries that only DynamicManifold has
+        are passed over."""
         state_dict = {**state_dict, **slots_in_order(state_dict, prefix)}
         for name in ("candidate_indices", "edge_weight"):
             new, old = state_dict.get(prefix + name), getattr(self, name, None)

@@ -44,14 +44,6 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _same(a: Candidates | None, b: Candidates) -> bool:
-    """The two are equal, in arrays of one kind."""
-    if a is None or type(a.indptr) is not type(b.indptr):
-        return False
-    pairs = ((a.indptr, b.indptr), (a.indices, b.indices), (a.reference, b.reference), (a.slots, b.slots))
-    return all(x is None or (x.shape == y.shape and bool((x == y).all())) for x, y in pairs)
-
-
 class EdgeSlots(nn.Module):
     """Holds candidates, and the slot that each owns in the parameter edge_weight (capacity,).
 
@@ -188,7 +180,7 @@ class EdgeSlots(nn.Module):
         check_candidates(self.config, host.indptr, host.indices, n)
         if host.slots is not None:
             check_slots(host.slots, self.capacity)
-        if not _same(self._held_candidates, held):
+        if self._held_candidates is None or not self._held_candidates.same(held):
             self._held_candidates = held
             self._forget()
         self._seen = self._versions()
@@ -223,7 +215,8 @@ class EdgeSlots(nn.Module):
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
     def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
-        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; moments of both become 0.
+        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; their moments
+        become 0.
 
         Returns whether one of them had another edge before.
         """
@@ -243,8 +236,8 @@ class EdgeSlots(nn.Module):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 
-        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which keeps
-        no moments per parameter.
+        Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
+        keeps no moments per parameter.
         """
         self._followed.add(optimizer)
 

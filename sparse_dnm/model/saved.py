@@ -1,5 +1,5 @@
-"""The structure in a state_dict, in each of the forms that were ever written: with slots, in the order of the candidates,
-and without a reference (that of a DenseManifold)."""
+"""The structure in a state_dict, in each of the forms that were ever written: with slots, in the order of the
+candidates, and without a reference (that of a DenseManifold)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> li
 
 
 def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int) -> SavedStructure:
-    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: least slots where it has none of
-    its own.
+    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: least slots where it has none
+    of its own.
 
     Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
     """
