@@ -351,9 +351,9 @@ def test_a_profile_takes_the_place_of_the_calibration():
     chosen = TimeSettings(mode="infer", batch=4, **QUICK)
     found = MeasuredTime(model, chosen, slow)
     np.testing.assert_allclose(found.refit.model.coefficients, 3 * np.array(profile.model.coefficients), rtol=1e-6)
-    foretold = [line for line in found.describe() if "the calibration foretells" in line]
-    assert len(foretold) == 1
-    assert foretold[0].startswith("warning: a step of this network takes")
+    predicted = [line for line in found.describe() if "the calibration predicts" in line]
+    assert len(predicted) == 1
+    assert predicted[0].startswith("warning: a step of this network takes")
     for change, words in (
         ({"batch": 5}, "batch is 4 there, 5 here"),
         ({"clock": "process_time"}, "clock is perf_counter there, process_time here"),

@@ -31,11 +31,11 @@ from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
 from sparse_dnm.timing.probes import Bench, Settings
 
-UNFIT = 0.15  # median relative error of late predictions from which on the cost model does not fit
-STARTS = 3  # times that the first step is measured while it is not as the calibration foretells
-OTHERWISE = 1.5  # times what was foretold, from which on something is wrong
-DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
-PAIR = 3  # a b b a rounds over such a pair
+MAX_MODEL_ERROR = 0.15  # median relative error of late predictions from which on the cost model does not fit
+MAX_START_MEASUREMENTS = 3  # times that the first step is measured while it is not as the calibration predicts
+UNEXPECTED = 1.5  # times what was predicted, from which on something is wrong
+SPSA_DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
+SPSA_ROUNDS = 3  # a b b a rounds over such a pair
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class MeasuredTime:
             seconds = self._rng.permutation(seconds)
         only = COUNTS if ablation == "shuffled" else wanted.only
         self.refit = Refit(CostModel.fit(wanted.priced, counts, seconds, only), counts, seconds)
-        self._foretold = float(self.refit.model.seconds(self.counts(evaluation)))  # s, of the first step
-        for _ in range(STARTS):
+        self._predicted = float(self.refit.model.seconds(self.counts(evaluation)))  # s, of the first step
+        for _ in range(MAX_START_MEASUREMENTS):
             start = self.measure(evaluation)
-            if start < OTHERWISE * self._foretold:
+            if start < UNEXPECTED * self._predicted:
                 break
         self._begin(start)
 
@@ -206,7 +206,7 @@ class MeasuredTime:
     @property
     def fits(self) -> bool:
         """The cost model predicts the last timed steps."""
-        return math.isnan(self.refit.error) or self.refit.error <= UNFIT
+        return math.isnan(self.refit.error) or self.refit.error <= MAX_MODEL_ERROR
 
     # -- gradient --------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class MeasuredTime:
         rows = np.arange(topology.n_neurons - len(candidates.indptr) + 1, topology.n_neurons)
         readers = np.repeat(rows, np.diff(candidates.indptr))
         size, by_size = np.abs(e.d).astype(float), np.zeros(len(e.d))
-        for _ in range(DRAWS):
+        for _ in range(SPSA_DRAWS):
             signs = rng.choice([-1.0, 1.0], len(e.d))
             watches = []
             for direction in (1.0, -1.0):
@@ -244,7 +244,7 @@ class MeasuredTime:
                 part = Topology.from_edges(edges, topology.n_neurons, topology.inputs, topology.outputs)
                 watches.append(self._bench.stopwatch(self._engine, part))
             more, less = self._pair(*watches)
-            by_size += (more - less) / (2 * tau * self.reference) * signs / DRAWS
+            by_size += (more - less) / (2 * tau * self.reference) * signs / SPSA_DRAWS
         near = size > e.threshold  # the others are candidates by accident of the last search
         by_size *= near
         by_cutoff = -float(by_size.sum()) * e.c * (1.0 - e.c)
@@ -253,7 +253,7 @@ class MeasuredTime:
     def _pair(self, a: Any, b: Any) -> tuple[float, float]:
         """Median seconds of two stopwatches, in the order a b b a."""
         found: tuple[list[float], list[float]] = ([], [])
-        for _ in range(PAIR):
+        for _ in range(SPSA_ROUNDS):
             for which in (0, 1, 1, 0):
                 found[which].append((a, b)[which].warm(self.clock))
         return statistics.median(found[0]), statistics.median(found[1])
@@ -295,10 +295,10 @@ class MeasuredTime:
         if self.calibration is None:
             return []
         lines = [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
-        if self.settings.ablation == "none" and not 1 < OTHERWISE * self.start / self._foretold < OTHERWISE**2:
+        if self.settings.ablation == "none" and not 1 < UNEXPECTED * self.start / self._predicted < UNEXPECTED**2:
             lines.append(
-                f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration foretells "
-                f"{1e6 * self._foretold:.4g}: the profile is of another network, or threads wait for each other on a "
+                f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration predicts "
+                f"{1e6 * self._predicted:.4g}: the profile is of another network, or threads wait for each other on a "
                 "busy machine; calibrate anew, keep the machine quiet, or use --threads 1"
             )
         return lines

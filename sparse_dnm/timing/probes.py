@@ -23,7 +23,7 @@ from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
-RECIPES = (  # cuts in turn: what a probe is made by
+PROBE_CUTS = (  # cuts in turn: what a probe is made by
     ("edges",),
     ("neurons", "edges"),
     ("paths", "edges"),
@@ -92,11 +92,11 @@ def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
 
 
 def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures made out of ``topology`` by the RECIPES in turn; each cut keeps from a tenth to all."""
+    """``count`` structures made out of ``topology`` by the PROBE_CUTS in turn; each cut keeps from a tenth to all."""
     found = []
     for k in range(count):
         part = topology
-        for kind in RECIPES[k % len(RECIPES)]:
+        for kind in PROBE_CUTS[k % len(PROBE_CUTS)]:
             part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
         found.append(part)
     return found
