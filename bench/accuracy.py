@@ -1,6 +1,6 @@
-"""Accuracy with few edges, ablations of growth, rivals: python -m bench.accuracy --data-dir DATA_DIR [--seeds N].
+"""Accuracy with few edges, ablations, other methods: python -m bench.accuracy --data-dir DATA_DIR [--seeds N].
 
-Recipes are those of `--edges N`; whole test sets, final networks.  Two trainings run at a time, on one thread each.
+Settings are those of `--edges N`; whole test sets, final networks.  Two trainings run at a time, on one thread each.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TASKS: list[tuple[str, int, dict[str, Any], dict[str, Any], str]] = [  # data, e
 ABLATIONS: dict[str, dict[str, Any]] = {
     "prunes only (kappa 0)": {"kappa": 0.0},
     "ring": {},
-    "ring and scans": {"scan_every": 500},
-    "random regrowth (kappa 0, scans at random)": {"kappa": 0.0, "scan_every": 500, "regrowth": "random"},
+    "ring and searches": {"scan_every": 500},
+    "random regrowth (kappa 0, searches at random)": {"kappa": 0.0, "scan_every": 500, "regrowth": "random"},
     "ring, images not moved": {"shift": 0},
 }
 
@@ -157,7 +157,7 @@ def ablations(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Pat
 
 
 def modes(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -> None:
-    """Where omega may stand."""
+    """The edge modes, by where omega is a factor."""
     found |= run([("mode", name, seed) for seed in seeds for name in MODES], folder)
     print("\n| mnist, 5,910 edges, edges= | steps | test accuracy | training, s |\n|---|---|---|---|")
     for name in MODES:

@@ -1,4 +1,4 @@
-"""Micro-benchmarks run as the trainer does: torch on one thread, the engine's threads apart."""
+"""Micro-benchmarks run as the trainer does: torch on one thread, the engine on its own threads."""
 
 import torch
 

@@ -77,7 +77,7 @@ def _connex_python() -> Path:
 
 
 def connex(topology: Topology, batch: int, repeats: int) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Timings of connex on this DAG in a process of its own, and what it tells of itself.  Raises AbsentError."""
+    """Timings of connex on this DAG in a process of its own, and what it says about itself.  Raises AbsentError."""
     python = _connex_python()
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.npz"

@@ -9,7 +9,7 @@ import torch
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
 
-SETTLED = 7  # steps: the first two take fresh memory from the system
+SETTLED = 7  # steps: the first two take new memory from the system
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ def _callers() -> list[Any]:
 class Call:
     """One call of a kernel, with the threads that it ran on.
 
-    Its arrays are copies, taken before the call: the engine's own change as training goes on, and kernels that trust
-    their arguments would then write more than their outputs hold.
+    Its arrays are copies, taken before the call: the engine's own change during training, and kernels do not
+    check their arguments: they would write beyond their outputs.
     """
 
     name: str
@@ -81,7 +81,7 @@ class _Recorder:
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Call]]:
-    """Note the kernel calls made inside, in their order."""
+    """Note the kernel calls made in the block, in their order."""
     calls: list[Call] = []
     modules = _callers()
     kernels = backend.kernels(torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 784-300-100-10 with ReLU, Adam with a cosine, the same batches, the same shifted images, and as many seconds.
 RigL (Evci et al. 2020): masks of the Erdős–Rényi densities, every 100 steps a share of the smallest weights (0.3,
-falling by a cosine to 0 at three quarters of the steps) makes room for the edges of the largest gradient.
+falling by a cosine to 0 at three quarters of the steps) is replaced by the edges of the largest gradient.
 Pruning (Zhu & Gupta 2017): dense at first, from a tenth of the steps on the smallest weights of all layers go, by
 their cubic schedule, down to the number of edges at six tenths.
 """
@@ -80,14 +80,14 @@ class Masked:
             active = mask.flatten().nonzero().flatten()
             gone = active[weight.flatten()[active].abs().argsort()[:n]]
             flat = mask.view(-1)
-            slopes = weight.grad.flatten().abs() * (1 - flat)  # of edges that were there before, none
+            slopes = weight.grad.flatten().abs() * (1 - flat)  # 0 for edges that exist already
             flat[gone] = 0.0
-            born = slopes.topk(n).indices
-            flat[born] = 1.0
-            weight.view(-1)[born] = 0.0
+            grown = slopes.topk(n).indices
+            flat[grown] = 1.0
+            weight.view(-1)[grown] = 0.0
             state = self.optimizer.state[weight]
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name].view(-1)[born] = 0.0
+                state[name].view(-1)[grown] = 0.0
 
     @torch.no_grad()
     def prune(self, count: int) -> None:

@@ -22,7 +22,7 @@ from sparse_dnm.io import read_json
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.timing.clock import load
 
-OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed, see there
+OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed
 CUDA_RESULTS = "RESULTS-cuda.md"
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -58,7 +58,7 @@ def original_run(data_dir: Path) -> float:
 
 
 def kept(path: Path) -> list[str]:
-    """What other commands have printed, and stands behind our own part of the file."""
+    """The part of the file that other commands have printed, after our own."""
     before = path.read_text() if path.exists() else ""
     _, mark, rest = before.partition(f"\n{OTHERS}\n")
     return ["", OTHERS, rest.rstrip()] if mark else []

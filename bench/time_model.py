@@ -211,7 +211,7 @@ def trained(**changes: object) -> Trainer:
 
 
 def budgets(count: int) -> str:
-    """Error of the time, in fresh processes, of a network trimmed to budgets, before any second trim."""
+    """Error of the time, in subprocesses, of a network trimmed to budgets, before any second trim."""
     run = trained(speed="time", time_coefficient=0.3, time_mode="infer", clock="perf_counter", executor="columns",
                   threads=1, steps=1500)  # fmt: skip
     run.run()
@@ -307,7 +307,7 @@ def section(quick: bool = False) -> list[str]:
             pairs = 20 if quick else 100
             notes.append(
                 "  The same network twice differs in "
-                f"{false_positives(executor, clock, threads, batch, pairs, True)}, where memory is handed out anew for "
+                f"{false_positives(executor, clock, threads, batch, pairs, True)}, where memory is allocated anew for "
                 f"every pair; {false_positives(executor, clock, threads, batch, pairs // 4, False)} where it stays."
             )
     notes.append(f"- Budgets: {budgets(4 if quick else 10)}.")

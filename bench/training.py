@@ -1,6 +1,6 @@
-"""Train the presets over several seeds and print the README's table: python -m bench.training --data-dir DATA_DIR.
+"""Train the presets over several seeds and print their table: python -m bench.training --data-dir DATA_DIR.
 
-Seeds are the outer loop, so that slow phases of the machine hit every row alike.
+Seeds are the outer loop, so that a slow phase of the machine affects every row.
 """
 
 import argparse

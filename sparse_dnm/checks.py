@@ -1,4 +1,4 @@
-"""Checks of what a user hands to a model."""
+"""Checks of the inputs and parameters of a model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.devi
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise ValueError where there are no kernels for ``dtype``."""
+    """Raise ValueError unless kernels exist for ``dtype``."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} has no kernels; choose torch.float32 or torch.float64")
 
@@ -67,8 +67,8 @@ def check_shape(name: str, parameter: torch.Tensor, shape: tuple[int, ...]) -> N
     """Raise ValueError unless the parameter ``name`` has this shape."""
     if parameter.shape != shape:
         raise ValueError(
-            f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}: kernels do not check; "
-            "set its numbers, not its size"
+            f"parameter {name} has shape {tuple(parameter.shape)}, but must be {shape}, which kernels do not check; "
+            "change its values, not its size"
         )
 
 
@@ -87,7 +87,7 @@ def check_alike(name: str, parameter: torch.Tensor, other_name: str, other: torc
 
 
 def check_parameters(parameters: Mapping[str, torch.Tensor], config: ManifoldConfig) -> None:
-    """Raise ValueError where dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
+    """Raise ValueError if dtype or device have no kernels, devices differ, or a shape is not that of ``config``."""
     device = parameters["alpha"].device
     for name, p in parameters.items():
         check_dtype(p.dtype)

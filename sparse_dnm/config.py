@@ -36,7 +36,7 @@ ExecutorName = Literal["auto", "columns", "wavefront", "torch-sparse"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 EDGE_MODES: tuple[str, ...] = get_args(EdgeMode)
-INSIDE = ("free", "free-closeness")  # edge modes whose closeness has the factor omega
+OMEGA_IN_CLOSENESS = ("free", "free-closeness")  # edge modes whose closeness has the factor omega
 OUTPUTS: tuple[str, ...] = get_args(Output)
 SPEEDS: tuple[str, ...] = get_args(Speed)
 TIME_MODES: tuple[str, ...] = get_args(TimeMode)
@@ -63,7 +63,7 @@ C = TypeVar("C", "ManifoldConfig", "TrainConfig")
 def check_device(name: str) -> str:
     """``name`` if kernels exist for such a device, whether or not it is present.  Raises ValueError otherwise."""
     if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise ValueError(f"device={name!r} is none that there are kernels for; choose cpu, cuda or cuda:N")
+        raise ValueError(f"device={name!r} has no kernels; choose cpu, cuda or cuda:N")
     return name
 
 
@@ -129,7 +129,7 @@ def _line(cls: Any, values: dict[str, Any], error: ValidationError) -> str:
 
 
 def _one_line_errors(cls: type[Any]) -> type[Any]:
-    """Make a pydantic dataclass raise ValueError with one line (see `_line`) in the place of ValidationError."""
+    """Make a pydantic dataclass raise ValueError with one line (see `_line`) instead of ValidationError."""
     init, signature = cls.__init__, inspect.signature(cls)
 
     @functools.wraps(init)
@@ -216,7 +216,7 @@ class ManifoldConfig:
 
     @staticmethod
     def for_data(n_inputs: int, n_outputs: int, period: float | None = None, **changes: Any) -> ManifoldConfig:
-        """Free edges sized for a table of ``n_inputs`` columns; windows wide enough for a row to see all sources."""
+        """Free edges sized for a table of ``n_inputs`` columns, with windows so wide that a row reaches all sources."""
         n_hidden = max(16, min(256, 2 * (n_inputs + n_outputs)))
         n = n_inputs + n_hidden + n_outputs
         values: dict[str, Any] = {
@@ -243,28 +243,28 @@ class TrainConfig:
     batch_size: Positive = 50  # samples
     lr: Annotated[Number, Field(gt=0)] = 0.002  # Adam's step size at the start
     schedule: ScheduleName = "cosine"
-    shift: Count = 0  # pixels by which images are moved at most, at random, in every direction
+    shift: Count = 0  # pixels by which images are shifted at most, at random, in every direction
     input_dropout: Share = 0.0  # share of the inputs that are set to 0 at random
     omega_decay: Coefficient = 0.0  # of half the sum of the squares of omega, where edges have one
     kappa: Coefficient = 0.0  # of the gradient of candidates below the cutoff; 0: training only prunes
-    grow_every: Positive = 4  # steps between those with that gradient, which is as many times as large
+    grow_every: Positive = 4  # steps between those with that gradient, which is then multiplied by this number
     scan_every: Count = 0  # steps between searches for edges outside the candidates; 0: none
     scan_edges: Positive = 300  # edges that such a search adds
-    regrowth: Regrowth = "gradient"  # which edges those are
-    target_edges: Count = 0  # edges to end with, by steering the proxy's coefficient; 0: as many as that leaves
+    regrowth: Regrowth = "gradient"  # how those edges are chosen
+    target_edges: Count = 0  # edges to end with, reached by steering the proxy's coefficient; 0: no such number
     objective: Coefficient = 1.0  # of the task's loss
     flow: Coefficient = 0.0  # of flow_loss
     speed: Speed = "time"
-    time_coefficient: Coefficient = 0.1  # of the measured time, over that at the start or the budget
+    time_coefficient: Coefficient = 0.1  # of the measured time, relative to that at the start or to the budget
     time_mode: TimeMode = "train"
     time_batch: Positive = 1  # samples of a forward in time_mode "infer"
     time_every: Positive = 10  # steps between timed ones
     clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
     budget_us: Coefficient = 0.0  # µs that a step may take; 0: no budget
-    trim_steps: Count = 500  # steps of the fine-tune after the network was trimmed to its budget
+    trim_steps: Count = 500  # steps of fine-tuning after the network was trimmed to its budget
     time_estimator: Estimator = "cost-model"  # where the gradient of the measured time comes from
     time_ablation: Ablation = "none"
-    profile: Path = ""  # path of a profile to use in the place of a calibration at the start
+    profile: Path = ""  # path of a profile to use instead of a calibration at the start
     memory_coefficient: Coefficient = 0.0  # of the bytes of a step, over those at the start
     proxy_coefficient: Coefficient = 0.1  # of the proxy
     speed_power: Positive = 1  # the proxy is (active / possible)**speed_power

@@ -16,7 +16,7 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def doing(what: str, path: Path) -> Iterator[None]:
-    """Let an OSError say what failed and where: that of a full disk names no file, others a temporary one."""
+    """Make an OSError name what failed and where: that of a full disk names no file, others a temporary one."""
     try:
         yield
     except OSError as error:

@@ -13,7 +13,7 @@ from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a network and of its training, and what changes where a number of edges is asked for."""
+    """Settings of a network and of its training, and changes to them for training to a number of edges."""
 
     manifold: ManifoldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -136,7 +136,7 @@ class Table(Protocol):
 
 
 def preset(name: str) -> Preset:
-    """The preset ``name``.  Raises ValueError listing the names where there is none."""
+    """The preset ``name``.  Raises ValueError that lists the names if it does not exist."""
     check_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]
 

@@ -12,7 +12,7 @@ from sparse_dnm.kernels import cpu_edges, formulas
 from strategies import MANY, candidate_pairs, dense_omega, free_slots, manifolds, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
-from sparse_dnm.config import EDGE_MODES, INSIDE
+from sparse_dnm.config import EDGE_MODES, OMEGA_IN_CLOSENESS
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.candidates import OverCapacity
 from sparse_dnm.engine.cpu import CpuEngine
@@ -86,7 +86,7 @@ def test_closeness_structure_is_exact_while_parameters_move(model, seed, size):
 
 
 @given(
-    st.sampled_from(INSIDE).flatmap(lambda mode: manifolds(edges=mode)),
+    st.sampled_from(OMEGA_IN_CLOSENESS).flatmap(lambda mode: manifolds(edges=mode)),
     st.integers(0, 2**20),
     st.sampled_from([0.003, 0.05, 0.6]),
 )

@@ -140,7 +140,7 @@ def test_a_file_that_has_moved_is_found_by_data_dir(csv_run, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     config["source"]["dataset"] = str(tmp_path / "table.csv")
     (copy / "config.json").write_text(json.dumps(config))
-    assert "not there any more; name their folder with --data-dir" in invoke("evaluate", copy)
+    assert "do not exist any more; name their folder with --data-dir" in invoke("evaluate", copy)
     assert "table.csv does not exist" in invoke("evaluate", copy, "--data-dir", new)
     text = (folder / "table.csv").read_text()
     (new / "table.csv").write_text(text)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, INSIDE, OUTPUTS, ManifoldConfig
+from sparse_dnm.config import ACTIVATIONS, EDGE_MODES, OMEGA_IN_CLOSENESS, OUTPUTS, ManifoldConfig
 from sparse_dnm.model.dense import ACTIVATION_FUNCTIONS, METHODS, DenseManifold, wavefronts
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.manifold import DynamicManifold
@@ -323,7 +323,7 @@ def test_the_oracle_of_any_dag():
         naive.forward_dag(np.ones((1, 1)), weights, bias, [4], [0])
 
 
-@pytest.mark.parametrize("edges", INSIDE)
+@pytest.mark.parametrize("edges", OMEGA_IN_CLOSENESS)
 def test_slots_become_the_order_of_the_candidates(edges):
     config = small(edges=edges, omega=(0.0, 2.0), sigma=(0.5, 0.2))
     model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)

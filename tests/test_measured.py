@@ -361,7 +361,7 @@ def test_a_profile_takes_the_place_of_the_calibration():
     ):
         with pytest.raises(ValueError, match=words):
             MeasuredTime(model, dataclasses.replace(chosen, **change), profile)
-    with pytest.raises(ValueError, match="threads is 1 there, 2 here"):
+    with pytest.raises(ValueError, match="threads is 1 in it, 2 here"):
         check_profile(profile, dataclasses.replace(wanted, threads=2))
 
 

@@ -314,7 +314,7 @@ def test_a_large_network_leaves_fewer_snapshots(run, monkeypatch):
     monkeypatch.setattr(page, "MOST_BYTES", 150_000)
     monkeypatch.setattr(page, "MOST_EDGES", 1_000)
     text = page.page(History.read(run, 7))
-    assert "so large a network leaves room for 4 snapshots only" in text
+    assert "the page holds only 4 snapshots of so large a network" in text
     assert "At most the 1,000 strongest" in " ".join(text.split())
 
 

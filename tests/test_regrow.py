@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from strategies import candidate_pairs, omega_of, raw_scalars
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
-from sparse_dnm.config import EDGE_MODES, INSIDE
-from sparse_dnm.model.growth import FAINT, NEWBORN, reseed, scan
+from sparse_dnm.config import EDGE_MODES, OMEGA_IN_CLOSENESS
+from sparse_dnm.model.growth import MIN_FACTOR, NEW_EDGE_CLOSENESS, grow_edges, reinitialize_rows
 from sparse_dnm.presets import PRESETS
 from sparse_dnm.train.augment import Augmentation
 from sparse_dnm.train.checkpoint import CHECKPOINT
@@ -40,8 +40,8 @@ def pairs_of(model):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("output", ["linear", "square"])
-@pytest.mark.parametrize("edges", INSIDE)
-def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output, edges):
+@pytest.mark.parametrize("edges", OMEGA_IN_CLOSENESS)
+def test_a_search_finds_the_largest_gradients_outside_the_candidates(seed, output, edges):
     model = model_of(seed, output=output, edges=edges)
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     y = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
@@ -58,22 +58,22 @@ def test_a_scan_finds_the_largest_gradients_outside_the_candidates(seed, output,
     slopes = {}
     for i in range(5, n):
         for j in range(min(i, n - 4)):
-            if (i, j) not in known and topology.live[i] and abs(reach[i, j]) > FAINT:
+            if (i, j) not in known and topology.live[i] and abs(reach[i, j]) > MIN_FACTOR:
                 high, low = dense.copy(), dense.copy()
                 high[i, j] += 1e-6
                 low[i, j] -= 1e-6
                 slopes[i, j] = (loss(high) - loss(low)) / 2e-6
     count = 5
-    born = scan(model, x, lambda out: (out - y).square().mean(), count)
-    assert born == count
+    grown = grow_edges(model, x, lambda out: (out - y).square().mean(), count)
+    assert grown == count
     after = model.find().values
     places = {pair: k for k, pair in enumerate(pairs_of(model))}
-    fresh = set(places) - known
+    added = set(places) - known
     expected = sorted(slopes, key=lambda pair: -abs(slopes[pair]))[:count]
-    assert fresh == set(expected)
+    assert added == set(expected)
     for pair in expected:
         d = after.d[places[pair]]
-        assert abs(d) == pytest.approx(NEWBORN * after.c)
+        assert abs(d) == pytest.approx(NEW_EDGE_CLOSENESS * after.c)
         assert np.sign(d) == -np.sign(slopes[pair])  # it grows in the direction that lowers the loss
     for pair in known:
         assert pair in places
@@ -84,14 +84,14 @@ def test_random_regrowth_is_of_its_generator_and_of_either_sign():
     for seed in (1, 1, 2):
         model = model_of(3)
         before = len(model.closeness)
-        scan(
+        grow_edges(
             model, torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 20, torch.Generator().manual_seed(seed)
         )
         assert len(model.candidates.indices) == before + 20
         found.append(model.candidates.indices.tobytes())
     assert found[0] == found[1] != found[2]
-    with pytest.raises(ValueError, match="scans need edges in"):
-        scan(model_of(edges="closeness"), torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 3)
+    with pytest.raises(ValueError, match="growing edges needs edges in"):
+        grow_edges(model_of(edges="closeness"), torch.ones(2, 5, dtype=torch.float64), lambda out: out.sum(), 3)
 
 
 def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
@@ -128,7 +128,7 @@ def test_moments_stay_with_their_edges_over_a_thousand_steps_of_churn():
         value = model.edge_weight[slot].item()
         if step % 50 == 0:
             before = len(model.candidates.indices)
-            scan(model, x, lambda out: torch.nn.functional.cross_entropy(out, labels), 40, generator)
+            grow_edges(model, x, lambda out: torch.nn.functional.cross_entropy(out, labels), 40, generator)
             churn += len(model.candidates.indices) - before
             assert state["exp_avg"][slot].item() == pytest.approx(first, rel=1e-3, abs=1e-9)
     assert churn > 100
@@ -153,7 +153,7 @@ def test_rows_that_read_nothing_begin_anew():
     model.find()
     reads = np.diff(model.topology.indptr)[64:]
     assert (reads[dead] == 0).all()
-    assert reseed(model, torch.Generator().manual_seed(1)) == int((reads[:226] == 0).sum())
+    assert reinitialize_rows(model, torch.Generator().manual_seed(1)) == int((reads[:226] == 0).sum())
     model.find()
     assert (np.diff(model.topology.indptr)[64:][dead] > 0).all()
     assert (model.alpha[dead] > 0).all()
@@ -228,11 +228,11 @@ def test_bad_use_of_growth():
         with pytest.raises(ValueError, match="must be a finite number >= 0"):
             model.kappa = value
     with pytest.raises(ValueError, match="count=0 must be >= 1"):
-        scan(model, x, lambda out: out.sum(), 0)
+        grow_edges(model, x, lambda out: out.sum(), 0)
     with pytest.raises(ValueError, match="it must be a scalar"):
-        scan(model, x, lambda out: out, 3)
+        grow_edges(model, x, lambda out: out, 3)
     with pytest.raises(ValueError, match="5"):
-        scan(model, x[:, :4], lambda out: out.sum(), 3)
+        grow_edges(model, x[:, :4], lambda out: out.sum(), 3)
 
 
 def training(tmp_path=None, steps=600, manifold=(), **changes):
@@ -248,9 +248,9 @@ def training(tmp_path=None, steps=600, manifold=(), **changes):
 
 @pytest.mark.parametrize("edges", EDGE_MODES)
 def test_a_run_ends_with_its_number_of_edges(edges):
-    found = training(manifold={"edges": edges}, scan_every=100 if edges in INSIDE else 0).run()
+    found = training(manifold={"edges": edges}, scan_every=100 if edges in OMEGA_IN_CLOSENESS else 0).run()
     assert found["edges"] == pytest.approx(700, rel=0.02)
-    assert edges not in INSIDE or found["test_accuracy"] > 0.8
+    assert edges not in OMEGA_IN_CLOSENESS or found["test_accuracy"] > 0.8
 
 
 @pytest.mark.parametrize("at", [250, 450, 550, 205])  # before the structure stays, as it does, after; between two looks

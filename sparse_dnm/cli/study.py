@@ -57,8 +57,8 @@ class CompareOptions:
         from sparse_dnm.engine import device as backend
         from sparse_dnm.timing.probes import Settings
 
-        clock, there = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
-        device = "cpu" if there.type == "cpu" else self.device
+        clock, target = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
+        device = "cpu" if target.type == "cpu" else self.device
         return Settings(self.executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
 
     def settings(self, clock: str) -> list[str]:
@@ -174,12 +174,12 @@ def calibrate(options: CalibrateOptions) -> None:
         from sparse_dnm.timing import calibration
         from sparse_dnm.timing.probes import Settings
 
-        out, there = options.out, backend.device_of(options.device)
+        out, target = options.out, backend.device_of(options.device)
         settings = Settings(
             *(options.executor, options.mode, options.batch_size, options.threads),
             o.clock_of(options.clock, options.device, "process_time"),
             *(options.probes, options.repeats, options.seed),
-            device=there.type,
+            device=target.type,
         )
         if out.exists() and not out.is_file():
             raise ValueError(f"--out {out} is no file: name one for the profile")

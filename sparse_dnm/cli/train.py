@@ -137,8 +137,8 @@ def evaluate(
             typer.echo(f"{run} has no {SUMMARY}: its training is not finished, nothing to compare with")
             return
         summary = read_json(run / SUMMARY)
-        promised, there = summary.get(name), summary.get("device", "cpu")
-        tolerance = 1e-6 if there == str(trainer.model.alpha.device) else 1e-3  # bits differ there
+        promised, trained_on = summary.get(name), summary.get("device", "cpu")
+        tolerance = 1e-6 if trained_on == str(trainer.model.alpha.device) else 1e-3  # bits differ between devices
         if isinstance(promised, float) and math.isclose(value, promised, rel_tol=tolerance):
             typer.echo(f"reproduced: {SUMMARY} says {promised:.6g}")
             return
@@ -203,7 +203,7 @@ def _new_trainer(options: TrainOptions) -> Trainer:
     chosen = preset.train if edges is None else preset.growing(edges)
     manifold, config = apply_settings(preset.manifold, chosen, settings)
     if config.profile:
-        read_profile(Path(config.profile))  # a bad one ends here, before there is a run directory
+        read_profile(Path(config.profile))  # a bad one raises here, before the run directory is made
     generator = torch.Generator().manual_seed(config.seed)
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
     trainer = Trainer(model, data, config, source=source)
@@ -218,11 +218,11 @@ def _resumed_trainer(run: Path, data_dir: Path | None, **changes: Any) -> Traine
 
     source = read_config(run)[2]
     if source is None:
-        raise ValueError(f"{run} was trained from Python and does not name its data; use Trainer.resume there")
+        raise ValueError(f"{run} was trained from Python and does not name its data; use Trainer.resume from Python")
     if data_dir is not None:
         source = source.moved(data_dir)
     elif source.is_file and not Path(source.dataset).is_file():
-        raise ValueError(f"the data {source.dataset} are not there any more; name their folder with --data-dir")
+        raise ValueError(f"the data {source.dataset} do not exist any more; name their folder with --data-dir")
     trainer = Trainer.resume(run, source.load(), **changes)
     trainer.source = source
     return trainer

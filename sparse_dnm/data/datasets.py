@@ -246,7 +246,7 @@ def _classes(where: str, y: np.ndarray) -> np.ndarray | None:
 
 
 def _encode(where: str, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    """int64 indices into ``classes``, or finite numbers (n, columns) where there are none."""
+    """int64 indices into ``classes``, or finite numbers (n, columns) if there are none."""
     if classes is None:
         if y.dtype.kind == "U":
             raise DataError(f"{where} holds text, but y numbers of a regression; give numbers in both")
@@ -267,7 +267,7 @@ def _encode(where: str, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray
 
 
 def _split(name: str, y: np.ndarray, seed: int, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a seeded 80/20 split; stratified where each class has two members and the 20 % room for all."""
+    """Rows of a seeded 80/20 split; stratified where each class has two members and the 20 % hold all classes."""
     from sklearn.model_selection import train_test_split
 
     n, n_test = len(y), -(-len(y) // 5)

@@ -97,7 +97,7 @@ def read_mnist(folder: Path) -> list[np.ndarray]:
         if labels.max() > 9:
             row = int(np.argmax(labels > 9))
             raise DataError(
-                f"{label_path}: label {labels[row]} in row {row} (from 0) is outside the classes 0..9; "
+                f"{label_path}: label {labels[row]} in row {row} (from 0) is not one of the classes 0..9; "
                 "save data of other classes as .npz (arrays x and y)"
             )
         arrays += [images.reshape(n, -1), labels]

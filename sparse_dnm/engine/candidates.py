@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sparse_dnm.config import INSIDE, ROW_SCALARS, SCALARS, ManifoldConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, ROW_SCALARS, SCALARS, ManifoldConfig
 
 CROWDED = 64  # candidates from which on a list that is mostly below the threshold is searched anew
 SPARE = 1.25  # slots for every candidate of the first structure
@@ -182,9 +182,9 @@ class Geometry:
     def __init__(self, config: ManifoldConfig):
         self.config = config
         self.free = config.edges != "closeness"  # candidates have an omega each
-        self.inside = config.edges in INSIDE
+        self.omega_in_closeness = config.edges in OMEGA_IN_CLOSENESS
         rhythm, outside = config.edges != "free", config.edges == "weighted"
-        self.flags = rhythm or None, self.inside or None, outside or None  # of the kernels
+        self.flags = rhythm or None, self.omega_in_closeness or None, outside or None  # of the kernels
         self.scalars = ROW_SCALARS[config.edges]
         # the four that free edges do not have are not read
         self.kernel_scalars = [name if name in self.scalars else "alpha" for name in SCALARS]
@@ -202,7 +202,7 @@ class Geometry:
     def omega_bound(self, limit: float) -> float:
         """Largest |omega| of a fresh edge that counts in its closeness; ``limit``: standard deviations."""
         mean, std = self.config.omega
-        return abs(mean) + limit * std if self.inside else 1.0
+        return abs(mean) + limit * std if self.omega_in_closeness else 1.0
 
     def no_reference(self) -> NDArray[np.float64]:
         """The reference of rows that were never searched: a state from which every pair may enter."""

@@ -1,4 +1,4 @@
-"""Controller: what brings a size, seconds or edges, down to its budget."""
+"""A controller that brings seconds or edges down to a budget."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 
 class Controller:
-    """PI controller of a multiplier on log(size / goal), in logarithms; bounded, without wind-up.
+    """PI controller of a multiplier from log(size / goal), in logarithms; bounded, without wind-up.
 
     ``size`` is what has a budget: seconds of a step, or edges.
-    The multiplier grows while it is over the goal and shrinks below; at its bounds the integral stands still.
-    The goal falls from the size at the start to the budget while `progress` goes from 0 to 1: an edge that is gone
-    hardly comes back, so that the network must not shrink faster than it has to.
+    The multiplier grows while the size is above the goal and shrinks below; at its bounds the integral does not change.
+    The goal falls from the size at the start to the budget while `progress` goes from 0 to 1: a removed edge hardly
+    ever returns, so the network must not shrink faster than it has to.
     """
 
     KP, KI = 5.0, 0.05
@@ -25,11 +25,11 @@ class Controller:
 
     @property
     def goal(self) -> float:
-        """The size by now."""
+        """The size that is wanted at this progress."""
         return self.start * (self.budget / self.start) ** min(self.progress, 1.0)
 
     def update(self, size: float) -> float:
-        """Take note of the size; the new multiplier."""
+        """Update by the present size; returns the new multiplier."""
         error = math.log(max(size, 1e-300) / self.goal)
         wanted = self.KP * error + self.integral + self.KI * error
         if self.LOW <= wanted <= self.HIGH or (wanted > self.HIGH) == (error < 0):

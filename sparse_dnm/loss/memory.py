@@ -13,8 +13,8 @@ from sparse_dnm.timing.probes import Settings
 class MeasuredMemory:
     """Bytes of the sparse step of ``model``, over those at its first use: an exact count of its arrays.
 
-    In them: CSR, transpose, levels and order of execution, strengths, values and messages of all neurons and, in mode
-    "train", all gradients.  Left out: parameters, candidates, what the search for structure needs.  The number of
+    Counted: CSR, transpose, levels and order of execution, strengths, values and messages of all neurons and, in mode
+    "train", all gradients.  Not counted: parameters, candidates, arrays of the search for structure.  The number of
     neurons is fixed, so only edges have a price.
     """
 

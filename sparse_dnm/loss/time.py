@@ -1,8 +1,8 @@
 """Measured time: seconds of the sparse step on this machine, as a term of the loss (DESIGN, 3).
 
 A stopwatch is flat almost everywhere.  The value is what was measured, the gradient is that of an expected cost
-(straight-through, Bengio et al. 2013): every candidate exists with a chance, its gate; what an edge, a neuron and a
-level cost is fitted to measurements and kept fitted.
+(straight-through, Bengio et al. 2013): every candidate exists with a probability, its gate; the costs of an edge,
+a neuron and a level are fitted to measurements and updated during training.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class MeasuredTime:
     It is calibrated when it is made: probes are cut out of the network and timed, unless a ``profile`` of an earlier
     calibration is given, or the ``state`` of an earlier one.  Every ``settings.every``-th call of `value` is a timed
     step, between them the value stands.  A step of ``settings.batch`` samples is run for it, some times before it is
-    timed: its data are in the caches then, as in a process that does nothing else.  Who has timed the step that the
-    model itself made hands in its seconds instead.  Neither compilation nor the search for structure is in it, nor a
-    step during which the system took the processor away.
+    timed: its data are in the caches then, as in a process that does nothing else.  A caller that has timed the step
+    of the model itself passes its seconds instead.  Neither compilation nor the search for structure is in it, nor a
+    step during which the process was preempted.
 
     The model stays as it is: ``executor`` says which way of running it was timed, of "auto" the faster one.
     Raises ValueError where the model runs on torch-sparse, the clock is too coarse, or the profile is of other things.
@@ -140,22 +140,22 @@ class MeasuredTime:
     # -- value -----------------------------------------------------------------------------------------------
 
     def _explicit(self, evaluation: Evaluation) -> float:
-        """Seconds of a step that is run for the purpose, warm."""
+        """Seconds of a step that is run only to be timed, warm."""
         e = evaluation
         return self._engine.stopwatch(
             e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train"
         ).warm(self.clock)
 
     def measure(self, evaluation: Evaluation, repeats: int = 15) -> float:
-        """Median seconds of a step of this structure, run for the purpose."""
+        """Median seconds of a step of this structure, run only to be timed."""
         return statistics.median(self._explicit(evaluation) for _ in range(repeats))
 
     def promise(self) -> Settings:
-        """How subprocesses measure what is promised of a network."""
+        """How subprocesses time the network, for its summary."""
         return replace(self._measuring, repeats=101, device=str(self._engine.device))
 
     def seconds_per(self) -> dict[str, float]:
-        """What each feature costs by the model of the moment."""
+        """What each feature costs by the present cost model."""
         return dict(zip(FEATURES[self._measuring.priced], self.refit.model.coefficients, strict=True))
 
     def counts(self, evaluation: Evaluation) -> Floats:
@@ -172,7 +172,7 @@ class MeasuredTime:
     def value(self, evaluation: Evaluation, ran: float | None = None) -> float:
         """Measured seconds of the last timed step, over the reference; every ``every``-th call is one.
 
-        ran   seconds of the model's own last forward and backward pass by `clock`, where somebody has timed them
+        ran   seconds of the model's own last forward and backward pass by `clock`, if the caller has timed them
         """
         self.calls += 1
         if self.calls % self.settings.every == 1 or self.settings.every == 1 or math.isnan(self.seconds):
@@ -180,7 +180,7 @@ class MeasuredTime:
         return self.seconds / self.reference
 
     def _time(self, evaluation: Evaluation, ran: float | None) -> None:
-        """A timed step: its seconds, and what follows from them for prices and multiplier."""
+        """Time a step, and update prices and multiplier."""
         before = self.clock.disturbances()
         seconds = self._explicit(evaluation) if ran is None else ran
         self._began = True
@@ -227,7 +227,7 @@ class MeasuredTime:
 
     def _spsa(self, evaluation: Evaluation) -> Gradient:
         """Simultaneous perturbation (Spall 1992), without any model: the closeness of all candidates is moved by tau,
-        up or down at random, and the difference in time of the two structures is shared out by those signs."""
+        up or down at random, and the difference in time of the two structures is divided among them by those signs."""
         e, host = evaluation.host_values, evaluation.host
         tau, rng = self.settings.tau, np.random.default_rng((self.settings.seed, self.calls))
         topology, candidates = host.topology, host.candidates
@@ -263,7 +263,7 @@ class MeasuredTime:
         evaluation = model.evaluation
         return evaluation.straight_through(self.value(evaluation), *self.gradient(evaluation))
 
-    # -- keeping ---------------------------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds, as JSON values."""
@@ -308,7 +308,7 @@ def check_profile(profile: Calibration, wanted: Settings) -> None:
     """Raise ValueError unless ``profile`` was made of what is to be timed."""
     had = replace(profile.settings, threads=profile.threads)
     names = ("executor", "mode", "batch", "threads", "clock", "device")
-    differ = [f"{name} is {getattr(had, name)} there, {getattr(wanted, name)} here" for name in names
+    differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names
               if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
     if differ:
         raise ValueError(

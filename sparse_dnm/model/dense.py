@@ -1,6 +1,6 @@
 """DenseManifold: the original's dense computation in plain torch; an oracle and the baseline of benchmarks.
 
-The formulas are written out here a second time on purpose: a check that shared the kernels would be none.
+The formulas are written out here a second time on purpose: a check that shares the kernels would check nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_dnm.checks import check_input
-from sparse_dnm.config import INSIDE, ManifoldConfig, check_choice
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, ManifoldConfig, check_choice
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.saved import slots_in_order
 
@@ -89,7 +89,7 @@ class DenseManifold(nn.Module):
     @classmethod
     def from_manifold(cls, model: Any, method: str = "levels") -> DenseManifold:
         """A dense copy of a DynamicManifold: its config, dtype, device and values as they are now."""
-        _ = model.topology  # finds the candidates of the present parameters, if nobody asked yet
+        _ = model.topology  # finds the candidates of the present parameters
         dense = cls(model.config, None, model.cutoff.dtype, method, state=model.state_dict())
         return dense.to(model.cutoff.device)
 
@@ -129,7 +129,7 @@ class DenseManifold(nn.Module):
         wave = 0.501 + 0.5 * torch.sin(torch.addcmul(self.phi[:, None], p, frequency[:, None]))
         s = torch.exp((1 + self.beta)[:, None] * wave.log())  # cheaper than pow, backward above all
         d = scale * g * (s - torch.sigmoid(self.gamma)[:, None])
-        return d * self._omega() if c.edges in INSIDE else d
+        return d * self._omega() if c.edges in OMEGA_IN_CLOSENESS else d
 
     def _omega(self) -> Tensor:
         """omega (n_rows, n_sources): edge_weight on the candidates, 0 elsewhere."""
@@ -156,7 +156,7 @@ class DenseManifold(nn.Module):
     def _by_levels(self, x: Tensor, d: Tensor) -> Tensor:
         """x (n_inputs, batch), d (n_rows, n_sources) -> y (n_outputs, batch).
 
-        Inputs reach all hidden neurons in one product; then each wave adds what it says to all later ones.
+        Inputs reach all hidden neurons in one product; then each wave adds its messages to all later ones.
         (split, because its backward is one concatenation, where slices would each fill a whole matrix.)
         """
         c, act = self.config, ACTIVATION_FUNCTIONS[self.config.activation]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sparse_dnm.checks import CPU, check_shape
-from sparse_dnm.config import INSIDE, SCALARS, ManifoldConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, SCALARS, ManifoldConfig
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Update
 from sparse_dnm.engine.candidates import (
@@ -29,10 +29,10 @@ from sparse_dnm.model.followed import Followed
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
 STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
-WATCHED = ("structure_digest", "candidate_indices")  # who writes one of the buffers, writes these, too
+WATCHED = ("structure_digest", "candidate_indices")  # whoever writes one of the buffers also writes these
 NOT_FOLLOWED = (
     "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
-    "model.follow(optimizer) once after you made it, or ignore this where it has none"
+    "model.follow(optimizer) once after creating it, or ignore this if the optimiser keeps no moments"
 )
 MIXED = (
     "the buffers of this manifold's structure do not belong together; were they averaged? Make "
@@ -77,7 +77,7 @@ class EdgeSlots(nn.Module):
 
     @property
     def capacity(self) -> int:
-        """Slots: candidates that there is room for."""
+        """Number of slots for candidates."""
         return len(self.candidate_indices)
 
     @property
@@ -190,7 +190,7 @@ class EdgeSlots(nn.Module):
         self._watch()
 
     def _forget(self) -> None:
-        """The last evaluation is of another structure: to be overridden."""
+        """Drop the last evaluation, which is of another structure; to be overridden."""
 
     @property
     def candidates(self) -> Candidates:
@@ -266,8 +266,8 @@ class EdgeSlots(nn.Module):
         ``rows`` count from the first neuron that is no input.
         Raises ValueError where a pair is not possible or is one already, and OverCapacity where there is no room.
         """
-        if not self._geometry.inside:
-            raise ValueError(f"candidates can be added in edges {INSIDE} only, not {self.config.edges!r}")
+        if not self._geometry.omega_in_closeness:
+            raise ValueError(f"candidates can be added in edges {OMEGA_IN_CLOSENESS} only, not {self.config.edges!r}")
         found, filled, values = with_new_pairs(self.config, self.candidates, rows, sources, omega, self.capacity)
         self._write(self._on_engine(found))
         device = self._parameters_device()

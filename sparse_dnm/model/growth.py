@@ -1,8 +1,8 @@
-"""Edges from afar, and rows that begin anew: what the ring of candidates below the cutoff cannot reach.
+"""Growth beyond the candidates: new edges between any two neurons, and new scalars for rows without edges.
 
-`scan` finds the pairs outside the candidates whose edges would have the largest gradient (RigL, Evci et al. 2020),
-block of rows by block of rows, so that memory stays O(neurons).  They are born with a strength just above zero and
-compete.
+`grow_edges` searches the pairs that are no candidates for those whose edges would have the largest gradient (RigL,
+Evci et al. 2020).  It takes a block of rows at a time, so that memory stays O(neurons).  New edges start with a
+strength just above zero.
 """
 
 from __future__ import annotations
@@ -16,28 +16,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dnm.checks import check_input
-from sparse_dnm.config import INSIDE
+from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.engine.cpu import CpuEngine, Floats
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.manifold import DynamicManifold
 
-BLOCK = 64  # rows whose pairs are looked at together
-NEWBORN = 1.002  # |d| of a new edge, over the cutoff
-FAINT = 0.05  # least closeness without omega of a pair whose edge may be born: else omega would have to be huge
-ALLOWED = 0.85  # share of the steps before the trim after which no edge is sought any more
+BLOCK_ROWS = 64  # rows whose pairs are scored together
+NEW_EDGE_CLOSENESS = 1.002  # |d| of a new edge, over the cutoff
+MIN_FACTOR = 0.05  # least closeness without omega of a new edge: below it omega would have to be huge
+LAST_SEARCH = 0.85  # share of the steps before the trim after which no edges are searched for
 
 
-def scan(
+def grow_edges(
     model: DynamicManifold, x: Tensor, loss: Callable[[Tensor], Tensor], count: int,
     generator: torch.Generator | None = None,
 ) -> int:  # fmt: skip
-    """Let the ``count`` pairs with the largest gradient of ``loss`` (of the outputs for the batch x) become edges.
+    """Make edges of the ``count`` pairs with the largest gradient of ``loss`` (of the outputs for the batch x).
 
     With a ``generator``, as many pairs drawn from it instead, of either sign (to compare: SET, Mocanu et al. 2018).
-    Returns how many edges were born.  Only free edges have an omega of their own to be born with.
+    Returns the number of new edges.  Raises ValueError where omega is no factor of closeness: then no single edge can
+    be added.
     """
-    if model.config.edges not in INSIDE:
-        raise ValueError(f"scans need edges in {INSIDE}: where closeness has no omega, no single edge can be born")
+    if model.config.edges not in OMEGA_IN_CLOSENESS:
+        raise ValueError(
+            f"growing edges needs edges in {OMEGA_IN_CLOSENESS}: where closeness has no omega, no single edge can be "
+            "added"
+        )
     if count < 1:
         raise ValueError(f"count={count} must be >= 1 edge")
     check_input(x, model.config.n_inputs, model.alpha.dtype)
@@ -62,11 +66,11 @@ def scan(
     )
     linear_messages = values * torch.from_numpy(saved.scales[0])[:, None] + torch.from_numpy(saved.scales[1])[:, None]
     best, all_sources = _Best(count), np.arange(model.config.n_sources)[None, :]
-    for first in range(0, model.config.n_rows, BLOCK):
-        rows = np.arange(first, min(first + BLOCK, model.config.n_rows))
+    for first in range(0, model.config.n_rows, BLOCK_ROWS):
+        rows = np.arange(first, min(first + BLOCK_ROWS, model.config.n_rows))
         readers = rows + model.config.n_inputs
-        reach = engine.geometry.closeness_without_omega(e.rows, rows[:, None], all_sources)
-        allowed = np.abs(reach) > FAINT
+        factor = engine.geometry.closeness_without_omega(e.rows, rows[:, None], all_sources)
+        allowed = np.abs(factor) > MIN_FACTOR
         for k, r in enumerate(rows):
             allowed[k, readers[k] :] = False
             allowed[k, candidates.indices[candidates.indptr[r] : candidates.indptr[r + 1]]] = False
@@ -78,52 +82,53 @@ def scan(
             linear = torch.from_numpy(readers >= model.config.n_sources)[:, None]
             given = by_value[readers]
             scores = torch.where(linear, given @ linear_messages.T, given @ messages.T)[:, : model.config.n_sources]
-        best.take(torch.where(torch.from_numpy(allowed), scores, 0.0), rows, reach)
-    born, sources, slopes, reached = best.found()
-    model.add_candidates(born, sources, -np.sign(slopes) * NEWBORN * e.c / reached)
-    return len(born)
+        best.take(torch.where(torch.from_numpy(allowed), scores, 0.0), rows, factor)
+    rows, sources, slopes, factors = best.found()
+    model.add_candidates(rows, sources, -np.sign(slopes) * NEW_EDGE_CLOSENESS * e.c / factors)
+    return len(rows)
 
 
-def reseed(model: DynamicManifold, generator: torch.Generator) -> int:
-    """Draw the scalars of hidden rows without an active edge anew; candidates enter them as at the start.
+def reinitialize_rows(model: DynamicManifold, generator: torch.Generator) -> int:
+    """Draw new scalars for hidden rows without an active edge; their candidates are searched as at the start.
 
-    Returns how many rows there were.
+    Returns the number of such rows.
     """
     evaluation = model.find()
     hidden = np.arange(model.config.n_rows) < model.config.n_hidden
     reads = np.diff(evaluation.topology.indptr)[model.config.n_inputs :]
     dead = np.flatnonzero(hidden & (reads == 0))
-    fresh = initial_scalars(model.config, generator, model.alpha.dtype)
+    drawn = initial_scalars(model.config, generator, model.alpha.dtype)
     with torch.no_grad():
         for name in evaluation.engine.geometry.scalars:
-            model.get_parameter(name)[dead] = fresh[name][dead].to(model.alpha.device)
+            model.get_parameter(name)[dead] = drawn[name][dead].to(model.alpha.device)
     model.forget_rows(dead)
     return len(dead)
 
 
 class _Best:
-    """The pairs of the largest |score| so far: rows, sources, scores and reach, (count,) each."""
+    """The pairs of the largest |score| so far: rows, sources, scores and factors (closeness without omega), (count,)
+    each."""
 
     def __init__(self, count: int):
         self._count = count
         self._parts: list[NDArray[np.float64]] = []
 
-    def take(self, scores: Tensor, rows: NDArray[np.intp], reach: Floats) -> None:
-        """Look at a block of scores (rows, sources); 0 stands for none."""
+    def take(self, scores: Tensor, rows: NDArray[np.intp], factor: Floats) -> None:
+        """Take the best of a block of scores (rows, sources); 0: no pair."""
         flat = scores.reshape(-1)
         top = torch.topk(flat.abs(), min(self._count, len(flat)), sorted=True).indices.numpy()
         row, source = np.divmod(top, scores.shape[1])
-        part = np.stack([rows[row], source, flat.numpy()[top], reach[row, source]])
+        part = np.stack([rows[row], source, flat.numpy()[top], factor[row, source]])
         both = np.concatenate([*self._parts, part[:, part[2] != 0]], axis=1)
         order = np.argsort(-np.abs(both[2]), kind="stable")[: self._count]
         self._parts = [both[:, order]]
 
     def found(self) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats, Floats]:
-        """Rows, sources, scores, reach."""
-        rows, sources, scores, reach = self._parts[0]
-        return rows.astype(np.intp), sources.astype(np.intp), scores, reach
+        """Rows, sources, scores, factors."""
+        rows, sources, scores, factors = self._parts[0]
+        return rows.astype(np.intp), sources.astype(np.intp), scores, factors
 
 
-def due(every: int, step: int, last: int) -> bool:
-    """Is a scan due after update ``step`` of those before the trim, ``last``?"""
-    return bool(every) and step % every == 0 and 0 < step <= math.floor(ALLOWED * last)
+def is_due(every: int, step: int, last: int) -> bool:
+    """Is a search for edges due after update ``step`` of the ``last`` ones before the trim?"""
+    return bool(every) and step % every == 0 and 0 < step <= math.floor(LAST_SEARCH * last)

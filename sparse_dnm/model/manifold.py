@@ -32,10 +32,10 @@ class DynamicManifold(EdgeSlots):
     model(x): x (..., n_inputs) of the model's dtype -> (..., n_outputs).  Each call finds the structure that belongs to
     the present parameters, exactly, then runs the live part of it.
 
-    One thread may use a model at a time: a call leaves what it found in it.
+    Only one thread may use a model at a time: a call keeps its evaluation in the model.
 
-    Parameters: alpha, mu, sigma (and beta, gamma, theta, phi, not where ``edges="free"``), each (n_rows,); cutoff ();
-    weight, bias (n_sources,); edge_weight (capacity,), not where ``edges="closeness"``.  A candidate edge owns one slot
+    Parameters: alpha, mu, sigma (and beta, gamma, theta, phi, unless ``edges="free"``), each (n_rows,); cutoff ();
+    weight, bias (n_sources,); edge_weight (capacity,), unless ``edges="closeness"``.  A candidate edge owns one slot
     of edge_weight while it is one; free slots hold 0 (see `follow` and `grow_capacity`).
     ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
     as if they were edges: with it a network grows, without it gradients are exact.
@@ -78,7 +78,7 @@ class DynamicManifold(EdgeSlots):
         self.to(where)
 
     def _first_structure(self) -> None:
-        """Find the first candidates, and make room for them and some more."""
+        """Find the first candidates, and allocate slots for them and some more."""
         update = self._update(torch.empty(0, dtype=self.alpha.dtype), capacity=None)
         candidates, n = update.structure.candidates, len(update.structure.candidates.indices)
         capacity = self._geometry.capacity(n)
@@ -134,7 +134,7 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def _is_own(self) -> bool:
-        """No parameter stands in the place of one of the model's own."""
+        """All parameters are the model's own: torch.func.functional_call has replaced none."""
         own = self._own
         return all(name not in own or own[name]() is p for name, p in self._parameters.items())
 

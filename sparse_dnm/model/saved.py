@@ -25,7 +25,7 @@ class SavedStructure(NamedTuple):
 
     capacity  slots that they need
     slotted   the state has the buffers of EdgeSlots, else edge_weight is in the order of the candidates
-    searched  the state tells where each row was last searched
+    searched  the state holds the scalars at which each row was last searched
     """
 
     candidates: Candidates

@@ -36,9 +36,9 @@ def check_fps(fps: int) -> None:
 
 
 def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] = lambda: None) -> None:
-    """Write the snapshots of a run as ``path``, .gif or .mp4, ``fps`` a second; a part of a file never stays.
+    """Write the snapshots of a run as ``path``, .gif or .mp4, ``fps`` a second; never a part of a file.
 
-    Raises ValueError for another format, fps outside 1 .. 50, or an MP4 where ffmpeg is missing.
+    Raises ValueError for another format, fps not in 1 .. 50, or an MP4 where ffmpeg is missing.
     """
     check_fps(fps)
     if path.suffix not in FORMATS:

@@ -66,7 +66,7 @@ def table(results: Sequence[Result], task: str) -> list[str]:
     """Median (smallest to largest over the seeds) of every term and factor."""
     name = "test accuracy" if task == "classification" else "test MSE"
     lines = [
-        f"| speed term | coefficient, x the recipe's | seeds | {name} | edges | depth | live neurons | step, µs |",
+        f"| speed term | coefficient, x the preset's | seeds | {name} | edges | depth | live neurons | step, µs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in medians(results):

@@ -178,12 +178,12 @@ def _plain(axis: Axis, values: Iterable[float]) -> None:
     ticks = [k * 10.0**power for power in range(-12, 13) for k in (1, 2, 3, 5, 7)]
     low = max((t for t in ticks if t <= min(values)), default=ticks[0])
     high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
-    inside = [t for t in ticks if low <= t <= high]
-    if len(inside) > 9:
-        inside = [t for t in inside if f"{t:e}"[0] in ("1" if len(inside) > 24 else "125")]
+    shown = [t for t in ticks if low <= t <= high]
+    if len(shown) > 9:
+        shown = [t for t in shown if f"{t:e}"[0] in ("1" if len(shown) > 24 else "125")]
     margin = (high / low) ** 0.03 if high > low else 1.2
     axis.set_view_interval(low / margin, high * margin, ignore=True)
-    axis.set_major_locator(FixedLocator(inside))
+    axis.set_major_locator(FixedLocator(shown))
     axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.set_minor_locator(NullLocator())
 

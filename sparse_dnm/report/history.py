@@ -1,4 +1,4 @@
-"""What a run directory tells of a training: its metrics as columns, its structures, its settings."""
+"""A training as read from its run directory: metrics as columns, structures, settings."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class History:
         return structure.step, *receptive_fields(model)
 
     def promised(self, name: str) -> float | None:
-        """A figure of the summary, where there is one; else the last of the column."""
+        """A figure of the summary, or if it has none the last of the column."""
         found, values = _figure(self.summary.get(name)), self.column(name)[1]
         return found if found is not None else values[-1] if values else None
 

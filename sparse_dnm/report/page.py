@@ -119,7 +119,7 @@ def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
     shown = spread(history.steps, most)
     if len(shown) == len(history.steps):
         return history, []
-    return replace(history, steps=shown), [f"so large a network leaves room for {len(shown)} snapshots only"]
+    return replace(history, steps=shown), [f"the page holds only {len(shown)} snapshots of so large a network"]
 
 
 def _frame(structure: Snapshot, history: History) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sparse_dnm.io import write_atomic
 from sparse_dnm.timing.clock import Timing
 
-# Okabe & Ito (2008): told apart with any colour vision; dashes and markers make the same distinctions.
+# Okabe & Ito (2008): distinguishable with any colour vision; dashes and markers make the same distinctions.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY = "#BBBBBB", "#CCCCCC"

@@ -38,7 +38,7 @@ class TensorBoardLog:
 
     @property
     def _writer(self) -> Any:
-        """Made when there is something to write: until then there may be no run."""
+        """The writer, made at its first use: before that the run directory may not exist."""
         self._opened = self._opened or self._open()
         return self._opened
 

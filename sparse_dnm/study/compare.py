@@ -48,7 +48,7 @@ class Plan:
     """What is compared."""
 
     terms: tuple[str, ...] = ("none", "proxy-flat", "proxy", "time")
-    factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # of the recipe's coefficients
+    factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # of the preset's coefficients
     seeds: int = 5
     timing: Settings = field(default_factory=Settings)  # how the final networks are timed
 
@@ -65,7 +65,7 @@ class Plan:
             raise ValueError(f"seeds={self.seeds} must be >= 1")
 
     def runs(self) -> list[tuple[str, float, int]]:
-        """(term, factor, seed) of every training; seeds outermost, so that what is there first is a comparison."""
+        """(term, factor, seed) of every training; seeds outermost, so that the first runs already make a comparison."""
         return [
             (term, factor, seed)
             for seed in range(self.seeds)
@@ -82,7 +82,7 @@ def train_one(
     out: Path,
     on_log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> tuple[dict[str, Any], Network]:
-    """Summary and network of the run in ``out``, trained or taken up again where that is not finished.
+    """Summary and network of the run in ``out``, trained, resumed, or read if finished.
 
     Raises CheckpointError where ``out`` holds another run.
     """
@@ -120,7 +120,7 @@ def compare(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
     source: DataSource | None = None, on_run: Callable[[str], None] = lambda name: None,
 ) -> list[Result]:  # fmt: skip
-    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is called with each one's name.
+    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is called with the name of each.
 
     Raises ValueError where ``config`` has a budget: coefficients are compared.
     """
@@ -136,7 +136,7 @@ def compare(
                 data, replace(manifold, seed=seed), trained, source, out / "runs" / name
             )
         except Interrupted as stop:
-            stop.args = (f"stopped in run {name}; the same command again goes on from there",)
+            stop.args = (f"stopped in run {name}; the same command again continues from it",)
             raise
     on_run("timing in subprocesses")
     seconds = time_in_subprocess(networks, plan.timing)

@@ -74,7 +74,7 @@ class Sweep:
 
 
 def layered(widths: list[int], density: float, rng: np.random.Generator) -> list[nn.Linear]:
-    """A stack of nn.Linear of these widths; each weight is there with probability ``density``, at least one a layer."""
+    """A stack of nn.Linear of these widths; a weight exists with probability ``density``, at least one per layer."""
     layers = []
     for n_in, n_out in itertools.pairwise(widths):
         layer = nn.Linear(n_in, n_out)
@@ -92,8 +92,8 @@ def random_dag(n_neurons: int, depth: int, n_edges: int, rng: np.random.Generato
     """A random DAG of exactly this depth: depth + 1 levels of about equal size, and ``n_edges`` edges.
 
     Every neuron above level 0 reads one neuron of the level before it; other edges come from any level before.
-    The last level holds the outputs; there are more edges where that asks for more, fewer where no more are possible.
-    Raises ValueError where there are fewer neurons than levels.
+    The last level holds the outputs; the DAG has more edges if that needs more, fewer if no more are possible.
+    Raises ValueError if there are fewer neurons than levels.
     """
     if n_neurons < depth + 1:
         raise ValueError(f"n_neurons={n_neurons} must be at least depth + 1 = {depth + 1}")
@@ -112,7 +112,7 @@ def random_dag(n_neurons: int, depth: int, n_edges: int, rng: np.random.Generato
 
 
 def _draw(cells: int, count: int, taken: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """``count`` different numbers below ``cells`` that are not ``taken``, all of them where there are fewer."""
+    """``count`` different numbers below ``cells`` that are not ``taken``, all of them if there are fewer."""
     count = min(count, cells - len(taken))
     if 2 * (count + len(taken)) > cells:
         return rng.permutation(np.setdiff1d(np.arange(cells), taken))[:count]
@@ -229,7 +229,7 @@ def count_points(settings: Settings, threads: int) -> int:
 
 
 def run(settings: Settings, on_point: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
-    """Measure all sweeps; ``on_point`` hears the name of the sweep after each point.
+    """Measure all sweeps; ``on_point`` is called with the name of the sweep after each point.
 
     Returns machine, versions, threads, clock, batch, ``load_before`` (see `timing.load`), ``sweeps`` (a Sweep by name)
     and ``crossover`` (see `crossovers`).

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap
 
-FLAT = ("none", "proxy-flat")  # terms whose coefficient changes nothing
+FLAT = ("none", "proxy-flat")  # terms without a gradient: their coefficient changes nothing
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # for an interval
 GRID = 21  # accuracies at which curves are compared
-NEVER = -50.0  # difference of log seconds that stands for none
+NOT_REACHED = -50.0  # a difference of log seconds, for accuracies that are not reached
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def _gap(a: Curve, b: Curve) -> float:
 
 
 def _ahead(a: Curve, b: Curve) -> float:
-    """Least difference of log seconds between a mean of b and the fastest as good mean of a; NEVER where none is."""
+    """Least difference of log seconds between a mean of b and the fastest as good mean of a; NOT_REACHED if none is."""
     (good, times), (other, theirs) = ((g.mean(axis=0), t.mean(axis=0)) for g, t in (a, b))
     fastest = np.where(good[:, None] >= other, times[:, None], np.inf).min(axis=0)
-    return max(float((theirs - fastest).min()), NEVER)
+    return max(float((theirs - fastest).min()), NOT_REACHED)
 
 
 def _hypervolume(good: Any, times: Any, worst: tuple[float, float]) -> float:
@@ -128,7 +128,7 @@ def judge(results: Sequence[Result], task: str, term: str = "time", rival: str =
         for first, second, x, y in ((term, rival, a, b), (rival, term, b, a)):
             least = _interval(lambda u, v: -math.expm1(-_ahead(u, v)), x, y, seed)
             if least is not None and least.low > 0:
-                return Verdict(term, rival, None, volume, _apart(first, second, least, n))
+                return Verdict(term, rival, None, volume, _no_overlap(first, second, least, n))
     return Verdict(term, rival, saving, volume, _words(term, rival, saving, n))
 
 
@@ -176,7 +176,7 @@ def _words(term: str, rival: str, saving: Interval | None, seeds: int) -> str:
     return f"a tie: at equal figures the networks of {term} take {span} less measured time than {rival}'s"
 
 
-def _apart(first: str, second: str, least: Interval, seeds: int) -> str:
+def _no_overlap(first: str, second: str, least: Interval, seeds: int) -> str:
     return (
         f"{first} wins: it and {second} reach no common figure, but for every coefficient of {second} one of {first} "
         f"gives a better figure in at least {least.value:.1%} (95 % interval {least.low:.1%} to {least.high:.1%}, "

@@ -19,8 +19,8 @@ from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.probes import Settings, edge_values, probes, time_steps, topology_dtype
 
-NOISY = 0.05  # relative spread of repeats from which on a fit is doubtful
-APART = 0.9  # CPU seconds over wall seconds below which the process did not have the processor
+MAX_NOISE = 0.05  # relative spread of repeats, above which a fit is doubtful
+MIN_CPU_SHARE = 0.9  # CPU seconds over wall seconds, below which the process was often preempted
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Calibration:
     rejected: int  # measurements made again
     drift: float  # see Times
     cpu_share: float
-    counts: Floats = field(repr=False)  # structures to fit first
+    counts: Floats = field(repr=False)  # of the fitted structures first
     seconds: Floats = field(repr=False)  # medians
 
     @property
@@ -48,7 +48,7 @@ class Calibration:
         names = FEATURES[self.settings.priced]
         settings = {**asdict(self.settings), "threads": self.threads}
         if self.settings.device == "cpu":
-            del settings["device"]  # as profiles were before there was a choice
+            del settings["device"]  # as in profiles from before this setting existed
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -120,7 +120,7 @@ def calibrate(
         watches.append(engine.stopwatch(made, engine.array(values), x, settings.mode == "train"))
     times = time_steps(watches, settings, on_round)
     seconds = np.median(times.seconds, axis=1)
-    if settings.device == "cpu":  # a stopwatch of CUDA sees to it
+    if settings.device == "cpu":  # a stopwatch of CUDA does this itself
         Clock.of(settings.clock).check(float(seconds.min()))
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
@@ -132,7 +132,7 @@ def calibrate(
 
 
 def describe(calibration: Calibration) -> list[str]:
-    """The calibration in words, a line each; what to doubt last."""
+    """The calibration in words, a line each; warnings last."""
     c, s, q = calibration, calibration.settings, calibration.held_out
     what = "forward + backward" if s.mode == "train" else "forward"
     where = f"{c.threads} threads" if s.device == "cpu" else f"device {s.device}"
@@ -149,22 +149,22 @@ def describe(calibration: Calibration) -> list[str]:
 
 
 def doubts(calibration: Calibration) -> list[str]:
-    """Warnings, a line each: noise, clocks that tell different things, a model that does not fit."""
+    """Warnings, a line each: noise, clocks that differ, a model that does not fit."""
     c, s, q = calibration, calibration.settings, calibration.held_out
     lines = []
-    if c.noise > NOISY:
+    if c.noise > MAX_NOISE:
         lines.append(
-            f"warning: repeats spread by {c.noise:.1%}, more than {NOISY:.0%}: keep the machine quiet, or take more "
-            "--repeats or another --clock"
+            f"warning: repeats spread by {c.noise:.1%}, more than {MAX_NOISE:.0%}: keep the machine quiet, or take "
+            "more --repeats or another --clock"
         )
     if s.device != "cpu":
-        pass  # nobody reads clocks of the CPU
-    elif c.cpu_share < APART:
+        pass  # clocks of the CPU are not used
+    elif c.cpu_share < MIN_CPU_SHARE:
         lines.append(
             f"warning: the process had the processor for {c.cpu_share:.0%} of the wall time: process_time and "
             "perf_counter differ; keep the machine quiet"
         )
-    elif s.clock == "process_time" and c.cpu_share > 1.0 / APART:
+    elif s.clock == "process_time" and c.cpu_share > 1.0 / MIN_CPU_SHARE:
         lines.append(
             f"warning: {s.clock} adds up the seconds of all threads, {c.cpu_share:.2f} a wall second, also while they "
             "wait for each other: choose --clock perf_counter for wall time"

@@ -1,4 +1,4 @@
-"""Clocks, and interleaved timing: cases that are compared run in turns, so that a slow phase hits them alike."""
+"""Clocks, and interleaved timing: cases that are compared run in turns, so that a slow phase affects all of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
 }
 
 
-ORDER = (0, 1, 1, 0, 1, 0, 0, 1)  # of two cases in a pair
-WARM = 2  # unmeasured calls before a measured one
+PAIR_ORDER = (0, 1, 1, 0, 1, 0, 0, 1)  # of two cases in a pair
+WARMUP_CALLS = 2  # unmeasured calls before a measured one
 RESAMPLES = 2000  # of the pairs of a comparison
 
 
@@ -37,8 +37,8 @@ class Clock:
 
     name: str
     read: Callable[[], float]
-    overhead: float  # s that an interval of nothing lasts
-    resolution: float  # s, the smallest interval that it tells from nothing
+    overhead: float  # s, of an empty interval
+    resolution: float  # s, the smallest interval that differs from 0
 
     @staticmethod
     @functools.cache
@@ -52,7 +52,7 @@ class Clock:
         for _ in range(2000):
             start = read()
             intervals.append(read() - start)
-        steps = {0}  # ns: readings lie apart by whole ticks, but not always by one
+        steps = {0}  # ns: readings differ by whole ticks, but not always by one
         deadline = time.perf_counter() + 0.05
         last = read()
         while len(steps) < 2000 and time.perf_counter() < deadline:
@@ -65,7 +65,7 @@ class Clock:
 
     @staticmethod
     def _of_events() -> Clock:
-        """That of a CUDA device, between marks in its stream; nobody reads it in between."""
+        """The clock of a CUDA device, between events in its stream."""
         cuda, intervals = torch.device("cuda"), []
         for _ in range(50):
             backend.keep_busy(cuda)
@@ -75,11 +75,11 @@ class Clock:
         return Clock(CUDA_CLOCK, time.perf_counter, statistics.median(intervals), 1e-9 * float(ticks.min()))
 
     def disturbances(self) -> int:
-        """Times that the system has taken the processor away so far, where that is in what this clock reads."""
+        """Preemptions of this process so far, if they count in what this clock reads."""
         return 0 if self.name == CUDA_CLOCK else preemptions()
 
     def check(self, seconds: float) -> None:
-        """Raise ValueError where this clock is too coarse for an interval of ``seconds``."""
+        """Raise ValueError if this clock is too coarse for an interval of ``seconds``."""
         if not self.resolution <= seconds / 100:
             raise ValueError(
                 f"clock {self.name} has steps of {1e6 * self.resolution:.3g} µs, too coarse for "
@@ -126,7 +126,7 @@ class Pair:
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute, on average, over the cores; None where the system has none."""
+    """Processes that wanted to run in the last minute, on average, over the cores; None if the system does not say."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (AttributeError, OSError):
@@ -134,7 +134,7 @@ def load() -> float | None:
 
 
 def preemptions() -> int:
-    """Involuntary context switches of this process so far; 0 where the system does not tell."""
+    """Involuntary context switches of this process so far; 0 if the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
@@ -152,7 +152,7 @@ def stolen() -> int:
 
 
 class Sentinel:
-    """Watches the machine's pace by a fixed piece of work, some 20 µs of arithmetic in the cache."""
+    """Measures the machine's pace by a fixed piece of work, some 20 µs of arithmetic in the cache."""
 
     def __init__(self) -> None:
         self._values = np.linspace(0.0, 1.0, 1000)
@@ -170,7 +170,7 @@ class Sentinel:
         return self._last / statistics.median(self._kept) if self._kept else 1.0
 
     def keep(self) -> None:
-        """Count the last one as usual."""
+        """Keep the last measurement as one of the usual ones."""
         self._kept.append(self._last)
 
     @property
@@ -234,15 +234,15 @@ def compare(
     shortest_s: float = 2e-4,
     made_anew: bool = False,
 ) -> Pair:
-    """How much longer ``a`` lasts than ``b``: measured in ORDER, each after WARM calls for the caches, so that
-    a drift cancels within a pair, and what is particular to the first place or the last; which of them begins is drawn
+    """How much longer ``a`` lasts than ``b``: measured in PAIR_ORDER, each after WARMUP_CALLS calls for the caches, so
+    that a drift, and any effect of the first place or the last, cancels within a pair; which of them begins is drawn
     for every pair.
 
     made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
                and counts as noise then
 
-    The ratio is the median over the pairs, its interval from RESAMPLES of them (Efron 1979).  A pair during
-    which the system took the processor away is measured again, twice as many times as there are pairs at most.
+    The ratio is the median over the pairs, its interval from RESAMPLES resamples of them (Efron 1979).  A pair during
+    which the process was preempted is measured again, at most twice as many times as there are pairs.
     Raises ValueError naming an unknown clock, one too coarse for these cases, or pairs < 5.
     """
     if pairs < 5:
@@ -257,9 +257,9 @@ def compare(
         if made_anew:
             cases = _make((a, b), generator)
         before, times, swap = preemptions(), [], int(generator.integers(2))  # so that none is always the first
-        order = [k ^ swap for k in ORDER]
+        order = [k ^ swap for k in PAIR_ORDER]
         for k in order:
-            for _ in range(WARM):  # or a case that follows itself would find its data in the caches, the other not
+            for _ in range(WARMUP_CALLS):  # a case that follows itself finds its data in the caches
                 cases[k]()
             times.append(_measure(cases[k], counts[k], now))
         shortest = min(times)

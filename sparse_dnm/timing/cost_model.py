@@ -1,7 +1,7 @@
 """Seconds of the sparse step as a non-negative linear function of its structure (DESIGN, 3).
 
-Which features explain the time is the executor's own business: ``columns`` has no cost per level, ``wavefront`` has
-one.  `CostModel.fit` finds what each costs from measurements, `Refit` keeps that up to date.
+The features depend on the executor: ``columns`` has no cost per level, ``wavefront`` has one.  `CostModel.fit` fits
+their costs to measurements, `Refit` keeps them up to date.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ class CostModel:
 class Refit:
     """A cost model kept up to date: recursive least squares of relative errors, in information form, none negative.
 
-    Its memory is a matrix of the size of the features squared, what the calibration knew as a prior (scaled to the pace
-    of late), and the errors of the last ``RECENT`` steps: a step that is off by more than three times their usual
-    spread counts as one that is off by just that.
+    Its memory is a matrix of the size of the features squared, the calibration as a prior (scaled to the recent pace),
+    and the errors of the last ``RECENT`` steps: an error of more than three times their usual spread is clipped to
+    that.
     """
 
     FORGET = 0.98  # weight of a timed step after the next one
@@ -103,10 +103,10 @@ class Refit:
         self.prior = self.WEIGHT * rows.T @ rows / len(rows)
         self.normal, self.right = np.zeros_like(self.prior), np.zeros(len(self.prior))
         self.pace: deque[float] = deque(maxlen=self.RECENT)  # log of measured over what the calibration predicts
-        self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same of the model of the moment
+        self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same of the present model
 
     def add(self, counts: Floats, seconds: float) -> None:
-        """Take note of a timed step."""
+        """Update by a timed step."""
         off = math.log(seconds / float(self.model.seconds(counts)))
         usual = statistics.median(self.errors) if self.errors else 0.0
         if len(self.errors) >= self.LEAST:
@@ -121,10 +121,10 @@ class Refit:
             self.model = self._solve()
 
     def _solve(self) -> CostModel:
-        """Coefficients >= 0 of least squares over the steps and, at the pace of late, the calibration."""
+        """Coefficients >= 0 of least squares over the steps and, at the recent pace, the calibration."""
         pace = math.exp(statistics.median(self.pace))
         prior = np.array(self.calibrated.coefficients)
-        known = prior > 0.0  # what the calibration found to cost nothing stays so
+        known = prior > 0.0  # features that cost nothing in the calibration stay so
         matrix = (self.normal + self.prior / pace**2)[np.ix_(known, known)]
         right = (self.right + self.prior @ prior / pace)[known]
         scale = np.sqrt(np.diag(matrix))
@@ -150,7 +150,7 @@ class Refit:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Refit:
-        """What `state` returned, as an object again."""
+        """The object whose `state` this is."""
         made = cls.__new__(cls)
         made.calibrated = CostModel(state["executor"], tuple(state["calibrated"]))
         made.model = CostModel(state["executor"], tuple(state["coefficients"]))

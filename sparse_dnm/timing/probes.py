@@ -23,7 +23,7 @@ from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
-PROBE_CUTS = (  # cuts in turn: what a probe is made by
+PROBE_CUTS = (  # the cuts that make a probe, in turn
     ("edges",),
     ("neurons", "edges"),
     ("paths", "edges"),
@@ -35,7 +35,7 @@ PROBE_CUTS = (  # cuts in turn: what a probe is made by
     ("layers", "sources"),
     ("neurons", "paths"),
 )
-DRIFTED = 1.25  # pace of the reference work, over the usual one, from which on a round is measured again
+MAX_DRIFT = 1.25  # seconds of the reference work over the usual ones, above which a round is measured again
 
 
 def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) -> Topology:
@@ -46,7 +46,7 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
     inputs   so is each input; or the first ones are, that many
     paths    only neurons of the first levels, a share ``keep`` of them, read more than inputs and constants
     layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
-    sources  every edge gets a random source before its reader (those drawn twice become one): no part, a relative
+    sources  every edge gets a random source before its reader (duplicates become one): not a part of ``topology``
     """
     check_choice("kind", kind, CUTS)
     edges, n = topology.edges(), topology.n_neurons
@@ -92,7 +92,7 @@ def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
 
 
 def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures made out of ``topology`` by the PROBE_CUTS in turn; each cut keeps from a tenth to all."""
+    """``count`` structures made out of ``topology`` by PROBE_CUTS in turn; each cut keeps from a tenth to all."""
     found = []
     for k in range(count):
         part = topology
@@ -144,9 +144,9 @@ class Times:
 def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Callable[[], None] = lambda: None) -> Times:
     """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.
 
-    A measurement during which the system took the processor away is made again, and so is a round in which a fixed
-    piece of work takes DRIFTED times as long as usual, or in which the host of a virtual machine took time; as often
-    again as asked for, at most.
+    A measurement during which the process was preempted is made again, and so is a round in which a fixed
+    piece of work takes MAX_DRIFT times as long as usual, or in which the host of a virtual
+    machine took time; at most as many rounds again as were asked for.
     """
     clock = Clock.of(settings.clock)
     for watch in watches:
@@ -167,7 +167,7 @@ def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Calla
                 if clock.disturbances() == before:
                     break
                 rejected += 1
-        if spare and (max(pace, sentinel.pace()) > DRIFTED or stolen() > taken):
+        if spare and (max(pace, sentinel.pace()) > MAX_DRIFT or stolen() > taken):
             spare, rejected = spare - 1, rejected + len(watches)
             continue
         sentinel.keep()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparse_dnm.checks import check_input
-from sparse_dnm.config import INSIDE, TrainConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.model.manifold import DynamicManifold
 
@@ -19,8 +19,10 @@ def check_fit(model: DynamicManifold, data: Dataset, config: TrainConfig) -> Non
     possible = model.config.possible_edges
     if config.target_edges > possible:
         raise ValueError(f"target_edges={config.target_edges} are more than the {possible} possible ones")
-    if config.scan_every and model.config.edges not in INSIDE:
-        raise ValueError(f"scan_every={config.scan_every} needs edges in {INSIDE}, not {model.config.edges!r}")
+    if config.scan_every and model.config.edges not in OMEGA_IN_CLOSENESS:
+        raise ValueError(
+            f"scan_every={config.scan_every} needs edges in {OMEGA_IN_CLOSENESS}, not {model.config.edges!r}"
+        )
 
 
 def check_data(data: Dataset, model: DynamicManifold) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from sparse_dnm.model.growth import reseed
+from sparse_dnm.model.growth import reinitialize_rows
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.trim import keep_edges
 
@@ -42,7 +42,7 @@ class Recovery:
         self.count += 1
         for anew in (False, True):
             if anew:
-                reseed(run.model, run.generator)
+                reinitialize_rows(run.model, run.generator)
             count = max(2 * run.edges, EDGES_PER_OUTPUT * run.data.n_outputs)
             for _ in range(DOUBLINGS):
                 with contextlib.suppress(ValueError):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sparse_dnm.config import INSIDE, TrainConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.candidates import OverCapacity
 from sparse_dnm.loss.time import MeasuredTime
@@ -112,7 +112,11 @@ class Run:
         """What cut the network in two, and what to try."""
         config, manifold, time = self.config, self.model.config, self.time
         if self.step == 0:
-            omega = f", or a larger --set omega=0,std (now {manifold.omega[1]:g})" if manifold.edges in INSIDE else ""
+            omega = (
+                f", or a larger --set omega=0,std (now {manifold.omega[1]:g})"
+                if manifold.edges in OMEGA_IN_CLOSENESS
+                else ""
+            )
             return (
                 f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
                 f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}"

@@ -22,7 +22,7 @@ from sparse_dnm.engine import device as backend
 from sparse_dnm.io import CheckpointError, doing, write_json
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.machine import versions
-from sparse_dnm.model.growth import due, scan
+from sparse_dnm.model.growth import grow_edges, is_due
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
@@ -211,7 +211,7 @@ class Trainer:
             group["lr"] = learning_rate(config, self.step)
         run.making.update(self._optimizer, constraint.frozen)
         constraint.after_step(number)
-        if due(config.scan_every, number, trimmed_after(config)):
+        if is_due(config.scan_every, number, trimmed_after(config)):
             self._scan(x, y)
         self._metrics.times.append(time.perf_counter() - start)
         run.step = number
@@ -258,7 +258,9 @@ class Trainer:
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         drawn = self._generator if config.regrowth == "random" else None
         x, y = x.cpu(), y.cpu()
-        run.with_room(lambda: scan(self.model, x, lambda outputs: objective(outputs, y), config.scan_edges, drawn))
+        run.with_room(
+            lambda: grow_edges(self.model, x, lambda outputs: objective(outputs, y), config.scan_edges, drawn)
+        )
 
     # -- figures and files ----------------------------------------------------------------------------------------
 

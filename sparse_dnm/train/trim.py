@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_dnm.config import INSIDE
+from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
@@ -56,7 +56,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         order = np.argsort(saliency() / saved)
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         first = order[: max(1, min(enough, math.ceil(LARGEST_CUT * len(order))))]
-        if model.config.edges in INSIDE:
+        if model.config.edges in OMEGA_IN_CLOSENESS:
             gone = model.candidates.slots[np.flatnonzero(active)[first]]
             with torch.no_grad():
                 model.edge_weight[torch.from_numpy(gone)] = 0.0
@@ -137,7 +137,7 @@ class Frozen:
     def __init__(self, model: DynamicManifold):
         evaluation = model.find()
         self.model = model
-        self._omega_in_closeness = model.config.edges in INSIDE
+        self._omega_in_closeness = model.config.edges in OMEGA_IN_CLOSENESS
         if self._omega_in_closeness:
             values, candidates, capacity = evaluation.host_values, model.candidates, model.capacity
             self._kept = model.edge_weight.detach().clone()

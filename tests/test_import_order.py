@@ -1,4 +1,4 @@
-"""The order of imports: packages go one way, kernels stand alone."""
+"""The order of imports: packages import in one direction, kernels import nothing of the package."""
 
 import ast
 import subprocess
@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sparse_dnm"
 ORDER = [  # packages and modules of sparse_dnm: each may import itself and those before it
     "config",
+    "checks",
     "presets",
     "checks",
     "io",
@@ -48,7 +49,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
+def test_a_module_imports_only_what_comes_before_it(path):
     place = path.relative_to(PACKAGE).with_suffix("").parts
     for module in imports_of(path):
         first = module.split(".")[1]
@@ -58,17 +59,17 @@ def test_imports_go_one_way(path):
             assert ORDER.index(first) <= ORDER.index(place[0]), f"{place} imports {module}"
 
 
-def test_every_package_has_its_place():
+def test_every_package_is_in_the_order():
     found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     assert found - {"kernels"} == {*ORDER, "__init__"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.stem)
-def test_kernels_import_nothing_else_of_ours(path):
+def test_kernels_import_only_kernels(path):
     assert all(module.startswith("sparse_dnm.kernels") for module in imports_of(path))
 
 
-def test_kernels_refuse_to_be_a_second_module():
+def test_importing_the_folder_of_kernels_as_a_module_is_refused():
     run = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode != 0
     assert "sparse_dnm.kernels" in run.stderr
