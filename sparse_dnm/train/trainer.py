@@ -252,7 +252,7 @@ class Trainer:
         return self._run.with_room(lambda: self._run.making.forward(x))
 
     def _scan(self, x: Tensor, y: Tensor) -> None:
-        """Let edges be born that are no candidates."""
+        """Add edges that are no candidates."""
         run, config = self._run, self.config
         run.settle()
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
