@@ -129,8 +129,8 @@ def test_what_a_process_is_given_is_the_network(monkeypatch):
     network.stopwatch(Settings(batch=7, threads=1))
     engine, structure, strengths, x, train = run[0]
     with torch.no_grad():
-        weight, bias = (np.append(p.numpy(), np.zeros(4, np.float32)) for p in (model.weight, model.bias))
-        scales = engine.scales(structure, weight, bias)  # outputs have neither
+        neutral = (model.weight, np.ones(4)), (model.bias, np.zeros(4))  # outputs have neither
+        scales = engine.scales(structure, *(np.append(p.numpy(), rest).astype(np.float32) for p, rest in neutral))
         outputs = engine.forward(structure, strengths, x, scales)[0]
         assert train
         torch.testing.assert_close(model(torch.from_numpy(x)), torch.from_numpy(outputs), rtol=0, atol=0)
@@ -229,7 +229,7 @@ def test_what_cannot_be_measured_leaves_no_run(tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_told_once(monkeypatch):
-    monkeypatch.setattr("sparse_dnm.loss.time.MAX_ERROR", -1.0)
+    monkeypatch.setattr("sparse_dnm.loss.time.MAX_MODEL_ERROR", -1.0)
     run = make_trainer(
         None, TrainConfig(steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, time_every=1)
     )

@@ -325,7 +325,8 @@ def test_the_oracle_of_any_dag():
 
 @pytest.mark.parametrize("edges", OMEGA_IN_CLOSENESS)
 def test_slots_become_the_order_of_the_candidates(edges):
-    model = DynamicManifold(small(edges=edges, omega=(0.0, 2.0)), torch.Generator().manual_seed(0), torch.float64)
+    config = small(edges=edges, omega=(0.0, 2.0), sigma=(0.5, 0.2))
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float64)
     x = torch.randn(3, 4, dtype=torch.float64)
     with torch.no_grad():
         for shift in (3.0, -4.0, 2.0):

@@ -237,7 +237,7 @@ def test_gradients_of_the_parameters_are_those_of_the_oracle(kind, config, seed)
         total = (D[edges] * a).sum() + (d[pairs] * b).sum()
         for i, j in zip(*edges, strict=True):
             into, out = j < config.n_inputs, i >= config.n_sources
-            total += k * abs(D[i, j]) * (into * (not out) - out * (not into))
+            total += k * abs(D[i, j]) * (float(into and not out) - float(out and not into))
         return total
 
     for row, name in enumerate(SCALARS):

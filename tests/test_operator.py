@@ -19,7 +19,8 @@ from sparse_dnm.model import operator
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # torch's, of torch.jit
 ELSEWHERE = """
-import sys, torch, sparse_dnm
+import sys, torch
+from sparse_dnm import SparseDAG
 assert not hasattr(torch.ops.sparse_dnm, "propagate"), "importing the package has registered the operator"
 import sparse_dnm.model.operator
 program, traced, x, out = sys.argv[1:]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, ROW_SCALARS, SCALARS, ManifoldConfig
@@ -31,11 +31,11 @@ NOT_FINITE = "a scalar of the manifold is NaN or infinite; go back to a checkpoi
 
 
 class OverCapacity(ValueError):
-    """More edges are active than a manifold has room for."""
+    """More edges are active, or to be candidates, than a manifold has room for."""
 
-    def __init__(self, n_edges: int, capacity: int):
+    def __init__(self, n_edges: int, capacity: int, what: str = "edges are active"):
         super().__init__(
-            f"{n_edges:,} edges are active, more than the {capacity:,} that there is room for; call "
+            f"{n_edges:,} {what}, more than the {capacity:,} that there is room for; call "
             f"model.grow_capacity({n_edges + n_edges // 4}) (and make optimisers anew that it does not follow), or "
             "raise cutoff"
         )
@@ -69,6 +69,14 @@ class Candidates:
         slots = None if self.slots is None else self.slots.cpu().numpy()
         indptr, indices, reference = (t.cpu().numpy() for t in (self.indptr, self.indices, self.reference))
         return Candidates(indptr, indices, slots, reference)
+
+    def same(self, other: Candidates) -> bool:
+        """The other is equal, in arrays of the same kind."""
+        if type(self.indptr) is not type(other.indptr):
+            return False
+        names = ("indptr", "indices", "reference", "slots")
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
 
     def only(self, kept: Tensor, size: Tensor) -> Candidates:
         """Those at the places ``kept``, ascending, of candidates that were all just searched; ``size`` is their |d|.
@@ -220,28 +228,39 @@ class Geometry:
         return np.asarray(d)
 
 
-def check_new_pairs(
-    config: ManifoldConfig, old: Candidates, rows: NDArray[Any], sources: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
-    """CSR of the old candidates with new pairs among them, and the place of each among the old, then the new ones.
+def with_new_pairs(
+    config: ManifoldConfig, old: Candidates, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike, capacity: int
+) -> tuple[Candidates, NDArray[np.int64], NDArray[np.floating]]:
+    """The ``old`` candidates, of the CPU, and new pairs among them; the slots of these and their omega.
 
-    Raises ValueError where a pair is not possible or is a candidate already.
+    ``rows`` count from the first neuron that is no input.  The new pairs take the lowest free slots, in their order.
+    Raises ValueError where a pair is not possible or is a candidate already, and OverCapacity where there is no room.
     """
-    n_rows, limit = config.n_rows, config.n_sources
-    wrong = (rows < 0) | (rows >= n_rows) | (sources < 0) | (sources >= np.minimum(rows + config.n_inputs, limit))
+    new_rows, new_sources, values = np.asarray(rows), np.asarray(sources), np.asarray(omega)
+    if not new_rows.shape == new_sources.shape == values.shape == (len(new_rows),):
+        raise ValueError(
+            f"rows {new_rows.shape}, sources {new_sources.shape} and omega {values.shape} must be (n,) each"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("omega must be finite")
+    n_rows, top = config.n_rows, np.minimum(new_rows + config.n_inputs, config.n_sources)
+    wrong = (new_rows < 0) | (new_rows >= n_rows) | (new_sources < 0) | (new_sources >= top)
     if wrong.any():
         k = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"row {rows[k]} (of {n_rows}) cannot read neuron {sources[k]}: edges lead from lower to higher"
+            f"row {new_rows[k]} (of {n_rows}) cannot read neuron {new_sources[k]}: edges lead from lower to higher"
         )
-    before = np.repeat(np.arange(n_rows), np.diff(old.indptr))
-    all_rows = np.concatenate([before, rows.astype(np.int64)])
-    indices = np.concatenate([old.indices, sources.astype(np.int32)])
+    all_rows = np.concatenate([np.repeat(np.arange(n_rows), np.diff(old.indptr)), new_rows.astype(np.int64)])
+    indices = np.concatenate([old.indices, new_sources.astype(np.int32)])
     order = np.lexsort((indices, all_rows))
     twice = (np.diff(all_rows[order]) == 0) & (np.diff(indices[order]) == 0)
     if twice.any():
         k = order[np.flatnonzero(twice)[0]]
         raise ValueError(f"row {all_rows[k]} has neuron {indices[k]} as a candidate already; give each pair once")
+    if len(indices) > capacity:
+        raise OverCapacity(len(indices), capacity, "candidates are there with the new ones")
     indptr = np.zeros(n_rows + 1, np.int64)
     np.cumsum(np.bincount(all_rows, minlength=n_rows), out=indptr[1:])
-    return indptr, np.ascontiguousarray(indices[order]), order
+    filled = np.setdiff1d(np.arange(capacity), old.slots, assume_unique=True)[: len(values)]
+    slots = np.concatenate([old.slots, filled])[order]
+    return Candidates(indptr, np.ascontiguousarray(indices[order]), slots, old.reference), filled, values

@@ -217,8 +217,8 @@ class Topology:
         steps: Int64 = whole[1:] - whole[:-1]
         if not fits or (steps < 0).any() or starts[0] != 0 or starts[-1] != len(sources):
             raise ValueError(
-                f"indptr of shape {np.shape(indptr)} must be integers that ascend from 0 to the number of indices, here "
-                f"{sources.size}, one more than there are neurons"
+                f"indptr of shape {np.shape(indptr)} must be integers that ascend from 0 to the number of indices, "
+                f"here {sources.size}, one more than there are neurons"
             )
         readers = np.repeat(np.arange(len(steps)), steps)
         made = cls.from_edges(np.stack([sources, readers], axis=1), len(steps), inputs, outputs)

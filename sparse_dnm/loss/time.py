@@ -31,11 +31,11 @@ from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
 from sparse_dnm.timing.probes import Bench, Settings
 
-MAX_ERROR = 0.15  # median relative error of recent predictions, above which the cost model does not fit
-FIRST_MEASUREMENTS = 3  # of the first step at most, while it differs from the calibration's prediction
-MAX_SURPRISE = 1.5  # first step over its prediction, above which something is wrong
-SPSA_PAIRS = 4  # of structures, for one gradient by SPSA
-SPSA_ROUNDS = 3  # a b b a, over such a pair
+MAX_MODEL_ERROR = 0.15  # median relative error of late predictions from which on the cost model does not fit
+MAX_START_MEASUREMENTS = 3  # times that the first step is measured while it is not as the calibration predicts
+UNEXPECTED = 1.5  # times what was predicted, from which on something is wrong
+SPSA_DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
+SPSA_ROUNDS = 3  # a b b a rounds over such a pair
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class MeasuredTime:
         only = COUNTS if ablation == "shuffled" else wanted.only
         self.refit = Refit(CostModel.fit(wanted.priced, counts, seconds, only), counts, seconds)
         self._predicted = float(self.refit.model.seconds(self.counts(evaluation)))  # s, of the first step
-        for _ in range(FIRST_MEASUREMENTS):
+        for _ in range(MAX_START_MEASUREMENTS):
             start = self.measure(evaluation)
-            if start < MAX_SURPRISE * self._predicted:
+            if start < UNEXPECTED * self._predicted:
                 break
         self._begin(start)
 
@@ -206,7 +206,7 @@ class MeasuredTime:
     @property
     def fits(self) -> bool:
         """The cost model predicts the last timed steps."""
-        return math.isnan(self.refit.error) or self.refit.error <= MAX_ERROR
+        return math.isnan(self.refit.error) or self.refit.error <= MAX_MODEL_ERROR
 
     # -- gradient --------------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class MeasuredTime:
         rows = np.arange(topology.n_neurons - len(candidates.indptr) + 1, topology.n_neurons)
         readers = np.repeat(rows, np.diff(candidates.indptr))
         size, by_size = np.abs(e.d).astype(float), np.zeros(len(e.d))
-        for _ in range(SPSA_PAIRS):
+        for _ in range(SPSA_DRAWS):
             signs = rng.choice([-1.0, 1.0], len(e.d))
             watches = []
             for direction in (1.0, -1.0):
@@ -244,8 +244,8 @@ class MeasuredTime:
                 part = Topology.from_edges(edges, topology.n_neurons, topology.inputs, topology.outputs)
                 watches.append(self._bench.stopwatch(self._engine, part))
             more, less = self._pair(*watches)
-            by_size += (more - less) / (2 * tau * self.reference) * signs / SPSA_PAIRS
-        near = size > e.threshold  # the others have sunk below since the last search
+            by_size += (more - less) / (2 * tau * self.reference) * signs / SPSA_DRAWS
+        near = size > e.threshold  # the others are candidates by accident of the last search
         by_size *= near
         by_cutoff = -float(by_size.sum()) * e.c * (1.0 - e.c)
         return Gradient(by_cutoff, (by_size * np.sign(e.d)).astype(e.d.dtype))
@@ -295,7 +295,7 @@ class MeasuredTime:
         if self.calibration is None:
             return []
         lines = [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
-        if self.settings.ablation == "none" and not 1 < MAX_SURPRISE * self.start / self._predicted < MAX_SURPRISE**2:
+        if self.settings.ablation == "none" and not 1 < UNEXPECTED * self.start / self._predicted < UNEXPECTED**2:
             lines.append(
                 f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration predicts "
                 f"{1e6 * self._predicted:.4g}: the profile is of another network, or threads wait for each other on a "

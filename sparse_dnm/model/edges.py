@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,14 @@ from sparse_dnm.engine.base import Engine, Update
 from sparse_dnm.engine.candidates import (
     Candidates,
     Geometry,
-    OverCapacity,
     check_candidates,
-    check_new_pairs,
     check_slots,
     digest,
+    with_new_pairs,
 )
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
+from sparse_dnm.model.followed import Followed
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
 STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
@@ -39,14 +38,6 @@ MIXED = (
     "the buffers of this manifold's structure do not belong together; were they averaged? Make "
     "AveragedModel(model, use_buffers=False), or load them from one state_dict"
 )
-
-
-def _same(a: Candidates | None, b: Candidates) -> bool:
-    """The two are equal, in arrays of one kind."""
-    if a is None or type(a.indptr) is not type(b.indptr):
-        return False
-    pairs = ((a.indptr, b.indptr), (a.indices, b.indices), (a.reference, b.reference), (a.slots, b.slots))
-    return all(x is None or (x.shape == y.shape and bool((x == y).all())) for x, y in pairs)
 
 
 class EdgeSlots(nn.Module):
@@ -77,7 +68,7 @@ class EdgeSlots(nn.Module):
     def _begin(self, geometry: Geometry) -> None:
         """Buffers and edge_weight of no edge."""
         self._geometry = geometry
-        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._followed = Followed()
         self._warned = False
         self._engine: Engine | None = None
         if geometry.free:
@@ -193,7 +184,7 @@ class EdgeSlots(nn.Module):
         check_candidates(self.config, host.indptr, host.indices, n)
         if host.slots is not None:
             check_slots(host.slots, self.capacity)
-        if not _same(self._held_candidates, held):
+        if self._held_candidates is None or not self._held_candidates.same(held):
             self._held_candidates = held
             self._forget()
         self._watch()
@@ -223,7 +214,7 @@ class EdgeSlots(nn.Module):
             return
         slots, fresh = torch.as_tensor(candidates.slots), torch.as_tensor(update.origin) < 0
         reused = self._fill(slots, slots[fresh], torch.as_tensor(update.values.omega)[fresh])
-        if reused and training and not self._optimizers and not self._warned:
+        if reused and training and not self._followed and not self._warned:
             self._warned = True
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
@@ -242,10 +233,7 @@ class EdgeSlots(nn.Module):
             self.edge_weight.grad[changed] = 0.0
         births = self.slot_births.as_subclass(Tensor)
         births[filled] += 1
-        for optimizer in self._optimizers:
-            for value in optimizer.state.get(self.edge_weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == self.edge_weight.shape:
-                    value[changed] = 0.0
+        self._followed.forget(self.edge_weight, changed)
         return bool((births[filled] > 1).any())
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -254,9 +242,7 @@ class EdgeSlots(nn.Module):
         Moments follow their edges by themselves, since an edge keeps its slot.  Raises ValueError for LBFGS, which
         keeps no moments per parameter.
         """
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ValueError("LBFGS keeps no moments per parameter, there is nothing to follow; use it as it is")
-        self._optimizers.add(optimizer)
+        self._followed.add(optimizer)
 
     @torch.no_grad()
     def grow_capacity(self, capacity: int) -> None:
@@ -282,23 +268,10 @@ class EdgeSlots(nn.Module):
         """
         if not self._geometry.omega_in_closeness:
             raise ValueError(f"candidates can be added in edges {OMEGA_IN_CLOSENESS} only, not {self.config.edges!r}")
-        new_rows, new_sources, values = np.asarray(rows), np.asarray(sources), np.asarray(omega)
-        if not new_rows.shape == new_sources.shape == values.shape == (len(new_rows),):
-            raise ValueError(
-                f"rows {new_rows.shape}, sources {new_sources.shape} and omega {values.shape} must be (n,) each"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError("omega must be finite")
-        old = self.candidates
-        indptr, indices, order = check_new_pairs(self.config, old, new_rows, new_sources)
-        if len(indices) > self.capacity:
-            raise OverCapacity(len(indices), self.capacity)
-        free = np.setdiff1d(np.arange(self.capacity), old.slots, assume_unique=True)[: len(values)]
-        slots = np.concatenate([old.slots, free])[order]
+        found, filled, values = with_new_pairs(self.config, self.candidates, rows, sources, omega, self.capacity)
+        self._write(self._on_engine(found))
         device = self._parameters_device()
-        self._write(self._on_engine(Candidates(indptr, indices, slots, old.reference)))
-        filled = torch.from_numpy(free).to(device)
-        self._fill(torch.from_numpy(slots).to(device), filled, torch.from_numpy(values))
+        self._fill(*(torch.from_numpy(a).to(device) for a in (found.slots, filled, values)))
 
     def forget_rows(self, rows: NDArray[np.integer]) -> None:
         """Let pairs enter ``rows`` as at the start, when they are searched next."""
@@ -332,11 +305,11 @@ class EdgeSlots(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
-        dropped: dict[str, Any] = {"_optimizers": None, "_engine": None, "_held_candidates": None, "_seen": []}
+        dropped: dict[str, Any] = {"_followed": None, "_engine": None, "_held_candidates": None, "_seen": []}
         return {**self.__dict__, "_buffers": buffers, **dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_optimizers": weakref.WeakSet()})
+        super().__setstate__({**state, "_followed": Followed()})
         self._own_births()
         self._watch()
 
@@ -406,11 +379,7 @@ class EdgeSlots(nn.Module):
         self.edge_weight.data = changed
         if gradient is not None:
             self.edge_weight.grad = change(gradient)
-        for optimizer in self._optimizers:
-            state = optimizer.state.get(self.edge_weight, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == before:
-                    state[key] = change(value)
+        self._followed.change(self.edge_weight, before, change)
 
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""

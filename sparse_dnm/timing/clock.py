@@ -28,6 +28,7 @@ READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
 
 PAIR_ORDER = (0, 1, 1, 0, 1, 0, 0, 1)  # of two cases in a pair
 WARMUP_CALLS = 2  # unmeasured calls before a measured one
+RESAMPLES = 2000  # of the pairs of a comparison
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def compare(
     made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
                and counts as noise then
 
-    The ratio is the median over the pairs, its interval from 2,000 resamples of them (Efron 1979).  A pair during
+    The ratio is the median over the pairs, its interval from RESAMPLES resamples of them (Efron 1979).  A pair during
     which the process was preempted is measured again, at most twice as many times as there are pairs.
     Raises ValueError naming an unknown clock, one too coarse for these cases, or pairs < 5.
     """
@@ -267,9 +268,16 @@ def compare(
             continue
         now.check(shortest)
         logs.append(sum((1 - 2 * k) * math.log(seconds) for k, seconds in zip(order, times, strict=True)) / 4)
-    medians = np.median(generator.choice(np.array(logs), (2000, pairs)), axis=1)
-    low, high = np.exp(np.quantile(medians, [0.025, 0.975]))
+    low, high = np.exp(_interval_of_median(logs, generator))
     return Pair(math.exp(statistics.median(logs)), float(low), float(high), pairs)
+
+
+def _interval_of_median(values: Sequence[float], generator: np.random.Generator) -> tuple[float, float]:
+    """The 95 % percentile interval of the median, by RESAMPLES of the bootstrap (Efron 1979)."""
+    from scipy.stats import bootstrap  # most of a second, which only comparisons need
+
+    found = bootstrap((values,), np.median, n_resamples=RESAMPLES, method="percentile", random_state=generator)
+    return found.confidence_interval.low, found.confidence_interval.high
 
 
 def _make(makers: Sequence[Callable[[], object]], generator: np.random.Generator) -> list[Any]:

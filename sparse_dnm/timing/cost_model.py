@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import spearmanr
 
 from sparse_dnm.engine.base import Prices
 from sparse_dnm.engine.cpu_structure import Floats
@@ -43,10 +42,16 @@ class Quality:
     @staticmethod
     def of(predicted: Floats, measured: Floats) -> Quality:
         """Of as many predictions as measurements, at least three that differ."""
-        error = np.abs(predicted / measured - 1)
-        rest = ((measured - predicted) ** 2).sum() / ((measured - measured.mean()) ** 2).sum()
-        ranks = float(spearmanr(predicted, measured).statistic)
-        return Quality(len(measured), float(1 - rest), float(error.mean()), float((error <= 0.1).mean()), ranks)
+        from scipy.stats import spearmanr  # both are slow to import, and only a calibration needs them
+        from sklearn.metrics import mean_absolute_percentage_error, r2_score
+
+        return Quality(
+            n=len(measured),
+            r2=float(r2_score(measured, predicted)),
+            mape=float(mean_absolute_percentage_error(measured, predicted)),
+            within_10=float((np.abs(predicted / measured - 1) <= 0.1).mean()),
+            spearman=float(spearmanr(predicted, measured).statistic),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from sparse_dnm.config import ManifoldConfig, TrainConfig, from_dict
 from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.data.source import DataSource, describe
-from sparse_dnm.io import CheckpointError, doing, read_json, write_atomic
+from sparse_dnm.io import CheckpointError, doing, read_json, write_atomic, write_json
+from sparse_dnm.machine import machine, versions
 
 FORMAT = "sparse-dnm checkpoint"
 VERSION = 1
@@ -134,6 +135,26 @@ def _in_slots(moment: torch.Tensor, capacity: int) -> torch.Tensor:
     if moment.ndim == 0 or len(moment) > capacity:
         return moment
     return torch.cat([moment, moment.new_zeros(capacity - len(moment))])
+
+
+def write_config(
+    out: Path,
+    manifold: ManifoldConfig,
+    train: TrainConfig,
+    source: DataSource | None,
+    description: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Write what `read_config` reads, and where the run was made: versions and machine."""
+    about = {
+        "manifold": asdict(manifold),
+        "train": asdict(train),
+        "data": description,
+        "source": source and asdict(source),
+        "versions": versions(),
+        "machine": machine(device),
+    }
+    write_json(out / CONFIG, about)
 
 
 def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, dict[str, Any]]:

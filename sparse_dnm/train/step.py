@@ -220,6 +220,7 @@ class AutogradStep:
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
         self._outputs: Tensor = self.model(x)
+        self._evaluation = self.model.evaluation
         return self._outputs
 
     def loss(self, y: Tensor, report: bool) -> Terms:
@@ -257,7 +258,7 @@ class AutogradStep:
     @property
     def evaluation(self) -> Evaluation:
         """Of the last forward."""
-        return self.model.evaluation
+        return self._evaluation
 
     def finish(self) -> None:
         """Nothing is held beside the model."""

@@ -21,7 +21,7 @@ from sparse_dnm.data.source import DataSource, describe
 from sparse_dnm.engine import device as backend
 from sparse_dnm.io import CheckpointError, doing, write_json
 from sparse_dnm.loss.time import MeasuredTime
-from sparse_dnm.machine import machine, versions
+from sparse_dnm.machine import versions
 from sparse_dnm.model.growth import grow_edges, is_due
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
@@ -171,15 +171,7 @@ class Trainer:
                 files.check_free(self.out)
                 self.out.mkdir(parents=True, exist_ok=True)
             self._save()
-        about = {
-            "manifold": dataclasses.asdict(self.model.config),
-            "train": dataclasses.asdict(self.config),
-            "data": self._description,
-            "source": self.source and dataclasses.asdict(self.source),
-            "versions": versions(),
-            "machine": machine(self._device),
-        }
-        write_json(self.out / files.CONFIG, about)
+        files.write_config(self.out, self.model.config, self.config, self.source, self._description, self._device)
         files.cut_metrics(self.out / files.METRICS, self.step or -1)
         snapshots.cut(self.out, self.step or -1)
         (self.out / files.SUMMARY).unlink(missing_ok=True)
@@ -270,7 +262,7 @@ class Trainer:
             lambda: grow_edges(self.model, x, lambda outputs: objective(outputs, y), config.scan_edges, drawn)
         )
 
-    # -- what is told ----------------------------------------------------------------------------------------
+    # -- figures and files ----------------------------------------------------------------------------------------
 
     def _first_line(self) -> Record:
         """The untrained model, on the first rows of the training set."""
