@@ -2,6 +2,9 @@
 
 Numba keys its cache on the file of the compiled function alone, and would miss an edit of a file that the function
 inlines; here an edit of any file of this folder recompiles.
+
+Entry points take arrays and numbers one by one: a call with 31 of them costs 2.5 us, with the same in five NamedTuples
+7.2 us (in five plain tuples 3.2 us), where a whole training step of the toy preset takes 170 us.
 """
 
 import hashlib
