@@ -7,6 +7,9 @@ between runs of a CI, too: what another STAMP compiled is never loaded, and goes
 Numba's own cache knows the file of the compiled function alone, and would miss an edit of a file that it inlines; and
 it keeps the signatures of a function in one index, which two processes that write at once can spoil.
 Where no folder can be written the kernels are compiled by every process; one warning says so.
+
+Entry points take arrays and numbers one by one: a call with 31 of them costs 2.5 µs, with the same in five NamedTuples
+7.2 µs (in five plain tuples 3.2 µs), where a whole training step of the toy preset takes 170 µs.
 """
 
 import contextlib

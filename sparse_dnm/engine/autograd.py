@@ -26,6 +26,24 @@ def _direct() -> bool:
     return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
 
 
+def plain(function: Any) -> Any:
+    """``function`` as it is applied outside of torch.func: there torch binds the signature of a function that has a
+    setup_context at every call, which takes longer than the kernels of a small network."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        out = function.forward(*args)
+        function.setup_context(ctx, args, out)
+        return out
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    made = type(function.__name__, (torch.autograd.Function,), methods)
+
+    def apply(*args: Any) -> Any:
+        return (function if torch._C._are_functorch_transforms_active() else made).apply(*args)
+
+    return apply
+
+
 def _looped(function: Callable[..., Any], size: int, in_dims: Any, args: Any) -> tuple[Any, Any]:
     """Results of ``function`` for every index of the batched arguments, stacked: the rule of torch.func.vmap."""
     results = []
@@ -289,6 +307,9 @@ class Propagate(torch.autograd.Function):
         return (out, None), (0, None)
 
 
+edge_strength, straight_through, _propagate = plain(EdgeStrength), plain(StraightThrough), plain(Propagate)
+
+
 def propagate(
     engine: Engine,
     structure: Any,
@@ -301,6 +322,6 @@ def propagate(
 ) -> Tensor:
     """Outputs (batch, n_outputs), with a graph where gradients are wanted."""
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        out: Tensor = Propagate.apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
+        out: Tensor = _propagate(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
         return out
     return _run(engine, structure, x, strengths, weight, bias)[0]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.engine.autograd import StraightThrough
+from sparse_dnm.engine.autograd import straight_through
 from sparse_dnm.engine.base import Cost, Engine, Gates, Prices, Values
 from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.engine.topology import Topology
@@ -92,5 +92,5 @@ class Evaluation:
     def straight_through(self, value: Any, by_cutoff: Any, by_closeness: Any) -> Tensor:
         """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
         ``by_closeness`` (n_candidates,) that by the candidates' closeness."""
-        out: Tensor = StraightThrough.apply(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
+        out: Tensor = straight_through(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
         return out

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparse_dnm.checks import check_dtype
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.engine.autograd import EdgeStrength, propagate
+from sparse_dnm.engine.autograd import edge_strength, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Array, Ring, Update
 from sparse_dnm.engine.candidates import Geometry
@@ -214,7 +214,7 @@ class DynamicManifold(EdgeSlots):
         omega = named["edge_weight"] if self._geometry.free else None
         scalars = (named[name] for name in self._geometry.scalars)
         engine, structure, values = found.engine, found.structure, found.values
-        made = EdgeStrength.apply(engine, structure, values, named["cutoff"], omega, *scalars)
+        made = edge_strength(engine, structure, values, named["cutoff"], omega, *scalars)
         found.strengths, found.closeness, found.flow = made
         return found
 

@@ -92,7 +92,7 @@ class SparseDAG(nn.Module):
             len(_neurons(topology, activation, self.input_neurons, self.linear_outputs)[-1]),
         )
         self.n_inputs, self.n_outputs = len(topology.inputs), len(topology.outputs)
-        self._sizes = {"edge_weight": n_edges, "bias": n_biased, "weight": n_biased}
+        self._shapes = {"edge_weight": (n_edges,), "bias": (n_biased,), "weight": (n_biased,)}
         with torch.device(CPU):
             if values is None:
                 readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
@@ -249,8 +249,9 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
-        check_dtype(self.bias.dtype)
-        batch = Batched(x, self.n_inputs, self.bias.dtype, self.bias.device)
+        bias = self.bias
+        check_dtype(bias.dtype)
+        batch = Batched(x, self.n_inputs, bias.dtype, bias.device)
         if not torch.jit.is_tracing():  # as in Batched
             self._check_parameters()
         with batch.precision:
@@ -259,12 +260,13 @@ class SparseDAG(nn.Module):
             return out * out if self.output == "square" else out
 
     def _check_parameters(self) -> None:
-        for name, size in self._sizes.items():
-            parameter = getattr(self, name)
-            if parameter is None:
-                continue
-            check_alike(name, parameter, "bias", self.bias)
-            check_shape(name, parameter, (size,))
+        bias = self.bias
+        dtype, device = bias.dtype, bias.device
+        for name, shape in self._shapes.items():
+            p = getattr(self, name)
+            if p is not None and not (p.shape == shape and p.dtype == dtype and p.device == device):
+                check_alike(name, p, "bias", bias)
+                check_shape(name, p, shape)
 
     def _run(self, x: Tensor) -> Tensor:
         engine = self.engine
