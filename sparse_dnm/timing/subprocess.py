@@ -11,7 +11,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def time_in_subprocess(
         done = subprocess.run([sys.executable, "-c", COMMAND], input=request, capture_output=True, check=False)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
-            raise RuntimeError(f"timing in a new process failed: {said[-2000:]}")
+            raise RuntimeError(f"timing in a new process failed, exit status {done.returncode}: {said[-2000:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     seconds = np.array(found)
     return {name: seconds[:, k] for k, name in enumerate(networks)}
@@ -89,5 +89,6 @@ def time_in_subprocess(
 def main() -> None:
     """Time the networks of standard input, and print their seconds."""
     networks, settings = pickle.load(sys.stdin.buffer)
+    settings = replace(settings)  # checked again: pickle does not
     times = time_steps([network.stopwatch(settings) for network in networks], settings)
     print(json.dumps(times.seconds.tolist()))
