@@ -78,6 +78,8 @@ class Executor:
 
     def tries(self, phase: str, batch: int) -> bool:
         """Does the choice of this phase still depend on the time of its next call?"""
+        if not self._trials:
+            return False
         trial = self._trials.get((phase, batch))
         return trial is not None and trial.choice is None
 

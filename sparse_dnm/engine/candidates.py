@@ -186,6 +186,7 @@ class Geometry:
         rhythm, outside = config.edges != "free", config.edges == "weighted"
         self.flags = rhythm or None, self.omega_in_closeness or None, outside or None  # of the kernels
         self.scalars = ROW_SCALARS[config.edges]
+        self.parameters = (*self.scalars, "weight", "bias", "cutoff", *(["edge_weight"] if self.free else []))
         # the four that free edges do not have are not read
         self.kernel_scalars = [name if name in self.scalars else "alpha" for name in SCALARS]
         self.places = [SCALARS.index(name) for name in self.scalars]  # in the kernels' rows

@@ -12,13 +12,16 @@ from sparse_dnm.checks import check_input
 
 def refuse_tracing(way_out: str) -> None:
     """Raise RuntimeError where torch records instead of computing: it would keep the numbers of its example."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch._C._is_tracing() or torch.compiler.is_compiling():
         raise RuntimeError(way_out)
 
 
 def is_recorded() -> bool:
     """Does torch record calls (compile, export, trace, make_fx) or listen to them: must they be operators of torch?"""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
+AS_IT_IS = contextlib.nullcontext()
 
 
 def _autocast(device: str) -> bool:
@@ -34,12 +37,12 @@ class Batched:
     """
 
     def __init__(self, x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device):
-        self.precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if isinstance(x, Tensor) and _autocast(x.device.type):
+        self.precision: contextlib.AbstractContextManager[object] = AS_IT_IS
+        if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor) and _autocast(x.device.type):
             self.precision = torch.autocast(x.device.type, enabled=False)
             if x.is_floating_point():
                 x = x.to(dtype)
-        if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
+        if not torch._C._is_tracing():  # which would warn of the comparisons; the operator that it records checks
             check_input(x, n_inputs, dtype, device)
         self._leading = x.shape[:-1]
         self.rows = x if x.ndim == 2 else x.reshape(-1, n_inputs)

@@ -140,9 +140,8 @@ class DynamicManifold(EdgeSlots):
 
     def _named(self) -> dict[str, Tensor]:
         """The parameters by name, or what parametrisations make of them."""
-        names = (*self._geometry.scalars, "weight", "bias", "cutoff", *(["edge_weight"] * self._geometry.free))
         parameters = self._parameters
-        return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in names}
+        return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in self._geometry.parameters}
 
     def arrays(self) -> dict[str, Array]:
         """The numbers of every parameter, by name, in arrays of the engine."""
@@ -330,7 +329,8 @@ class DynamicManifold(EdgeSlots):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         refuse_tracing(TO_DAG)
-        batch = Batched(x, self.config.n_inputs, self.alpha.dtype, self.alpha.device)
+        alpha = self.alpha
+        batch = Batched(x, self.config.n_inputs, alpha.dtype, alpha.device)
         with batch.precision:
             out = self._outputs(batch.rows)
             return batch.restore(out * out if self.config.output == "square" else out)
@@ -339,8 +339,10 @@ class DynamicManifold(EdgeSlots):
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Outputs (batch, n_outputs) before they are squared."""
-        if not torch.is_grad_enabled() and self._is_own and not torch._C._are_functorch_transforms_active():
-            return self._infer(x)
+        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            out = self._infer(x)
+            if out is not None:
+                return out
         found = self._evaluate()
         assert found.strengths is not None
         ring = self.ring(found)
@@ -350,15 +352,20 @@ class DynamicManifold(EdgeSlots):
             found.engine, found.structure, x, found.strengths, named["weight"], named["bias"], ring, closeness
         )
 
-    def _infer(self, x: Tensor) -> Tensor:
-        """Outputs without a graph; structure is found again only where a bit of a parameter has changed."""
+    def _infer(self, x: Tensor) -> Tensor | None:
+        """Outputs without a graph; structure is found again only where a bit of a parameter has changed.
+
+        None where that is so, and parameters stand in the place of the model's own.
+        """
         engine = self.engine
-        arrays = self.arrays()
+        arrays = engine.read(self._named())
         if self._touched:
             self._candidates()
         bits = [engine.bits(array) for array in arrays.values()]
         found = self._found
-        if found is None or self._bits != bits or found.engine is not engine or any(b is None for b in bits):
+        if found is None or self._bits != bits or found.engine is not engine or bits[0] is None:
+            if not self._is_own:
+                return None
             found = self.find(arrays)
             arrays = self.arrays()
             bits = [engine.bits(array) for array in arrays.values()]
