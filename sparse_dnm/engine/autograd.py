@@ -36,7 +36,7 @@ def plain(function: Any) -> Any:
         return out
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-    made = type(function.__name__, (torch.autograd.Function,), methods)
+    made: Any = type(function.__name__, (torch.autograd.Function,), methods)
 
     def apply(*args: Any) -> Any:
         return (function if torch._C._are_functorch_transforms_active() else made).apply(*args)
