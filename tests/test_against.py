@@ -5,6 +5,8 @@ import pytest
 from bench import against
 from bench.checkout import mount
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_ratio_lies_in_its_interval_and_says_where_it_is_too_slow():
     found = against.Ratio.of("a case", [2.0, 2.2, 2.1, 1.9, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0], 10)
@@ -19,7 +21,6 @@ def test_pairs_that_are_all_the_same_need_no_bootstrap():
     assert (found.low, found.ratio, found.high) == (1.0, 1.0, 1.0)
 
 
-@pytest.mark.slow
 def test_two_processes_of_this_checkout_take_turns():
     found = list(against.ratios(against.ROOT, 2, None, 1, "step, toy"))
     assert [one.name for one in found] == ["step, toy"]

@@ -18,6 +18,8 @@ from sparse_dnm.report.sweeps import crossover_lines, warnings
 from sparse_dnm.study.sweeps import DenseStack, Settings, Sweep, _crossing, count_points, layered, random_dag
 from sparse_dnm.timing.clock import Timing, interleave, rounds
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli", "bench"]
 SWEEPS = {"density", "edges", "depth", "batch", "threads"}
 

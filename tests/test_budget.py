@@ -22,6 +22,8 @@ from sparse_dnm.train.schedules import learning_rate, trimmed_after
 from sparse_dnm.train.trainer import Trainer, TrainingError
 from sparse_dnm.train.trim import Frozen, OverBudget, trim
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"probes": 10, "repeats": 3, "clock": "perf_counter"}
 EDGE, UNIT, CALL = 1e-6, 3e-6, 10e-6
 

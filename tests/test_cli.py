@@ -28,6 +28,8 @@ from sparse_dnm.cli.console import errors_reported
 from sparse_dnm.cli.study import CompareOptions
 from sparse_dnm.cli.train import TrainOptions
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "sparse_dnm.cli"]
 CHECKPOINT = "checkpoint.safetensors"
 EVERY = 50  # steps between checkpoints of the runs that are stopped

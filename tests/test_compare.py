@@ -17,6 +17,8 @@ from sparse_dnm.study.compare import Plan
 from sparse_dnm.study.verdict import Result, judge
 from sparse_dnm.timing.calibration import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def results(term, log_saving=0.0, seeds=8, noise=0.002, seed=0, figure=lambda f: 0.98 - 0.01 * f):
     """Networks whose time falls with the factor, at figures that do too; ``log_saving`` less time at every figure."""

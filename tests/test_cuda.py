@@ -27,7 +27,7 @@ from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cuda import CudaEngine
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True, scope="module")

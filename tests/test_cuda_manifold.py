@@ -32,7 +32,7 @@ from sparse_dnm.timing import calibration
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.train.trainer import Trainer
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
 
 def moved(model, name):

@@ -26,6 +26,8 @@ from sparse_dnm.engine.cuda import CudaEngine
 from sparse_dnm.engine.torch_sparse import TorchSparseEngine
 from sparse_dnm.model.init import initial_scalars
 
+pytestmark = pytest.mark.slow
+
 SPARSE = importlib.util.find_spec("torch_sparse") is not None
 MAKE = {
     "columns": lambda config: CpuEngine(Executor("columns", 1), config),

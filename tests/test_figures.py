@@ -19,6 +19,8 @@ from sparse_dnm.report.history import History
 from sparse_dnm.report.views import heights, saturation
 from sparse_dnm.timing.clock import Timing
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["curves", "density", "strengths", "network", "overview"]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from bench import gpu_check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def report(tmp_path):
@@ -33,7 +35,6 @@ def test_a_dry_run_of_the_kernels_writes_a_report_that_says_it_is_simulated(tmp_
     assert "Nothing has failed." in text
 
 
-@pytest.mark.slow
 def test_a_dry_run_makes_every_part(tmp_path):
     code, said, text = dry_run(tmp_path, "--minutes", "8")
     assert code == 0, said

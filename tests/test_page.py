@@ -17,6 +17,8 @@ from sparse_dnm.cli.app import app
 from sparse_dnm.report import page
 from sparse_dnm.report.history import History
 
+pytestmark = pytest.mark.slow
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIGNS = ("negative", "positive")
 N = 150  # neurons: software draws what a graphics card does elsewhere

@@ -26,6 +26,8 @@ from sparse_dnm.train.schedules import kappa, learning_rate, trimmed_after
 from sparse_dnm.train.trainer import Interrupted, TrainingError
 from sparse_dnm.train.trim import keep_edges
 
+pytestmark = pytest.mark.slow
+
 
 def model_of(seed=0, dtype=torch.float64, **changes):
     changes = {"cutoff": -0.6, "weight": (1.0, 0.3), "bias": (0.0, 0.3), "omega": (0.0, 0.6), **changes}

@@ -7,6 +7,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import contextlib, hashlib, os, signal, sys, threading, warnings
 import numba, numpy as np, torch

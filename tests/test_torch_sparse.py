@@ -19,6 +19,8 @@ from sparse_dnm.engine.autograd import propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.choose import engine_for
 
+pytestmark = pytest.mark.slow
+
 
 def fault():
     """Why torch-sparse cannot be imported, or ''."""
