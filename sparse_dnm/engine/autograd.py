@@ -132,8 +132,10 @@ class EdgeStrength(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what was found: copies, to write to."""
         strengths, closeness = engine.tensor(values.strengths).clone(), engine.tensor(values.d).clone()
-        flow = torch.as_tensor(values.imbalance**2, dtype=closeness.dtype, device=closeness.device).reshape(())
-        return strengths, closeness, flow
+        square = values.imbalance**2
+        if isinstance(square, Tensor):
+            return strengths, closeness, square.to(closeness.dtype).reshape(())
+        return strengths, closeness, closeness.new_full((), square)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -207,9 +207,8 @@ class DynamicManifold(EdgeSlots):
     def _forget(self) -> None:
         self.__dict__.update(_found=None, _bits=None, _scales=None)
 
-    def _with_tensors(self, found: Evaluation) -> Evaluation:
+    def _with_tensors(self, found: Evaluation, named: dict[str, Tensor]) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
-        named = self._named()
         omega = named["edge_weight"] if self._geometry.free else None
         scalars = (named[name] for name in self._geometry.scalars)
         engine, structure, values = found.engine, found.structure, found.values
@@ -219,7 +218,11 @@ class DynamicManifold(EdgeSlots):
 
     def _evaluate(self) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        return self._with_tensors(self.find(training=torch.is_grad_enabled()))
+        training, arrays = torch.is_grad_enabled(), None
+        named = self._named()
+        if not torch._C._are_functorch_transforms_active():
+            arrays = self.engine.read(named)
+        return self._with_tensors(self.find(arrays, training=training), named)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -234,7 +237,7 @@ class DynamicManifold(EdgeSlots):
         if found is None:
             return self._evaluate()
         if found.strengths is None and not torch.is_grad_enabled():
-            return self._with_tensors(found)
+            return self._with_tensors(found, self._named())
         if torch.is_grad_enabled() and (found.strengths is None or not found.strengths.requires_grad):
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
             if found.strengths is None or not {"weight", "bias"}.issuperset(trained):
@@ -347,10 +350,8 @@ class DynamicManifold(EdgeSlots):
         assert found.strengths is not None
         ring = self.ring(found)
         closeness = found.closeness if ring else None
-        named = self._named()
-        return propagate(
-            found.engine, found.structure, x, found.strengths, named["weight"], named["bias"], ring, closeness
-        )
+        weight, bias = self.weight, self.bias
+        return propagate(found.engine, found.structure, x, found.strengths, weight, bias, ring, closeness)
 
     def _infer(self, x: Tensor) -> Tensor | None:
         """Outputs without a graph; structure is found again only where a bit of a parameter has changed.
