@@ -35,4 +35,4 @@ def machine(device: torch.device = CPU) -> dict[str, str | int | None]:
                 processor = line.partition(":")[2].strip()
                 break
     found = {"processor": processor, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
-    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device != CPU else {})

@@ -187,8 +187,7 @@ def along(
 
         def step(m: nn.Module) -> None:
             m(x).square().mean().backward()
-            if x.is_cuda:
-                torch.cuda.synchronize(device)
+            backend.wait_for(device)
 
         cases = {"sparse": partial(step, copy.to(device)), "dense": partial(step, dense)}
         with one_torch_thread():

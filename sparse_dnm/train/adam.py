@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_dnm.engine.device import count_up
+
 
 class Adam(torch.optim.Adam):
     """torch's Adam without the decorator that imports torch's compiler, more than a second at every start."""
@@ -36,10 +38,7 @@ class Adam(torch.optim.Adam):
             if p in instead:
                 parameters[k], gradients[k], first[k], second[k] = instead[p]
         for step in {id(step): step for step in steps}.values():
-            if step.is_cuda:
-                step.add_(1)
-            else:
-                step.numpy()[()] += 1  # a tenth of the time of add_
+            count_up(step)
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             *(parameters, gradients, first, second, [], steps),

@@ -182,9 +182,8 @@ class KernelStep:
             e.structure, e.values, found.strengths, by_closeness, by_imbalance, self._by_scalar
         )
         self._by_cutoff[()] = back.cutoff + by_cutoff
-        parameters = model._parameters
         for name, gradient in self._gradients.items():
-            parameters[name].grad = gradient  # type: ignore[union-attr]
+            getattr(model, name).grad = gradient
         if self.edges is not None:
             self.by_omega = torch.from_numpy(back.omega)
 
