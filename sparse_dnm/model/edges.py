@@ -384,12 +384,12 @@ class EdgeSlots(nn.Module):
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
         engine, held = self.engine, self._candidates()
-        arrays = engine.read(self._plain_parameters())
+        arrays = engine.read(self._named())
         now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
         reference = engine.array(as_searched(torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)))
         self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
 
-    def _plain_parameters(self) -> dict[str, Tensor]:
+    def _named(self) -> dict[str, Tensor]:
         """The parameters by name: to be overridden."""
         raise NotImplementedError
 

@@ -42,7 +42,7 @@ class Batched:
             self.precision = torch.autocast(x.device.type, enabled=False)
             if x.is_floating_point():
                 x = x.to(dtype)
-        if not torch._C._is_tracing():  # which would warn of the comparisons; the operator that it records checks
+        if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
             check_input(x, n_inputs, dtype, device)
         self._leading = x.shape[:-1]
         self.rows = x if x.ndim == 2 else x.reshape(-1, n_inputs)

@@ -252,7 +252,7 @@ class SparseDAG(nn.Module):
         bias = self.bias
         check_dtype(bias.dtype)
         batch = Batched(x, self.n_inputs, bias.dtype, bias.device)
-        if not torch._C._is_tracing():  # as in Batched
+        if not torch.jit.is_tracing():  # as in Batched
             self._check_parameters()
         with batch.precision:
             run = self._run_recorded if is_recorded() else self._run
