@@ -379,8 +379,8 @@ class Engine(ABC):
         """omega of the candidates from their slots."""
 
     @abstractmethod
-    def bits(self, array: Array) -> bytes | None:
-        """The bits of an array, to see whether it has changed; None where that would cost a transfer."""
+    def bits(self, arrays: Mapping[str, Array]) -> list[bytes] | None:
+        """The bits of arrays, to see whether one has changed; None where that would cost a transfer."""
 
     @abstractmethod
     def host_values(self, structure: Any, values: Values) -> Values:

@@ -263,9 +263,9 @@ class CpuSearch(Engine):
         """See `Engine.gather`."""
         return edge_weight.take(slots, mode="clip")  # checked before; the test of each place would cost more
 
-    def bits(self, array: Floats) -> bytes:
+    def bits(self, arrays: Mapping[str, Floats]) -> list[bytes]:
         """See `Engine.bits`."""
-        return array.tobytes()
+        return [array.tobytes() for array in arrays.values()]
 
     def host_values(self, structure: CpuStructure, values: Values) -> Values:
         """As they are."""

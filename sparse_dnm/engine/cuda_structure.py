@@ -338,7 +338,7 @@ class CudaSearch(Engine):
         """See `Engine.gather`."""
         return edge_weight[slots]
 
-    def bits(self, array: Tensor) -> None:
+    def bits(self, arrays: Mapping[str, Tensor]) -> None:
         """See `Engine.bits`."""
 
     def host_values(self, structure: CudaStructure, values: Values) -> Values:

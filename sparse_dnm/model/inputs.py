@@ -21,32 +21,31 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
-AS_IT_IS = contextlib.nullcontext()
-
-
 def _autocast(device: str) -> bool:
     """Is torch.autocast on for a type of device, where there is such a thing?"""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-class Batched:
-    """An input (..., n_inputs) as rows (batch, n_inputs).
+def rows_of(
+    x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, torch.Size | None, contextlib.AbstractContextManager[object] | None]:
+    """An input (..., n_inputs) as rows (batch, n_inputs); its leading dimensions where they are not one; and in which
+    context it is computed where torch.autocast is on: in ``dtype``, as torch.amp.custom_fwd(cast_inputs=...) does.
 
-    Under torch.autocast it is computed in ``dtype`` nevertheless, as torch.amp.custom_fwd(cast_inputs=...) does.
     Raises ValueError where x does not fit.
     """
+    precision = None
+    if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor) and _autocast(x.device.type):
+        precision = torch.autocast(x.device.type, enabled=False)
+        if x.is_floating_point():
+            x = x.to(dtype)
+    if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
+        check_input(x, n_inputs, dtype, device)
+    if x.ndim == 2:
+        return x, None, precision
+    return x.reshape(-1, n_inputs), x.shape[:-1], precision
 
-    def __init__(self, x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device):
-        self.precision: contextlib.AbstractContextManager[object] = AS_IT_IS
-        if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor) and _autocast(x.device.type):
-            self.precision = torch.autocast(x.device.type, enabled=False)
-            if x.is_floating_point():
-                x = x.to(dtype)
-        if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
-            check_input(x, n_inputs, dtype, device)
-        self._leading = x.shape[:-1]
-        self.rows = x if x.ndim == 2 else x.reshape(-1, n_inputs)
 
-    def restore(self, out: Tensor) -> Tensor:
-        """Outputs (batch, n_outputs) with the leading dimensions of the input."""
-        return out if len(self._leading) == 1 else out.reshape(*self._leading, out.shape[1])
+def restored(out: Tensor, leading: torch.Size | None) -> Tensor:
+    """Outputs (batch, n_outputs) with the leading dimensions of the input."""
+    return out if leading is None else out.reshape(*leading, out.shape[1])

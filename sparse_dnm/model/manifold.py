@@ -20,7 +20,7 @@ from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.edges import EdgeSlots
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.init import initial_scalars
-from sparse_dnm.model.inputs import Batched, refuse_tracing
+from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -67,7 +67,7 @@ class DynamicManifold(EdgeSlots):
         self.executor = Executor(executor, threads)
         self._kappa = 0.0
         self._found: Evaluation | None = None
-        self._bits: list[bytes | None] | None = None
+        self._bits: list[bytes] | None = None
         self._scales: Any = None
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
@@ -333,10 +333,13 @@ class DynamicManifold(EdgeSlots):
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         refuse_tracing(TO_DAG)
         alpha = self.alpha
-        batch = Batched(x, self.config.n_inputs, alpha.dtype, alpha.device)
-        with batch.precision:
-            out = self._outputs(batch.rows)
-            return batch.restore(out * out if self.config.output == "square" else out)
+        rows, leading, precision = rows_of(x, self.config.n_inputs, alpha.dtype, alpha.device)
+        if precision is None:
+            out = self._outputs(rows)
+        else:
+            with precision:
+                out = self._outputs(rows)
+        return restored(out * out if self.config.output == "square" else out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
 
@@ -362,14 +365,13 @@ class DynamicManifold(EdgeSlots):
         arrays = engine.read(self._named())
         if self._touched:
             self._candidates()
-        bits = [engine.bits(array) for array in arrays.values()]
-        found = self._found
-        if found is None or self._bits != bits or found.engine is not engine or bits[0] is None:
+        bits, found = engine.bits(arrays), self._found
+        if found is None or bits is None or self._bits != bits or found.engine is not engine:
             if not self._is_own:
                 return None
             found = self.find(arrays)
             arrays = self.arrays()
-            bits = [engine.bits(array) for array in arrays.values()]
+            bits = engine.bits(arrays)
             self.__dict__.update(_bits=bits, _scales=engine.scales(found.structure, arrays["weight"], arrays["bias"]))
         if len(x) == 0:
             return x.new_empty(0, self.config.n_outputs)

@@ -18,7 +18,7 @@ from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.topology import Topology, canonical_csr
-from sparse_dnm.model.inputs import Batched, is_recorded
+from sparse_dnm.model.inputs import is_recorded, restored, rows_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -251,13 +251,16 @@ class SparseDAG(nn.Module):
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         bias = self.bias
         check_dtype(bias.dtype)
-        batch = Batched(x, self.n_inputs, bias.dtype, bias.device)
-        if not torch.jit.is_tracing():  # as in Batched
+        rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device)
+        if not torch.jit.is_tracing():  # as in rows_of
             self._check_parameters()
-        with batch.precision:
-            run = self._run_recorded if is_recorded() else self._run
-            out = batch.restore(run(batch.rows))
-            return out * out if self.output == "square" else out
+        run = self._run_recorded if is_recorded() else self._run
+        if precision is None:
+            out = run(rows)
+        else:
+            with precision:
+                out = run(rows)
+        return restored(out * out if self.output == "square" else out, leading)
 
     def _check_parameters(self) -> None:
         bias = self.bias
