@@ -289,7 +289,7 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
     """Calibration, value and gradient of the term; in the simulator its time is that of the simulator."""
     monkeypatch.setattr(cuda_engine, "WARM", 0)
     monkeypatch.setattr(cuda_engine, "TOGETHER", 1)
-    monkeypatch.setattr(measured, "FIRST_MEASUREMENTS", 1)
+    monkeypatch.setattr(measured, "MAX_START_MEASUREMENTS", 1)
     monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, evaluation: self._explicit(evaluation))
     config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
     there = moved(DynamicManifold(config, torch.Generator().manual_seed(1), executor="columns"), "cuda")

@@ -174,10 +174,11 @@ def calibrate(options: CalibrateOptions) -> None:
         from sparse_dnm.timing import calibration
         from sparse_dnm.timing.probes import Settings
 
+        clock = o.clock_of(options.clock, options.device, "process_time")
         out, target = options.out, backend.device_of(options.device)
         settings = Settings(
             *(options.executor, options.mode, options.batch_size, options.threads),
-            o.clock_of(options.clock, options.device, "process_time"),
+            clock,
             *(options.probes, options.repeats, options.seed),
             device=target.type,
         )
