@@ -142,7 +142,7 @@ def test_what_a_process_is_given_is_the_network(monkeypatch):
 def test_a_process_that_fails_is_heard(monkeypatch):
     network = dataclasses.replace(Network.of(model_of("toy")), indices=np.array([10**6], np.int32))
     monkeypatch.setattr(Settings, "__post_init__", lambda self: None)
-    with pytest.raises(RuntimeError, match=r"timing in a new process failed, exit status 1: (.|\\n)*clock='sundial'"):
+    with pytest.raises(RuntimeError, match=r"(?s)timing in a new process failed, exit status 1: .*clock='sundial'"):
         time_in_subprocess({"broken": network}, Settings(clock="sundial"), processes=1)
 
 
