@@ -1,5 +1,6 @@
 """The CPU kernels, by name."""
 
+from sparse_dnm.kernels.cpu_adam import adam
 from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, reference
 from sparse_dnm.kernels.cpu_edges import (
     CHUNK,
@@ -20,6 +21,7 @@ __all__ = [
     "OMEGA_LIMIT",
     "PICKS",
     "ROWS",
+    "adam",
     "add_tiles",
     "analyze",
     "cross_entropy",

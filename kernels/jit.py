@@ -53,15 +53,15 @@ _loops = set()  # linker's names of the bodies of parallel loops in this process
 _warned = False
 
 
-def kernel(function=None, *, parallel=False, fastmath=False):
+def kernel(function=None, *, parallel=False, fastmath=False, calls_loops=False):
     """Decorate an entry point: compiled on its first call, kept on disk.
 
     fastmath: LLVM's flags for the arithmetic written in the function itself; {"reassoc"} lets it add a sum up in
-    several lanes.
+    several lanes.  ``calls_loops``: it calls kernels with parallel loops by their addresses.
     """
     if function is None:
-        return lambda f: kernel(f, parallel=parallel, fastmath=fastmath)
-    dispatcher = _compiled(function, parallel=parallel, fastmath=fastmath)
+        return lambda f: kernel(f, parallel=parallel, fastmath=fastmath, calls_loops=calls_loops)
+    dispatcher = _compiled(function, parallel=parallel, calls_loops=calls_loops, fastmath=fastmath)
     dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
@@ -92,11 +92,11 @@ def compile_formulas(module, decorate, **primitives):
     return types.SimpleNamespace(**{name: namespace[name] for name in names})
 
 
-def _compiled(function, *, parallel=False, **options):
+def _compiled(function, *, parallel=False, calls_loops=False, **options):
     dispatcher = numba.njit(_named(function), parallel=parallel, error_model="numpy", **options)
     called = [cell.cell_contents for cell in function.__closure__ or ()]
     called += [function.__globals__.get(name) for name in function.__code__.co_names]
-    if parallel or any(f is one for f in called for one in _with_loops):
+    if parallel or calls_loops or any(f is one for f in called for one in _with_loops):
         _with_loops.append(dispatcher)
         _apply_mode(dispatcher)
     return dispatcher

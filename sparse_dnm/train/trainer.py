@@ -27,20 +27,24 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
 from sparse_dnm.train.adam import Adam
-from sparse_dnm.train.augment import Augmentation
+from sparse_dnm.train.augment import Augmentation, Draw, Draws
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.checks import check_data, check_fit
 from sparse_dnm.train.constraints import constraint_of
 from sparse_dnm.train.costs import Terms, make_costs
+from sparse_dnm.train.fused import FusedSteps
 from sparse_dnm.train.metrics import Metrics, evaluate, one_torch_thread
 from sparse_dnm.train.recovery import Recovery
 from sparse_dnm.train.schedules import kappa, learning_rate, trimmed_after
 from sparse_dnm.train.signals import Interrupted, StopSignals
 from sparse_dnm.train.snapshots import Snapshot
 from sparse_dnm.train.state import Record, Run, TrainingError
-from sparse_dnm.train.step import step_for
+from sparse_dnm.train.step import KernelStep, step_for
+from sparse_dnm.train.trim import Frozen
 
 __all__ = ["Interrupted", "Record", "StopSignals", "Trainer", "TrainingError", "evaluate", "one_torch_thread"]
+MOST_STEPS = 64  # that one call makes, and
+LONGEST_CALL = 0.05  # seconds that it may take: until it returns no signal is heard
 SAVED_COSTS = ("time", "memory_reference", "edges", "guard")  # what a header says of measured terms, and of recovery
 
 
@@ -69,6 +73,12 @@ class Trainer:
         self._optimizer = Adam(list(model.parameters()), config.lr)
         model.follow(self._optimizer)
         self._augment = Augmentation(config, data, self._generator)
+        self._draws = Draws(self._order, self._augment)
+        self._fused: FusedSteps | None = None
+        self._alone = True  # the next update is made by itself
+        self._most = 1  # updates that one call makes
+        self._frozen: Frozen | None = None  # in the last update
+        self._asked = -1  # the step before which the constraint was asked last
         check_data(data, model)
         making = step_for(model, data.task, config, self._optimizer)
         where = None if out is None else Path(out)
@@ -133,11 +143,11 @@ class Trainer:
                 self._snapshot()
                 on_log(first)
             while self.step < self.config.steps:
-                if signals.received is not None and self.out:
+                if signals.received is not None and self.out and not self._draws:
                     self._test()
                     self._save()
                     raise Interrupted(signals.received, self.step, self.out)
-                line = self._advance_or_say_why()
+                line = self._advance_or_say_why(signals.received is not None)
                 if line is not None:
                     on_log(line)
                     self._choose_step()  # hooks may have come, parameters been frozen
@@ -183,11 +193,70 @@ class Trainer:
         if type(made) is not type(run.making) or run.making.costs is not made.costs:
             run.settle()
             run.making = made
+        if not isinstance(run.making, KernelStep):
+            self._fused = None
+        elif self._fused is None or self._fused.making is not run.making:
+            self._fused = FusedSteps(run.making, self.data, self._optimizer)
+        self._alone = True
 
-    def _advance_or_say_why(self) -> Record | None:
-        """`_advance`; what the engine refuses comes from what the last update made."""
+    def _advance_many(self, stopping: bool) -> bool:
+        """Updates that need nothing of Python, by one call, as many as follow each other; whether any was made.
+
+        ``stopping``: only those whose batches are drawn already.
+        """
+        config, run, constraint, step = self.config, self._run, self._constraint, self.step
+        if self._fused is None or self._alone:
+            self._alone = False
+            return False
+        start = time.perf_counter()
+        self._before_step()
+        if constraint.frozen is not self._frozen:  # Adam counts the updates of each parameter by itself from now on
+            self._frozen = constraint.frozen
+            return False
+        limits = [constraint.steps_ahead(step), self._fused.most(), len(self._draws) if stopping else None]
+        limits.append(self._recovery.quiet_until - step if self._recovery.quiet else None)
+        most = min(self._most, *(limit for limit in limits if limit is not None))
+        count = next((k for k in range(max(most, 0)) if self._looked_at(step + k + 1)), max(most, 0))
+        if count == 0 or not self._fused.ready():
+            return False
+        steps = range(step, step + count)
+        made = self._fused.run(
+            self._draws.ahead(count),
+            [kappa(config, k) for k in steps],
+            [learning_rate(config, k) for k in steps],
+            constraint.frozen,
+        )
+        self._alone = made.steps < count
+        if not made.steps:
+            return False
+        self._draws.take(made.steps)
+        run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
+        seconds = (time.perf_counter() - start) / made.steps
+        self._metrics.times += [seconds] * made.steps
+        self._most = max(1, min(MOST_STEPS, int(LONGEST_CALL / seconds)))
+        return True
+
+    def _before_step(self) -> None:
+        """Ask the constraint, once for every step, and the recovery."""
+        if self._asked != self.step:
+            self._asked = self.step
+            self._constraint.before_step()
+        if self._run.costs is not None:
+            self._run.costs.paused = self._recovery.quiet
+
+    def _looked_at(self, number: int) -> bool:
+        """Somebody looks at the model, or at what its last step left, right after update ``number``."""
+        config = self.config
+        return (
+            number == config.steps
+            or any(number % every == 0 for every in (config.checkpoint_every, config.log_every, config.steps_per_snapshot))
+            or is_due(config.scan_every, number, trimmed_after(config))
+        )
+
+    def _advance_or_say_why(self, stopping: bool) -> Record | None:
+        """`_advance_many`, or else `_advance`; what the engine refuses comes from what the last update made."""
         try:
-            return self._advance()
+            return None if self._advance_many(stopping) else self._advance()
         except TrainingError:
             raise
         except ValueError as error:
@@ -198,12 +267,11 @@ class Trainer:
         config, run, constraint, number = self.config, self._run, self._constraint, self.step + 1
         saving = number == config.steps or number % config.checkpoint_every == 0
         logging = saving or number % config.log_every == 0
-        constraint.before_step()
-        if run.costs is not None:
-            run.costs.paused = self._recovery.quiet
+        self._before_step()
         self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
-        x, y = self._batch()
+        (draw,) = self._draws.take(1)
+        x, y = self._batch(draw)
         outputs, terms = self._loss(x, y, logging)
         run.making.backward()
         constraint.after_backward()
@@ -226,10 +294,10 @@ class Trainer:
             self._save()
         return line
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """The next samples and their targets, augmented, on the device."""
-        rows = self._order.next()
-        x, y = self._augment(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
+    def _batch(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Samples and their targets, augmented, on the device."""
+        x = self._augment.apply(self.data.x_train.index_select(0, draw.rows), draw)
+        y = self.data.y_train.index_select(0, draw.rows)
         if self._device.type != "cpu":
             x, y = x.to(self._device), y.to(self._device)
         return x, y
@@ -241,7 +309,7 @@ class Trainer:
         if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
             outputs = self._forward(x)
         run.check_connected()
-        run.edges = self.model.n_edges
+        run.edges, run.fused = self.model.n_edges, False
         terms = run.making.loss(y, report)
         if not math.isfinite(terms.total):
             raise run.diverged(f"the loss became {terms.total} in step {self.step + 1}")
