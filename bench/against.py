@@ -35,7 +35,7 @@ from bench.checkout import mount
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 0.02  # seconds of a block of calls, at least
-STEPS = 10  # training steps of a block
+STEPS = 100  # training steps of a block, after which a training writes its line, as by default
 EDGES = 6_000  # of the network whose latency is measured
 LIMIT = 1.05  # times as slow as the other checkout, from which on it is said
 Run = Callable[[int], float]  # seconds of as many calls

@@ -6,6 +6,7 @@ here: who makes a `Block` keeps what it holds alive while a kernel runs.
 """
 
 import hashlib
+import struct
 
 import numpy as np
 from llvmlite import ir
@@ -26,40 +27,51 @@ class Entry:
         kinds = tuple(typeof(sample) for sample in samples)
         kernel.compile(kinds)
         self._code = kernel.overloads[kinds]  # which lives as long as its address is known
-        self.signature = self._code.signature
+        self.kind = EntryType(self._code.signature)
         self.address = self._code.library.get_pointer_to_function(self._code.fndesc.llvm_func_name)
 
 
 class Block:
-    """Named values for a kernel: numpy arrays of one or two dimensions (C-contiguous), numbers, None, and Entries."""
+    """Named values for a kernel: numpy arrays of one or two dimensions (C-contiguous), numbers, None, Entries, Blocks."""
+
+    _known = {}  # type and format of what was made before, by what decides them
 
     def __init__(self, **values):
         self.values = values
-        kinds = []
-        self._table = np.zeros(WORDS * len(values), np.int64)
-        for k, value in enumerate(values.values()):
-            kinds.append(self._write(k, value))
-        self.kind = BlockType(tuple(zip(values, kinds, strict=True)))
-        self.address = self._table.__array_interface__["data"][0]
+        words = []
+        made = tuple(values), tuple([_write(value, words) for value in values.values()])
+        known = self._known.get(made)
+        if known is None:
+            kinds = [_kind_of(value) for value in values.values()]
+            letters = "".join("dqq" if kind == types.float64 else "qqq" for kind in kinds)
+            known = self._known[made] = BlockType(tuple(zip(values, kinds, strict=True))), struct.Struct(letters)
+        self.kind = known[0]
+        self._memory = np.frombuffer(known[1].pack(*words), np.int64)
+        self.address = self._memory.__array_interface__["data"][0]
 
-    def _write(self, k, value):
-        """Write a value to its words; its type."""
-        words = self._table[WORDS * k : WORDS * (k + 1)]
-        if isinstance(value, np.ndarray):
-            assert value.flags.c_contiguous and value.ndim in (1, 2), (value.shape, value.flags)
-            words[0] = value.__array_interface__["data"][0]
-            words[1 : 1 + value.ndim] = value.shape
-            return View(typeof(value).dtype, value.ndim)
-        if isinstance(value, Entry):
-            words[0] = value.address
-            return EntryType(value.signature)
-        if value is None:
-            return types.none
-        if isinstance(value, float):
-            words.view(np.float64)[0] = value
-            return types.float64
-        words[0] = value
-        return types.boolean if isinstance(value, bool) else types.int64
+
+def _write(value, words):
+    """Append the words of a value of a Block, and return what decides its type."""
+    if isinstance(value, np.ndarray):
+        shape = value.shape
+        words += (value.__array_interface__["data"][0], shape[0], shape[-1])
+        return value.dtype, len(shape), value.flags.c_contiguous
+    if isinstance(value, (Entry, Block)):
+        words += (value.address, 0, 0)
+        return value.kind
+    words += (0 if value is None else value, 0, 0)
+    return float if isinstance(value, float) else type(value)
+
+
+def _kind_of(value):
+    """The type of a value of a Block."""
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous or value.ndim not in (1, 2):
+            raise TypeError(f"an array of shape {value.shape} must be C-contiguous, of one or two dimensions")
+        return View(typeof(value).dtype, value.ndim)
+    if isinstance(value, (Entry, Block)):
+        return value.kind
+    return types.none if value is None else types.float64 if isinstance(value, float) else typeof(value)
 
 
 class EntryType(types.Type):

@@ -214,16 +214,19 @@ def _update(entries, p, step_sizes, roots, k):
 
 
 @kernel(calls_loops=True)
-def steps(entries, s, p, f, w, batches, term, kept):
-    """Make a step for each of ``batches.kappas``; stop before one that needs more.
+def steps(given):
+    """Make a step for each of ``given.batches.kappas``; stop before one that needs more.
 
-    The arguments are Blocks: the kernels; ``s`` what stays the same while a network trains; ``p`` the parameters with
-    gradients and moments; ``f`` the candidates and the last structure; ``w`` memory to work in; what was drawn for the
-    steps, with kappa and Adam's factors; the term that asks for a smaller network; what a structure that stays is held
-    by.  What needs more is a search for candidates, a network that is cut in two, a loss that is not finite.
+    ``given`` is a Block of Blocks: ``entries`` the kernels; ``shape`` what stays the same while a network trains;
+    ``parameters`` with gradients and moments; ``graph`` the candidates and the last structure; ``work`` memory;
+    ``batches`` what was drawn for the steps, with kappa and Adam's factors; ``term`` the one that asks for a smaller
+    network; ``kept`` what a structure that stays is held by.  What needs more is a search for candidates, a network
+    that is cut in two, a loss that is not finite.
 
     Returns how many steps were made, and of the last of them the number of edges and the loss.
     """
+    entries, s, p, f, w = given.entries, given.shape, given.parameters, given.graph, given.work
+    batches, term, kept = given.batches, given.term, given.kept
     n, n_candidates = s.n_neurons, length(f.indices)
     starts, sources, live = f.starts, f.sources, f.live
     t_indptr, t_edges, inputs, column = f.t_indptr, f.t_edges, f.inputs, f.column

@@ -46,9 +46,11 @@ class FusedSteps:
         self.making, self._model, self._optimizer = making, making.model, optimizer
         self._x, self._y = (t.contiguous().numpy() for t in (data.x_train, data.y_train))
         self._y_rows = self._y.reshape(len(self._y), -1)
+        self._all = dict(making.model.named_parameters())
         self._image = int(data.period) if making.config.shift else 0
         self._candidates: Candidates | None = None  # that the following belong to
         self._shape: dict[str, Any] = {}
+        self._choice: tuple[Any, Any] = None, None  # of executors, and the block of it
         self._work: Any = None
         self._parameters: Any = None
         self._places: tuple[int, ...] = ()  # in memory, of the parameters and their moments
@@ -68,7 +70,7 @@ class FusedSteps:
             for phase in ("forward", "backward")
         )
         state = self._optimizer.state
-        usable = all(p.is_contiguous() and (p.grad is None or p in state) for p in model.parameters())
+        usable = all(p.is_contiguous() and (p.grad is None or p in state) for p in self._all.values())
         return usable and not tried and self._term() is not None
 
     def most(self) -> int | None:
@@ -86,7 +88,7 @@ class FusedSteps:
             making.edges.load()
         if structure.candidates is not self._candidates:
             self._candidates, self._kept, self._places = structure.candidates, (None, None), ()
-            self._shape = self._make_shape(structure)
+            self._shape, self._choice = self._make_shape(structure), (None, None)
             self._work = self._make_work(len(structure.candidates.indices))
         self._find_parameters()
         graph, counts = self._graph(structure), list[torch.Tensor]()
@@ -95,8 +97,9 @@ class FusedSteps:
             self._entries = self._make_entries(self._parameters.values, graph.values)
         parameters = self._trained(frozen, counts)
         batches = self._batches(draws, kappas, self._factors(counts, rates))
+        given = dict(shape=self._chosen(structure), parameters=parameters, graph=graph, work=self._work)
         made, n_edges, loss = cpu_step.steps(
-            self._entries, self._chosen(structure), parameters, graph, self._work, batches, term, self._held(frozen)
+            Block(entries=self._entries, **given, batches=batches, term=term, kept=self._held(frozen))
         )
         for count in counts:
             count.numpy()[()] += made
@@ -157,12 +160,15 @@ class FusedSteps:
         """The shape, and the executors that are chosen at present."""
         executor, batch = self._model.executor, self.making.config.batch_size
         parts, back = (executor.parts_for(executor.choose(p, batch, structure)) for p in ("forward", "backward"))
-        return Block(parts=parts, parts_back=back, threads=executor.threads, **self._shape)
+        chosen = parts, back, executor.threads
+        if chosen != self._choice[0]:
+            self._choice = chosen, Block(parts=parts, parts_back=back, threads=executor.threads, **self._shape)
+        return self._choice[1]
 
     def _find_parameters(self) -> None:
         """Make the block of parameters anew where one of them, or a moment, lies somewhere else now."""
         edges, state = self.making.edges, self._optimizer.state
-        tensors = [t for p in self._model.parameters() for t in (p, state.get(p, {}).get("exp_avg", p))]
+        tensors = [t for p in self._all.values() for t in (p, state.get(p, {}).get("exp_avg", p))]
         tensors += [] if edges is None else [edges.omega, edges.first, edges.second]
         places = tuple(t.data_ptr() for t in tensors)
         if places != self._places:
@@ -174,11 +180,11 @@ class FusedSteps:
         gradients = {name: work["by_scalar"][SCALARS.index(name)] for name in geometry.scalars}
         gradients |= {name: work[f"by_{name}"][:n_sources] for name in ("weight", "bias")}
         gradients["cutoff"] = work["by_cutoff"]
-        arrays = {name: self._model.get_parameter(name).detach().numpy().reshape(-1) for name in gradients}
+        arrays = {name: self._all[name].detach().numpy().reshape(-1) for name in gradients}
         self._names, omega = list(gradients), work["by_omega"]
         rows = []
         for name in self._names:
-            state = self._optimizer.state.get(self._model.get_parameter(name), {})
+            state = self._optimizer.state.get(self._all[name], {})
             moments = (state[key].numpy() if key in state else arrays[name] for key in ("exp_avg", "exp_avg_sq"))
             rows.append((arrays[name], gradients[name], *moments))
         if making.edges is not None:
@@ -205,7 +211,7 @@ class FusedSteps:
         for k, name in enumerate(self._names):
             place = -1
             if frozen is None or name in Frozen.TRAINED:
-                count = self._optimizer.state[self._model.get_parameter(name)]["step"]
+                count = self._optimizer.state[self._all[name]]["step"]
                 place = next((at for at, known in enumerate(counts) if known is count), len(counts))
                 if place == len(counts):
                     counts.append(count)

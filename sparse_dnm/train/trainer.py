@@ -196,8 +196,7 @@ class Trainer:
         if not isinstance(run.making, KernelStep):
             self._fused = None
         elif self._fused is None or self._fused.making is not run.making:
-            self._fused = FusedSteps(run.making, self.data, self._optimizer)
-        self._alone = True
+            self._fused, self._alone = FusedSteps(run.making, self.data, self._optimizer), True
 
     def _advance_many(self, stopping: bool) -> bool:
         """Updates that need nothing of Python, by one call, as many as follow each other; whether any was made.
@@ -247,9 +246,12 @@ class Trainer:
     def _looked_at(self, number: int) -> bool:
         """Somebody looks at the model, or at what its last step left, right after update ``number``."""
         config = self.config
+        periods = [config.checkpoint_every, config.log_every]
+        if self._keeps_snapshots:
+            periods.append(config.steps_per_snapshot)
         return (
             number == config.steps
-            or any(number % every == 0 for every in (config.checkpoint_every, config.log_every, config.steps_per_snapshot))
+            or any(number % every == 0 for every in periods)
             or is_due(config.scan_every, number, trimmed_after(config))
         )
 
@@ -350,9 +352,13 @@ class Trainer:
         self._run.check_connected()
         return test
 
+    @property
+    def _keeps_snapshots(self) -> bool:
+        return self.out is not None or self._on_snapshot is not None
+
     def _snapshot(self) -> None:
         """Keep the structure of the last forward."""
-        if self.out is None and self._on_snapshot is None:
+        if not self._keeps_snapshots:
             return
         found = self._run.making.evaluation
         snapshot = Snapshot(self.step, found.topology, found.host_values.strengths.astype(np.float32))
