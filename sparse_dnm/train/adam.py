@@ -1,4 +1,4 @@
-"""Adam by one call of torch's fused kernel, also for what a step holds beside the parameters."""
+"""Adam by one call of torch's fused kernel, also for numbers that a step holds outside the parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Adam(torch.optim.Adam):
         """A step: torch's fused kernel without the Python around it, which costs more than forward and backward of the
         DAG.
 
-        ``instead``: of a parameter that is held elsewhere its numbers, gradient and two moments there.
+        ``instead``: for a parameter that is held elsewhere, its numbers, gradient and two moments there.
         """
         (group,) = self.param_groups
         parameters = [p for p in self._parameters if p.grad is not None or p in instead]
@@ -52,14 +52,14 @@ class Adam(torch.optim.Adam):
         )
 
     def forget(self) -> None:
-        """The state was replaced: look it up anew."""
+        """The state was replaced: look it up again."""
         self._listed = [], ()
 
     def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
         state = self.state
         missing = [p for p in parameters if p not in state]
-        if len(parameters) < len(state):  # some rest: their count does not go on
+        if len(parameters) < len(state):  # some are frozen: their count stands still
             resting = {id(s["step"]) for p, s in state.items() if p not in set(parameters)}
             for p in parameters:
                 if p in state and id(state[p]["step"]) in resting:
