@@ -21,10 +21,10 @@ from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure, on_host
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
-WARPS = 8  # of a block that runs a tile
-FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases of an executor
-FINE = 100  # steps of the clock that a measurement lasts at least
-TOGETHER = 64  # steps of a network that it times at most
+WARPS = 8  # per block, which runs one tile
+FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases that an Executor knows
+FINE = 100  # a measurement lasts at least this many ticks of the clock
+TOGETHER = 64  # it times at most so many steps of a network together
 WARM = 3  # unmeasured steps before a measured one
 
 
@@ -151,7 +151,7 @@ class CudaEngine(CudaSearch):
         return out
 
     def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Tensor, x: Tensor) -> Tensor:
-        """See `Engine.ring_gradient`; the structure was made with ``everything``, so that all messages are there."""
+        """See `Engine.ring_gradient`; needs a structure made with ``everything``, which computes all messages."""
         e, s = ring.values, ring.structure
         size = e.d.abs()
         scale = torch.where((size > e.threshold) & (size <= e.c), ring.kappa / (1.0 - e.c), 0.0).to(e.d.dtype)
@@ -162,7 +162,7 @@ class CudaEngine(CudaSearch):
 
     @contextlib.contextmanager
     def _memory_said(self, s: CudaStructure, batch: int, like_: Tensor) -> Iterator[None]:
-        """Say what did not fit the device, and what to do."""
+        """Raise DeviceMemoryError, which says what did not fit the device and what to do."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -174,14 +174,14 @@ class CudaEngine(CudaSearch):
             ) from None
 
     def _start(self, phase: str, batch: int) -> Any:
-        """Before a call: a mark where a choice depends on its time, else None."""
+        """Before a call: a mark, if the choice of the executor depends on its time; else None."""
         if not self.executor.tries(phase, batch):
             return None
         backend.keep_busy(self.device)
         return backend.mark(self.device)
 
     def _record(self, phase: str, batch: int, name: str, start: Any) -> None:
-        """Take note of such a call; ``start`` is what `_start` returned."""
+        """After the call: record its time; ``start`` is what `_start` returned."""
         if start is not None:
             self.executor.record(phase, batch, name, backend.between(start, backend.mark(self.device)))
 
@@ -219,8 +219,8 @@ class CudaEngine(CudaSearch):
 class CudaStopwatch:
     """Times steps by marks in the device's stream.
 
-    Steps are launched while the device waits, and then run one after the other: the device is timed, and not Python.
-    So many of them are timed together that the clock is fine enough.
+    Steps are queued while the device is kept waiting, and then run without gaps: this times the device, not Python.
+    Enough steps are timed together for the resolution of the clock.
     """
 
     def __init__(self, engine: CudaEngine, structure: CudaStructure, strengths: Tensor, x: Tensor, train: bool):
