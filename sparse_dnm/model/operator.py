@@ -1,8 +1,8 @@
 """The operator sparse_dnm::propagate: what torch.compile, torch.export and torch.jit.trace record of a SparseDAG.
 
 Importing this module registers it; a program that loads an exported or traced SparseDAG must do so first.  The topology
-is passed as its tensors.  A gradient runs the forward pass again: nothing is kept in between.
-Executor torch-sparse, whose gradients need torch's own graph, is run as ``auto``.
+is passed as its tensors.  The backward pass runs the forward pass again: nothing is saved in between.
+Executor torch-sparse, whose gradients need torch's own graph, runs as ``auto``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _made: dict[tuple[Any, ...], tuple[list[StorageWeakRef], Engine, Any]] = {}
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, as far as torch counts that."""
+    """How often a tensor was changed in place; 0 if torch does not count that."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _made_of(arrays: tuple[Tensor, ...], bias: Tensor, settings: tuple[Any, ...]) -> tuple[Engine, Any]:
-    """The engine and the structure of a topology's tensors, made once while their memory is the same.
+    """The engine and the structure of a topology's tensors, cached while their memory is the same.
 
-    A weak reference to a storage keeps its address from being given to another.
+    A weak reference to a storage keeps its address from being reused.
     """
     places = ((t.untyped_storage()._cdata, t.data_ptr(), tuple(t.shape), t.dtype, _version(t)) for t in arrays)
     key = (*places, bias.device, bias.dtype, settings)
@@ -54,7 +54,7 @@ def _made_of(arrays: tuple[Tensor, ...], bias: Tensor, settings: tuple[Any, ...]
 def _structure(
     x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor, arrays: tuple[Tensor, ...], *settings: Any
 ) -> tuple[Engine, Any]:
-    """The engine and the structure.  Raises ValueError where a tensor does not fit them: kernels do not check."""
+    """The engine and the structure.  Raises ValueError if a tensor does not fit them: kernels do not check."""
     check_dtype(bias.dtype)
     engine, structure = _made_of(arrays, bias, settings)
     check_input(x, len(arrays[2]), bias.dtype, bias.device)
@@ -117,7 +117,7 @@ def propagate_backward(
     threads: int,
     by_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, edge_weight, weight and bias; empty where there is none."""
+    """Gradients of x, edge_weight, weight and bias; an empty tensor for one that is missing."""
     arrays, functions = (indptr, indices, inputs, outputs), (activation, input_neurons, linear_outputs)
     engine, structure = _structure(x, edge_weight, weight, bias, arrays, *functions, executor, threads)
     _, saved = _run(engine, structure, x, edge_weight, weight, bias)
@@ -134,7 +134,7 @@ def _(gradient: Tensor, x: Tensor, edge_weight: Tensor, weight: Tensor | None, b
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the tensors: the gradient runs the forward pass again."""
+    """Save the tensors: the backward pass runs the forward pass again."""
     ctx.has_weight = inputs[2] is not None
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     ctx.save_for_backward(*tensors)
@@ -162,7 +162,7 @@ propagate_backward.register_autograd(_refuse)
 
 @propagate.register_vmap
 def _(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
-    """A batched input is a larger batch; where other tensors are batched, one after the other."""
+    """A batched input becomes a larger batch; if other tensors are batched, one call after the other."""
     if any(dim is not None for dim in in_dims[1:]):
         out, dims = _looped(lambda *a: (propagate(*a),), info.batch_size, in_dims, (x, *rest))
         return out[0], dims[0]

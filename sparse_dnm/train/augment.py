@@ -1,4 +1,4 @@
-"""Augmentation: the inputs of a batch are changed at random, the same for every device."""
+"""Augmentation: random changes of the inputs of a batch, the same for every device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 class Augmentation:
-    """Shifts images by up to ``config.shift`` pixels, and sets single inputs to 0 with chance ``config.input_dropout``.
+    """Shifts images by up to ``config.shift`` pixels, and sets inputs to 0 with probability ``config.input_dropout``.
 
-    Raises ValueError where images are to be shifted and the data are none: a period that is no whole number of pixels,
-    or inputs that do not fill their lines.
+    Raises ValueError if images are to be shifted but the data are not images: the period is not a whole number of
+    pixels, or the inputs do not fill their lines.
     """
 
     def __init__(self, config: TrainConfig, data: Dataset, generator: torch.Generator):
@@ -34,7 +34,7 @@ class Augmentation:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The batch x (batch, n_inputs), changed; x itself where neither is asked for."""
+        """The batch x (batch, n_inputs), changed; x itself if neither is configured."""
         if self._shift:
             shifts = torch.randint(-self._shift, self._shift + 1, (2, len(x)), generator=self._generator).numpy()
             out = np.empty(x.shape, x.numpy().dtype)
