@@ -38,8 +38,8 @@ class OverBudget(ValueError):
 def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Callable[[], Floats]) -> float:
     """Remove active edges of ``model`` until a step takes at most ``target`` seconds; returns what it then takes.
 
-    ``saliency`` returns that of the active edges (n_edges,) of the present model.  Free edges are removed one by one, their
-    omega set to 0; if closeness is computed from the rows alone, the cutoff rises instead.
+    ``saliency`` returns that of the active edges (n_edges,) of the present model.  Free edges are removed one by one:
+    their omega becomes 0; if closeness is computed from the rows alone, the cutoff rises instead.
     Raises OverBudget, with the model as small as possible, if that is not enough.
     """
     evaluation = model.find()
