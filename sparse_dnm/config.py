@@ -382,9 +382,7 @@ def apply_settings(
             found[key] = value
             known = True
         if not known:
-            legal = sorted(
-                {f.name for f in dataclasses.fields(ManifoldConfig)} | {f.name for f in dataclasses.fields(TrainConfig)}
-            )
+            legal = sorted({f.name for cls in (ManifoldConfig, TrainConfig) for f in dataclasses.fields(cls)})
             raise ValueError(f"setting {text!r} names no field; choose one of {', '.join(legal)}")
     return dataclasses.replace(manifold, **changes[0]), dataclasses.replace(train, **changes[1])
 
