@@ -38,7 +38,7 @@ __all__ = [
     "flow_loss",
 ]
 
-_MODULES = {  # where each public name is
+_MODULES = {  # the module of each public name
     "DenseManifold": "model.dense",
     "DynamicManifold": "model.manifold",
     "ManifoldConfig": "config",
@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # from now on without a detour
+    globals()[name] = value  # later uses find it directly
     return value
 
 

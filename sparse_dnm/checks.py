@@ -26,14 +26,14 @@ class MissingPackageError(ModuleNotFoundError, ValueError):
 
 
 def require_torch_sparse() -> None:
-    """Load torch-sparse's operators.  Raises MissingPackageError where they are missing or do not fit torch."""
+    """Load torch-sparse's operators.  Raises MissingPackageError if they are missing or do not fit torch."""
     try:
         import torch_sparse  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f"executor='torch-sparse' needs the package {error.name}; {INSTALL_TORCH_SPARSE}"
         ) from None
-    except (ImportError, OSError, RuntimeError) as error:  # compiled for another torch
+    except (ImportError, OSError, RuntimeError) as error:  # compiled for another version of torch
         raise MissingPackageError(
             f"executor='torch-sparse' cannot load torch-sparse ({error}); {INSTALL_TORCH_SPARSE}"
         ) from None

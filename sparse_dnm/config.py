@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationE
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass  # for mypy: dataclasses.replace and fields take pydantic's, too
+    from dataclasses import dataclass  # for mypy: dataclasses.replace and fields accept pydantic's dataclasses
 else:
     from pydantic.dataclasses import dataclass
 
@@ -77,7 +77,7 @@ def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
 
 
 def _plain(value: Any) -> object:
-    """A number of numpy or another library as Python's own int or float; booleans are none."""
+    """A number of numpy or another library as Python's int or float; a boolean is refused."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
             return operator.index(value)
@@ -112,7 +112,7 @@ def _line(cls: Any, values: dict[str, Any], error: ValidationError) -> str:
     """The first error of a config as one line: the field, its value and the rule."""
     first = error.errors(include_url=False)[0]
     kind, place = first["type"], first["loc"]
-    if kind == "value_error":  # one of this module's own
+    if kind == "value_error":  # raised by this module
         return str(first["ctx"]["error"])
     name = str(place[0])
     field, annotation = cls.__pydantic_fields__[name], get_type_hints(cls)[name]
@@ -158,7 +158,7 @@ class ManifoldConfig:
     n_neurons: Annotated[Integer, Field(ge=1, lt=2**31, description="an int32 number of neurons")]  # neurons in all
     n_inputs: Positive  # neurons
     n_outputs: Positive  # neurons
-    period: Annotated[Number, Field(gt=0)]  # period of the data, in positions (image width for images)
+    period: Annotated[Number, Field(gt=0)]  # of the data, in positions (image width for images)
     activation: Activation = "leaky_relu"
     edges: EdgeMode = "closeness"
     output: Output = "linear"
@@ -173,9 +173,9 @@ class ManifoldConfig:
     bias: Normal = (0.0, 1.0)  # dimensionless
     omega: Normal = (0.0, 0.3)  # dimensionless
     cutoff: Number = -1.0  # raw; c = sigmoid(cutoff)
-    skin: Coefficient = 0.1  # closeness below the cutoff down to which candidates are kept; 0: active edges only
+    skin: Coefficient = 0.1  # candidates are kept down to so much closeness below the cutoff; 0: active edges only
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0  # key of the counter-based generator of omega
-    capacity: Count = 0  # slots for candidate edges; 0: a quarter more than the first structure has, 4,096 at least
+    capacity: Count = 0  # slots for candidate edges; 0: a quarter more than the first structure has, at least 4,096
 
     @model_validator(mode="after")
     def _leaves_hidden_neurons(self) -> ManifoldConfig:
@@ -216,7 +216,7 @@ class ManifoldConfig:
 
     @staticmethod
     def for_data(n_inputs: int, n_outputs: int, period: float | None = None, **changes: Any) -> ManifoldConfig:
-        """Free edges sized for a table of ``n_inputs`` columns, with windows so wide that a row reaches all sources."""
+        """Free edges sized for a table of ``n_inputs`` columns, with windows in which a row reaches all sources."""
         n_hidden = max(16, min(256, 2 * (n_inputs + n_outputs)))
         n = n_inputs + n_hidden + n_outputs
         values: dict[str, Any] = {
@@ -243,29 +243,29 @@ class TrainConfig:
     batch_size: Positive = 50  # samples
     lr: Annotated[Number, Field(gt=0)] = 0.002  # Adam's step size at the start
     schedule: ScheduleName = "cosine"
-    shift: Count = 0  # pixels by which images are shifted at most, at random, in every direction
-    input_dropout: Share = 0.0  # share of the inputs that are set to 0 at random
-    omega_decay: Coefficient = 0.0  # of half the sum of the squares of omega, where edges have one
-    kappa: Coefficient = 0.0  # of the gradient of candidates below the cutoff; 0: training only prunes
-    grow_every: Positive = 4  # steps between those with that gradient, which is then multiplied by this number
-    scan_every: Count = 0  # steps between searches for edges outside the candidates; 0: none
-    scan_edges: Positive = 300  # edges that such a search adds
+    shift: Count = 0  # largest random shift of images in each direction, pixels
+    input_dropout: Share = 0.0  # share of the inputs set to 0 at random
+    omega_decay: Coefficient = 0.0  # coefficient of half the sum of squares of omega, if edges have omega
+    kappa: Coefficient = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
+    grow_every: Positive = 4  # steps between those with that gradient, which is multiplied by this number
+    scan_every: Count = 0  # steps between searches for edges outside the candidates; 0: no search
+    scan_edges: Positive = 300  # edges that a search adds
     regrowth: Regrowth = "gradient"  # how those edges are chosen
-    target_edges: Count = 0  # edges to end with, reached by steering the proxy's coefficient; 0: no such number
+    target_edges: Count = 0  # edges to end with, reached by steering the proxy's coefficient; 0: any number
     objective: Coefficient = 1.0  # of the task's loss
     flow: Coefficient = 0.0  # of flow_loss
     speed: Speed = "time"
-    time_coefficient: Coefficient = 0.1  # of the measured time, relative to that at the start or to the budget
+    time_coefficient: Coefficient = 0.1  # of the measured time, relative to the time at the start or to the budget
     time_mode: TimeMode = "train"
     time_batch: Positive = 1  # samples of a forward in time_mode "infer"
     time_every: Positive = 10  # steps between timed ones
     clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
-    budget_us: Coefficient = 0.0  # µs that a step may take; 0: no budget
-    trim_steps: Count = 500  # steps of fine-tuning after the network was trimmed to its budget
-    time_estimator: Estimator = "cost-model"  # where the gradient of the measured time comes from
+    budget_us: Coefficient = 0.0  # most µs that a step may take; 0: no budget
+    trim_steps: Count = 500  # steps of fine-tuning after the trim to the budget
+    time_estimator: Estimator = "cost-model"  # source of the gradient of the measured time
     time_ablation: Ablation = "none"
     profile: Path = ""  # path of a profile to use instead of a calibration at the start
-    memory_coefficient: Coefficient = 0.0  # of the bytes of a step, over those at the start
+    memory_coefficient: Coefficient = 0.0  # of the bytes of a step, relative to those at the start
     proxy_coefficient: Coefficient = 0.1  # of the proxy
     speed_power: Positive = 1  # the proxy is (active / possible)**speed_power
     proxy_gradient: ProxyGradient = "straight-through"
@@ -382,9 +382,7 @@ def apply_settings(
             found[key] = value
             known = True
         if not known:
-            legal = sorted(
-                {f.name for f in dataclasses.fields(ManifoldConfig)} | {f.name for f in dataclasses.fields(TrainConfig)}
-            )
+            legal = sorted({f.name for cls in (ManifoldConfig, TrainConfig) for f in dataclasses.fields(cls)})
             raise ValueError(f"setting {text!r} names no field; choose one of {', '.join(legal)}")
     return dataclasses.replace(manifold, **changes[0]), dataclasses.replace(train, **changes[1])
 

@@ -16,7 +16,7 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def doing(what: str, path: Path) -> Iterator[None]:
-    """Make an OSError name what failed and where: that of a full disk names no file, others a temporary one."""
+    """Make an OSError name the action and the file: some name no file (full disk), others a temporary one."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def doing(what: str, path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``: a reader, or a crash, sees the old file or the new one."""
+    """Replace ``path`` by ``content`` atomically: even after a crash it is either the old file or the new one."""
     with doing("write", path):
         _write_atomic(path, content)
 
@@ -56,7 +56,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object.  Raises CheckpointError naming the file where it is missing or is none."""
+    """Parse a JSON object.  Raises CheckpointError naming the file if it is missing or not a JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

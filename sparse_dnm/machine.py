@@ -1,4 +1,4 @@
-"""What machine this is, and which versions compute on it."""
+"""Descriptions of this machine and of the installed versions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that compute."""
+    """Versions of Python, of this package and of the numerical packages."""
     packages = {"sparse_dnm": "sparse-dnm", "torch": "torch", "numba": "numba", "numpy": "numpy"}
     return {"python": platform.python_version(), **{k: version(name) for k, name in packages.items()}}
 
 
 def machine(device: torch.device = CPU) -> dict[str, str | int | None]:
-    """Processor, cores and system, and the GPU where ``device`` is one; not the name of the host."""
+    """Processor, cores and system, and the GPU if ``device`` is one; not the host name."""
     processor = platform.processor()
     with contextlib.suppress(OSError):  # Linux: platform.processor() gives the architecture only
         for line in Path("/proc/cpuinfo").read_text().splitlines():

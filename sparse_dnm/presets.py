@@ -13,14 +13,14 @@ from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a network and of its training, and changes to them for training to a number of edges."""
+    """Settings of a network and of its training, and changes for training to a given number of edges."""
 
     manifold: ManifoldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
     growth: Mapping[str, Any] = field(default_factory=dict)  # changes to ``train`` in `growing`
 
     def growing(self, target_edges: int) -> TrainConfig:
-        """Training settings to end with ``target_edges``: the proxy prunes, and ``kappa`` lets edges grow."""
+        """Training settings that end with ``target_edges`` edges: the proxy prunes, and ``kappa`` lets edges grow."""
         changes = {"speed": "proxy", "proxy_gradient": "straight-through", "target_edges": target_edges, "kappa": 1.0}
         return dataclasses.replace(self.train, **{**changes, **self.growth})
 
@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
 
 
 class Table(Protocol):
-    """What `preset_for` reads of a data set."""
+    """The properties of a data set that `preset_for` uses."""
 
     @property
     def name(self) -> str: ...
@@ -144,7 +144,7 @@ def preset(name: str) -> Preset:
 def preset_for(data: Table, name: str | None = None) -> Preset:
     """The preset ``name`` if it fits ``data``; without a name, settings derived from the size of ``data``.
 
-    Raises ValueError naming both sizes where they differ.
+    Raises ValueError naming both sizes if they differ.
     """
     if name is None:
         return Preset(ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period))

@@ -1,9 +1,12 @@
-"""What every test needs: the modules of this tree, and hypothesis without limits of time (kernels compile at first)."""
+"""Settings of all tests: modules of this tree, two processes, and no time limit for hypothesis (kernels compile)."""
 
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow the other process down
+
 import hypothesis
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -19,6 +22,20 @@ for module, folder in ((sparse_dnm, "sparse_dnm"), (sparse_dnm.kernels, "kernels
     found = Path(module.__file__).resolve().parent
     if found != ROOT / folder:
         raise RuntimeError(f"{module.__name__} comes from {found}, not from {ROOT / folder}: pip install -e . here")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run all tests in two processes if pytest-xdist is installed; named files run in one, as does --pdb; -n overrides.
+
+    Each process takes half of the tests in their order, then some of those that the other has left.
+    """
+    option, worker = config.option, "PYTEST_XDIST_WORKER" in os.environ
+    if worker or not config.pluginmanager.has_plugin("xdist") or option.numprocesses is not None:
+        return
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (option.collectonly or option.usepdb):
+        option.numprocesses, option.dist = 2, "worksteal"
+
 
 hypothesis.settings.register_profile(
     "default",

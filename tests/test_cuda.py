@@ -158,7 +158,7 @@ def test_memory_of_a_device_is_told_as_torch_and_numpy_have_it(dtype):
 
 def test_numba_without_driver_or_compiler_is_told(monkeypatch):
     monkeypatch.setattr(backend, "_cuda_usable", lambda: False)
-    with pytest.raises(MissingPackageError, match="numba finds one of them not; install numba-cuda"):
+    with pytest.raises(MissingPackageError, match="numba did not find both; install numba-cuda"):
         backend.kernels(torch.device("cuda"))
 
 
@@ -178,7 +178,7 @@ def test_the_clock_is_for_the_cpu():
 
 
 @pytest.mark.parametrize("device", [None, "tpu", "cuda:x", 0])
-def test_a_recipe_for_no_device_is_refused(device):
+def test_a_setting_for_an_unknown_device_is_refused(device):
     with pytest.raises(ValueError, match="has no kernels"):
         TrainConfig(device=device)
     assert TrainConfig(device=torch.device("cuda", 1)).device == "cuda:1"

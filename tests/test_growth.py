@@ -30,7 +30,7 @@ def of_ring(edges, activation, output, batch, seed, kappa=1.0, threads=1):
 
 @settings(max_examples=40)
 @given(st.sampled_from(EDGE_MODES), st.sampled_from(["leaky_relu", "silu"]),
-       st.sampled_from(["linear", "square"]), st.integers(1, 70), st.integers(0, 1000))  # fmt: skip
+       st.sampled_from(["linear", "square"]), st.sampled_from([1, 3, 4, 7, 40]), st.integers(0, 1000))  # fmt: skip
 def test_the_ring_gets_the_gradient_that_edges_in_its_place_would_have(edges, activation, output, batch, seed):
     model, x, (grown, exact) = of_ring(edges, activation, output, batch, seed)
     evaluation, candidates, n, first = model.evaluation.values, model.candidates, 25, 5

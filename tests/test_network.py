@@ -299,19 +299,24 @@ def test_moments_stay_in_their_slot_and_begin_at_zero_in_one_that_is_filled(kind
     def moments():
         return [v.clone() for v in optimizer.state[parameter].values() if v is not None and v.shape == parameter.shape]
 
+    def pairs_and_slots():
+        readers, sources = candidate_pairs(model)
+        return readers.astype(np.int64) * model.config.n_neurons + sources, model.candidates.slots
+
     for k in range(12):
         optimizer.zero_grad()
         (model(x).square().mean() + 5 * model.soft_edges(0.03) / 1e4).backward()
         optimizer.step()
-        before, pairs = moments(), dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
+        before, (pairs, slots) = moments(), pairs_and_slots()
         assert before
         with torch.no_grad():
             model.sigma.mul_(0.8 if k % 2 else 1.3)
         model(x)
         assert model.edge_weight is parameter
-        now = dict(zip(candidate_keys(model), model.candidates.slots.tolist(), strict=True))
-        assert all(pairs[key] == slot for key, slot in now.items() if key in pairs)
-        new = torch.tensor([slot for key, slot in now.items() if key not in pairs], dtype=torch.long)
+        pairs_now, slots_now = pairs_and_slots()
+        _, stayed, at = np.intersect1d(pairs, pairs_now, return_indices=True)
+        assert (slots[stayed] == slots_now[at]).all()
+        new = torch.from_numpy(slots_now[~np.isin(pairs_now, pairs)])
         filled += len(new)
         for old, moment in zip(before, moments(), strict=True):
             old[new] = 0.0

@@ -174,7 +174,7 @@ def test_kill_leaves_no_torn_snapshot(tmp_path):
     options = ["--snapshot-every", "1", "--threads", "1", "--out", str(tmp_path / "run")]
     with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while len(snapshots.steps(tmp_path / "run")) < 20 and time.monotonic() < deadline:
+        while len(snapshots.steps(tmp_path / "run")) < 20 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.kill()
     known = snapshots.steps(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The command sparse-dnm.  Commands import torch and the engine when they run: --help and --version do without."""
+"""The command sparse-dnm.  Commands import torch and the engine when they run; --help and --version need neither."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
     """Entry point of the command sparse-dnm."""
     try:
         app(prog_name="sparse-dnm")
-    except KeyboardInterrupt:  # before a command has begun
+    except KeyboardInterrupt:  # before a command runs
         typer.echo("aborted", err=True)
         raise SystemExit(128 + signal.SIGINT) from None
 

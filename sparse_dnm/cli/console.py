@@ -1,4 +1,4 @@
-"""What every command does on the console: errors as one line with an exit code, progress bars, folders."""
+"""Console output of all commands: errors as one line with an exit code, progress bars; and output folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 KEEP_QUIET = "keep the machine quiet (kernels compile first where the cache is cold)"
 OTHER_OUT = "or choose another --out"
-WAYS_OUT = {  # of an operating system's error
+WAYS_OUT = {  # for errors of the operating system
     errno.EACCES: f"get the permission, {OTHER_OUT}",
     errno.EPERM: f"get the permission, {OTHER_OUT}",
     errno.EROFS: "choose another --out",
@@ -56,7 +56,7 @@ def _explain(error: Exception) -> str:
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr.  The function that is yielded advances it by one and shows the name it is given."""
+    """A progress bar on stderr.  Yields a function that advances it by one and shows the given name."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""What a training shows: a live display on a terminal, plain lines elsewhere, and a table at its end."""
+"""Display of a training: live on a terminal, plain lines elsewhere, and a table at the end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
             summary = trainer.run(show, None if log is None else log.on_snapshot)
     except BaseException:
         if not keep and trainer.out is not None:
-            with contextlib.suppress(OSError):  # it holds a checkpoint, or was never made
+            with contextlib.suppress(OSError):  # not empty, or never made
                 trainer.out.rmdir()
         raise
     notes.show()
@@ -73,7 +73,7 @@ class _Notes:
 
 @contextlib.contextmanager
 def _log(trainer: Trainer, wanted: bool) -> Iterator[TensorBoardLog | None]:
-    """TensorBoard's files in the run directory, if they are wanted."""
+    """Writes TensorBoard's files into the run directory, if asked to."""
     if not wanted:
         yield None
         return
@@ -118,7 +118,7 @@ def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record
 
 
 def _figures(record: Record) -> str:
-    """A line of metrics as text; the terms of the loss are those before their coefficients."""
+    """A line of metrics as text; terms of the loss are without their coefficients."""
     terms = [f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed")]
     if "measured_seconds" in record:
         terms[-1] += f" ({1e6 * record['measured_seconds']:.4g} µs)"

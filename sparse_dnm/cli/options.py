@@ -1,6 +1,6 @@
 """Options that several commands share, and commands that take their options as a dataclass.
 
-A dataclass declares each option once: its type, help, default and, by the marks below, where its value goes.
+A dataclass declares each option once: its type, help, default and, by the marks below, what its value is for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")  # a dataclass of options
 
 
 def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Make a command of a function of one dataclass: Typer sees the fields as the command's parameters."""
+    """Turn a function of one dataclass into a command: Typer sees the fields as parameters."""
     hints = get_type_hints(options, include_extras=True)
     declared = inspect.signature(options)
     parameters = [p.replace(annotation=hints[p.name]) for p in declared.parameters.values()]
@@ -59,7 +59,7 @@ def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., Non
 
 
 def given(options: Any, *marks: str) -> dict[str, Any]:
-    """The options that have a value, by the name of their field; only those with all the ``marks``."""
+    """The options that were given, by field name; only those with all the ``marks``."""
     wanted = with_marks(type(options), *marks)
     return {
         name: value
@@ -82,9 +82,9 @@ def spelled(options: type, name: str) -> str:
 
 
 def clock_of(clock: str | None, device: str, default: str) -> str:
-    """The clock of a device: CUDA events on CUDA, on the CPU the one that was asked for.
+    """The clock of a device: CUDA events on CUDA, the given one on the CPU.
 
-    Raises ValueError where the device is unknown, or a clock was asked for on CUDA.
+    Raises ValueError if the device is unknown, or if a clock was given for CUDA.
     """
     from sparse_dnm.config import CUDA_CLOCK, check_device
 
@@ -103,7 +103,7 @@ def source_of(dataset: str, data_dir: Path | None, target: str | None) -> DataSo
 
 
 def preset_of(source: DataSource, data: Dataset, name: str | None) -> Preset:
-    """The preset ``name``; without one that of the data set, or settings derived from the size of a file."""
+    """The preset ``name``; by default that of the data set, or for a file settings derived from its size."""
     from sparse_dnm.presets import preset_for
 
     return preset_for(data, name or (None if source.is_file else source.dataset))

@@ -1,4 +1,4 @@
-"""Commands that show a training: a page with figures, and an animation."""
+"""Commands that show a training: report (a page and figures) and animate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def animate(
     frames: Annotated[int, typer.Option(help="Pictures at most, one per snapshot.")] = 60,
     fps: Annotated[int, typer.Option(help="Pictures a second.")] = 10,
 ) -> None:
-    """Make a GIF of a training, and an MP4 where ffmpeg is installed."""
+    """Make a GIF of a training, and an MP4 if ffmpeg is installed."""
     with errors_reported():
         from sparse_dnm.report import animation
         from sparse_dnm.report.history import History

@@ -53,7 +53,7 @@ class CompareOptions:
     set_: Annotated[list[str] | None, o.SET] = None
 
     def timing(self) -> Settings:
-        """How networks are timed, but for the batch of a training step.  Raises ValueError for unfit values."""
+        """How networks are timed, except the batch of a training step.  Raises ValueError for unfit values."""
         from sparse_dnm.engine import device as backend
         from sparse_dnm.timing.probes import Settings
 
@@ -62,7 +62,7 @@ class CompareOptions:
         return Settings(self.executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
 
     def settings(self, clock: str) -> list[str]:
-        """Fields of the configs as KEY=VALUE.  Raises ValueError where --set gives what compare itself sets."""
+        """Fields of the configs as KEY=VALUE.  Raises ValueError if --set gives a field that compare itself sets."""
         named = {"time_mode": self.mode, **o.given(self, o.SETTING)}
         if self.device == "cpu":
             named["clock"] = clock
@@ -186,7 +186,7 @@ def calibrate(options: CalibrateOptions) -> None:
             raise ValueError(f"--out {out} is no file: name one for the profile")
         backend.check_threads(options.threads)
         model = _network(options.network)
-        out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the measuring
+        out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measuring if it cannot be written
         typer.echo(f"{options.network}: {model.topology}; {KEEP_QUIET}")
         found = _calibration(model, settings, options.device)
         for line in calibration.describe(found):
@@ -196,7 +196,7 @@ def calibrate(options: CalibrateOptions) -> None:
 
 
 def _calibration(model: DynamicManifold, settings: Settings, device: str) -> Any:
-    """Calibrate on probes cut out of ``model``, with a progress bar."""
+    """Calibrate on probes derived from ``model``, with a progress bar."""
     from sparse_dnm.engine import device as backend
     from sparse_dnm.engine.autotune import Executor
     from sparse_dnm.timing.calibration import calibrate

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of train; None: not given."""
+    """The options of train; None means not given."""
 
     dataset: Annotated[str | None, typer.Argument(help=o.DATASETS, show_default="digits")] = None
     steps: Annotated[int | None, typer.Option(help="Updates; with --resume the new total."), o.SETTING, o.RESUMABLE] = (
@@ -95,7 +95,7 @@ class TrainOptions:
     set_: Annotated[list[str] | None, o.SET] = None
 
     def settings(self) -> list[str]:
-        """Fields of the configs as KEY=VALUE; options come after --set, and win."""
+        """Fields of the configs as KEY=VALUE; options come after --set and override it."""
         named = o.given(self, o.SETTING)
         if self.profile is not None:
             named["profile"] = self.profile.resolve()
@@ -147,7 +147,7 @@ def evaluate(
 
 
 def _check_values(options: TrainOptions) -> None:
-    """Raise ValueError for a value that no training takes, spelled as on the command line."""
+    """Raise ValueError for a value that no training accepts, in the spelling of the command line."""
     budget, every, edges, density = options.budget_us, options.snapshot_every, options.edges, options.density
     if budget is not None and not budget > 0:
         raise ValueError(f"--budget-us {budget:g} must be > 0 µs; leave it out for no budget")
@@ -162,7 +162,7 @@ def _check_values(options: TrainOptions) -> None:
 
 
 def _check_goal(options: TrainOptions) -> None:
-    """Raise ValueError where more than one option says what the network is to end with."""
+    """Raise ValueError if more than one option says what the network must end with."""
     goals = {"--edges": options.edges, "--density": options.density, "--budget-us": options.budget_us}
     chosen = [name for name, value in goals.items() if value is not None]
     chosen += [f"--set {text}" for text in options.set_ or [] if text.startswith("target_edges")]
@@ -171,7 +171,7 @@ def _check_goal(options: TrainOptions) -> None:
 
 
 def _check_resume(options: TrainOptions) -> None:
-    """Raise ValueError naming the options that cannot go with --resume, and those that can."""
+    """Raise ValueError naming the options that cannot be used with --resume, and those that can."""
     free = o.with_marks(TrainOptions, o.RESUMABLE)
     fixed = [o.spelled(TrainOptions, name) for name in o.given(options) if name not in (*free, "resume")]
     if fixed:
@@ -203,7 +203,7 @@ def _new_trainer(options: TrainOptions) -> Trainer:
     chosen = preset.train if edges is None else preset.growing(edges)
     manifold, config = apply_settings(preset.manifold, chosen, settings)
     if config.profile:
-        read_profile(Path(config.profile))  # a bad one raises here, before the run directory is made
+        read_profile(Path(config.profile))  # a bad one must fail before the run directory is made
     generator = torch.Generator().manual_seed(config.seed)
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
     trainer = Trainer(model, data, config, source=source)
@@ -212,7 +212,7 @@ def _new_trainer(options: TrainOptions) -> Trainer:
 
 
 def _resumed_trainer(run: Path, data_dir: Path | None, **changes: Any) -> Trainer:
-    """The trainer of run ``run``, with fields of its config changed and its data in ``data_dir``, if given."""
+    """The trainer of run ``run``, with changed fields of its config, and its data in ``data_dir`` if given."""
     from sparse_dnm.train.checkpoint import read_config
     from sparse_dnm.train.trainer import Trainer
 

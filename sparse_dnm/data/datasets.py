@@ -80,7 +80,7 @@ def load(name_or_path: str | Path, data_dir: Path | None = None, target: str | N
 
     A .npz holds x (n, features) or images (n, h, w) or (n, h, w, channels), y (n,) or (n, columns), and
     perhaps x_test and y_test; a .csv has a header and one label column.  The task is a classification where
-    the labels are text, bool, or integers of at most max(20, sqrt(n)) distinct values, else a regression.
+    the labels are text, bool, or integers of at most max(20, sqrt(n)) distinct values, otherwise a regression.
     Raises DataError naming the value, the rule and the way out.
     """
     name = str(name_or_path)
@@ -109,7 +109,7 @@ def load(name_or_path: str | Path, data_dir: Path | None = None, target: str | N
 
 
 def _toy(seed: int) -> Dataset:
-    """a..e ~ N(0, 1), targets b+e, e-d, b+e+d, e-d-c; a is useless on purpose."""
+    """a..e ~ N(0, 1), targets b+e, e-d, b+e+d, e-d-c; no target depends on a."""
     n_train, n_test = 20_000, 2_000
     x = torch.randn(n_train + n_test, 5, generator=torch.Generator().manual_seed(seed))
     _, b, c, d, e = x.unbind(1)
@@ -135,10 +135,10 @@ def _mnist(arrays: list[np.ndarray]) -> Dataset:
 
 
 def _tables(name: str, arrays: dict[str, np.ndarray], seed: int) -> Dataset:
-    """A data set from arrays x, y and perhaps x_test, y_test: task, split and standardisation derived.
+    """A data set from arrays x, y and perhaps x_test, y_test; derives the task, the split and the standardisation.
 
-    Mean and deviation are those of the training split: of each column, or of each channel of images (where
-    single pixels near the border are almost constant), and of each target column of a regression.
+    Mean and deviation are those of the training split, per column, or per channel for images (whose pixels near the
+    border are almost constant), and per target column of a regression.
     """
     x, labels = _samples(name, arrays, "")
     classes = _classes(f"{name}: y", labels)
@@ -213,7 +213,7 @@ def _check_finite(where: str, values: np.ndarray) -> None:
     """Raise DataError naming row and column of a value that float32 cannot hold."""
     if values.dtype.kind != "f":
         return
-    bad = ~(np.abs(values) <= np.float64(FLOAT32_MAX))  # a plain float would become inf beside float16
+    bad = ~(np.abs(values) <= np.float64(FLOAT32_MAX))  # a Python float would become inf next to float16
     if bad.any():
         place = tuple(int(k) for k in np.argwhere(bad)[0])
         column = ", ".join(map(str, place[1:])) or "0"
@@ -224,9 +224,9 @@ def _check_finite(where: str, values: np.ndarray) -> None:
 
 
 def _classes(where: str, y: np.ndarray) -> np.ndarray | None:
-    """The distinct labels in order, or None where y is the target of a regression.
+    """The distinct labels in order, or None if y is the target of a regression.
 
-    Integers are so by dtype, in a .csv by being written without a decimal point: 3.0 is a number to regress.
+    Integers are recognised by dtype, in a .csv by the missing decimal point: 3.0 is a regression target.
     Several columns are a regression.
     """
     if y.ndim == 2 or y.dtype.kind == "f":
@@ -267,7 +267,7 @@ def _encode(where: str, y: np.ndarray, classes: np.ndarray | None) -> np.ndarray
 
 
 def _split(name: str, y: np.ndarray, seed: int, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a seeded 80/20 split; stratified where each class has two members and the 20 % hold all classes."""
+    """Rows of a seeded 80/20 split; stratified if each class has two members and the 20 % can hold all classes."""
     from sklearn.model_selection import train_test_split
 
     n, n_test = len(y), -(-len(y) // 5)
@@ -285,7 +285,7 @@ def _split(name: str, y: np.ndarray, seed: int, stratify: bool) -> tuple[np.ndar
 
 
 def _moments(values: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over ``axes``, float64; of what is constant, its value and 1."""
+    """Mean and standard deviation over ``axes``, float64; a constant column has its value and 1."""
     mean, std = values.mean(axes, dtype=np.float64), values.std(axes, dtype=np.float64)
     low = values.min(axes)
     constant = (low == values.max(axes)) | (std == 0)
@@ -294,7 +294,7 @@ def _moments(values: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.
 
 def _standardise(where: str, values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
     """(values - mean) / std as float32 (n, -1)."""
-    with np.errstate(over="ignore"):  # an infinity is named below
+    with np.errstate(over="ignore"):  # infinities are reported below
         scaled = (values - mean) / std
     _check_finite(f"{where} in standard deviations", scaled)
     return torch.from_numpy(scaled.reshape(len(values), -1).astype(np.float32))
@@ -304,7 +304,7 @@ class BatchOrder:
     """Rows of every batch: shuffled epochs, one after the other, each batch full.
 
     A batch that reaches the end of an epoch continues into the next permutation.  Only ``next`` draws from
-    the generator, so ``state`` together with the generator's state continues to the same bits.
+    the generator, so ``state`` and the generator's state together continue to the same bits.
     """
 
     def __init__(self, n_samples: int, batch_size: int, generator: torch.Generator) -> None:
@@ -314,7 +314,9 @@ class BatchOrder:
         self._n, self._batch_size = n_samples, batch_size
         self._generator = generator
         self._order = torch.arange(n_samples)
-        self._position = n_samples  # of the next row in the order: its end, so that the first batch draws
+        self._position = (
+            n_samples  # of the next row in the order; at its end, so that the first batch draws a permutation
+        )
 
     def next(self) -> Tensor:
         """int64 (batch_size,) row indices of the next batch."""
@@ -338,7 +340,7 @@ class BatchOrder:
         return {"order": self._order.clone(), "position": torch.tensor(self._position)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from ``state``.  Raises DataError unless it is that of as many samples."""
+        """Continue from ``state``.  Raises DataError unless it is for the same number of samples."""
         if state.keys() != {"order", "position"}:
             raise DataError(f"a state of the data order holds order and position, not {', '.join(state)}")
         order, position, n = state["order"], state["position"], len(self._order)

@@ -35,7 +35,7 @@ class DataError(ValueError):
 
 
 def find_idx(folder: Path) -> list[Path]:
-    """The MNIST_FILES of ``folder``, plain or else .gz.  Raises DataError naming all that are missing."""
+    """The MNIST_FILES of ``folder``, plain or .gz.  Raises DataError naming all that are missing."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; --data-dir or ${DATA_VARIABLE} must name one with the IDX files")
     found = [next((p for p in (folder / n, folder / f"{n}.gz") if p.is_file()), None) for n in MNIST_FILES]
@@ -46,10 +46,10 @@ def find_idx(folder: Path) -> list[Path]:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of ``ndim`` axes in an IDX file, gzipped or not (its first bytes tell, not its name).
+    """The uint8 array of ``ndim`` axes in an IDX file, gzipped or not (recognised by its first bytes, not its name).
 
     Layout: magic number 0x00000800 + ndim, one big-endian uint32 per axis, then the cells, last axis fastest.
-    Raises DataError for a truncated or foreign file.
+    Raises DataError for a truncated file or another format.
     """
     way_out = "copy or download the file again"
     try:
@@ -105,18 +105,18 @@ def read_mnist(folder: Path) -> list[np.ndarray]:
 
 
 def fetch_mnist() -> list[np.ndarray]:
-    """The same arrays through scikit-learn's fetch_openml and its cache; the first 60,000 samples train."""
+    """The same arrays through scikit-learn's fetch_openml and its cache; the first 60,000 samples are for training."""
     from sklearn.datasets import fetch_openml
 
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30.0)  # s; fetch_openml sets none, and a dead route would block for minutes
+    socket.setdefaulttimeout(30.0)  # s; fetch_openml sets none, and a dead connection would block for minutes
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "Retrying...": the error below says it
+            warnings.simplefilter("ignore")  # "Retrying...": the error below is enough
             images, labels = fetch_openml(
                 "mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff", n_retries=1
             )
-    except Exception as error:  # network, cache or parser: the way out is the same
+    except Exception as error:  # of network, cache or parser: the advice is the same
         raise DataError(
             f"fetch_openml('mnist_784') found no sound copy in scikit-learn's cache and failed: {error}; "
             f"give the folder of MNIST's IDX files by --data-dir or ${DATA_VARIABLE}"
@@ -132,9 +132,9 @@ def fetch_mnist() -> list[np.ndarray]:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays x and y of a .npz file, and x_test and y_test where it has them; pickles are refused."""
+    """The arrays x and y of a .npz file, and x_test and y_test if it has them; pickles are refused."""
     try:
-        with zipfile.ZipFile(path):  # np.load would take what is no archive for a pickle
+        with zipfile.ZipFile(path):  # np.load would treat any other file as a pickle
             pass
         with np.load(path, allow_pickle=False) as archive:
             found = archive.files
@@ -221,7 +221,7 @@ def _label_column(path: Path, header: list[str], target: str | None) -> int:
 
 
 def _number(cell: str, place: str, column: str) -> float:
-    """The number in a cell.  Raises DataError where it is missing, no number, or not finite in float32."""
+    """The number in a cell.  Raises DataError if it is missing, not a number, or not finite in float32."""
     text = cell.strip()
     if _NUMBER.fullmatch(text):
         value = float(text)
@@ -237,7 +237,7 @@ def _number(cell: str, place: str, column: str) -> float:
 
 
 def _labels(texts: list[str], places: list[str], column: str) -> np.ndarray:
-    """Labels as int64, float64 or text; a column that mixes decimals and words is refused as a misprint."""
+    """Labels as int64, float64 or text; a column that mixes decimals and words is refused as a mistake."""
     if all(map(_INTEGER.fullmatch, texts)):
         return np.array(texts).astype(np.int64)
     numeric = [_NUMBER.fullmatch(text) is not None for text in texts]

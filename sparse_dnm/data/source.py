@@ -14,7 +14,7 @@ from sparse_dnm.data.datasets import load as load_data
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a run's data came from, so that the run can be reloaded from anywhere: paths become absolute."""
+    """Where a run's data came from; paths become absolute, so that the run can be reloaded from anywhere."""
 
     dataset: str  # toy, digits, mnist, or the path of a file
     data_dir: str | None = None  # folder of mnist's files
@@ -28,7 +28,7 @@ class DataSource:
 
     @property
     def is_file(self) -> bool:
-        """The data are a file rather than a data set known by name."""
+        """The data are a file, not a data set known by name."""
         return self.dataset not in NAMES and Path(self.dataset).suffix.lower() in (".npz", ".csv")
 
     def moved(self, folder: Path) -> DataSource:

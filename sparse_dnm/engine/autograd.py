@@ -22,13 +22,13 @@ NO_SECOND = (
 
 
 def _direct() -> bool:
-    """Is a backward pass called plainly: no graph of it wanted, no transform of torch.func around it?"""
+    """Is this a plain backward pass, without create_graph and without a transform of torch.func around it?"""
     return not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
 
 
 def plain(function: Any) -> Any:
-    """``function`` as it is applied outside of torch.func: there torch binds the signature of a function that has a
-    setup_context at every call, which takes longer than the kernels of a small network."""
+    """``function`` applied directly, without torch.func: for a function with a setup_context, torch binds the signature
+    at every call, which takes longer than the kernels of a small network."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         out = function.forward(*args)
@@ -98,7 +98,7 @@ def _edges_back(
 
 
 def scatter(engine: Engine, structure: Any, by_omega: Tensor, like: Tensor) -> Tensor:
-    """Numbers of the candidates at their slots, 0 elsewhere; candidates of a moment, without a slot, are left out."""
+    """Numbers of the candidates at their slots, 0 elsewhere; temporary candidates, without a slot, are left out."""
     slots = engine.tensor(structure.candidates.slots)
     if structure.candidates.fleeting:
         by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
@@ -130,7 +130,7 @@ class EdgeStrength(torch.autograd.Function):
     def forward(
         engine: Engine, structure: Any, values: Values, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hand out what was found: copies, to write to."""
+        """Return copies of what was found: the caller may write to them."""
         strengths, closeness = engine.tensor(values.strengths).clone(), engine.tensor(values.d).clone()
         square = values.imbalance**2
         if isinstance(square, Tensor):
@@ -139,7 +139,7 @@ class EdgeStrength(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep the structure, and omega so that torch refuses a backward pass after it was changed in place."""
+        """Save the structure; and omega, so that torch refuses a backward pass after an in-place change of it."""
         ctx.engine, ctx.structure, ctx.values, cutoff, edge_weight, *_ = inputs
         ctx.set_materialize_grads(False)
         ctx.has_omega = edge_weight is not None
@@ -168,7 +168,7 @@ class EdgeStrength(torch.autograd.Function):
 
 
 class StraightThrough(torch.autograd.Function):
-    """A value with a gradient that was found otherwise (Bengio et al. 2013).
+    """A value whose gradient was computed in another way (Bengio et al. 2013).
 
     apply(value, by_cutoff, by_closeness, closeness, cutoff) -> scalar
     """
@@ -180,7 +180,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep the slopes."""
+        """Save the derivatives."""
         _, ctx.by_cutoff, by_closeness, _, cutoff = inputs
         ctx.by_closeness = torch.as_tensor(by_closeness, device=cutoff.device)
 
@@ -246,7 +246,7 @@ class _RunBack(_Once):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        """One after the other; what was saved serves where only the gradient is batched."""
+        """One after the other; the saved tensors are used again if only the gradient is batched."""
 
         def run(*slices: Any) -> tuple[Tensor | None, ...]:
             engine, structure, ring, saved, by_input, gradient, *rest = slices
@@ -278,12 +278,12 @@ class Propagate(torch.autograd.Function):
         bias: Tensor,
         closeness: Tensor | None,
     ) -> tuple[Tensor, Saved | None]:
-        """A forward pass, and what it saved."""
+        """Outputs, and what the backward pass needs."""
         return _run(engine, structure, x, strengths, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep what was saved."""
+        """Save the tensors for the backward pass."""
         ctx.engine, ctx.structure, ctx.ring, *tensors, _ = inputs
         ctx.saved = output[1]
         ctx.save_for_backward(*tensors)
@@ -299,7 +299,7 @@ class Propagate(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        """A batched input is a larger batch; where other tensors are batched, one after the other."""
+        """A batched input becomes a larger batch; if other tensors are batched, one call after the other."""
         engine, structure, ring, x, *rest = args
         if isinstance(in_dims[3], int) and not any(isinstance(dim, int) for dim in in_dims[4:]):
             x = x.movedim(in_dims[3], 0)

@@ -43,10 +43,10 @@ class Executor:
     """Chooses how to run the DAG: ``columns`` is batch-parallel, a thread per tile of columns, ``wavefront``
     level-parallel, all threads on one level; ``auto``, the one measured to be faster.
 
-    ``auto`` spends no extra run: the first calls of a phase (forward, backward) at a batch size alternate between
-    the two, one unmeasured call each and then ``samples``; the smaller median stays until edges or depth have
-    changed by a fifth.  On one thread both do the same work in the same order, and where every thread has a tile of
-    its own ``columns`` does it without a barrier: then that runs, untried.
+    ``auto`` needs no extra runs: the first calls of a phase (forward, backward) at a batch size alternate between
+    the two, one unmeasured call each and then ``samples``; the smaller median is kept until edges or depth have
+    changed by a fifth.  If every thread gets a tile of its own (always so on one thread), ``columns`` runs without a
+    trial: it needs no barrier.
     """
 
     samples = 5
@@ -66,7 +66,7 @@ class Executor:
         return self.choose_by_trial(phase, batch, structure)
 
     def choose_by_trial(self, phase: str, batch: int, structure: Sized) -> str:
-        """The same where threads of the CPU do not count."""
+        """The same without regard to the threads of the CPU."""
         if self.name != "auto":
             return self.name
         trial = self._trials.get((phase, batch))
@@ -77,14 +77,14 @@ class Executor:
         return min(trial.seconds, key=lambda name: len(trial.seconds[name]))
 
     def tries(self, phase: str, batch: int) -> bool:
-        """Does the choice of this phase still depend on the time of its next call?"""
+        """Will the time of the next call of this phase count in the choice?"""
         if not self._trials:
             return False
         trial = self._trials.get((phase, batch))
         return trial is not None and trial.choice is None
 
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
-        """Take note of the time that the kernel of a call of ``phase`` took."""
+        """Record the seconds that the kernel of a call of ``phase`` took."""
         trial = self._trials.get((phase, batch))
         if trial is None or trial.choice is not None:
             return
@@ -94,7 +94,7 @@ class Executor:
             trial.choice = min(medians, key=lambda name: medians[name])
 
     def threads_of(self, name: str, batch: int) -> contextlib.AbstractContextManager[None]:
-        """The threads of a pass, set: ``columns`` gives each a tile, and one tile wakes none."""
+        """Sets the threads of a pass: ``columns`` uses as many as there are tiles."""
         if name != "columns":
             return backend.use_threads(self.threads)
         tiles = tiles_of(batch)

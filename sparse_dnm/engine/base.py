@@ -1,7 +1,7 @@
-"""The contract of the engines: a structure that is never changed, the values of a step, and what is done with them.
+"""The contract of the engines: an immutable structure, the values of a step, and the operations on them.
 
-Arrays are numpy's on the CPU and torch's on CUDA; `Engine.array` and `Engine.tensor` lead from torch's tensors to them
-and back.  Nobody outside this package asks which ones they are.
+Arrays are numpy's on the CPU and torch's on CUDA; `Engine.array` and `Engine.tensor` convert from torch's tensors and
+back.  No code outside this package asks which kind they are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Clock = Callable[[], float]  # seconds
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """What the neurons of a network do; arrays of the engine's device.
+    """Activations of the neurons of a network, and which have a weight and a bias; arrays of the engine's device.
 
     kind          int8 (n,)  activation, coded as in ACTIVATION_CODES, and its slope below zero:
     slope         (n,)       in the dtype of the network
@@ -42,7 +42,7 @@ class Neurons:
 
 
 class Structure(Protocol):
-    """A graph and how it is run, on one device.  Never changed once made; made anew when an edge appears or goes."""
+    """A graph and how it is run, on one device.  Immutable; a new one is made when an edge appears or disappears."""
 
     neurons: Neurons
     candidates: Candidates | None  # of a manifold; None where the graph is given
@@ -65,7 +65,7 @@ class Structure(Protocol):
 
     @property
     def topology(self) -> Topology:
-        """The graph as arrays of the CPU, brought over at the first call."""
+        """The graph as arrays of the CPU, copied there at the first call."""
 
     @property
     def host(self) -> CpuStructure:
@@ -83,7 +83,7 @@ class Values(NamedTuple):
     strengths   (n_edges,) of the active edges, in CSR order
     imbalance   sum of |strength| over input -> hidden edges less that over hidden -> output edges
     active      how the engine finds the active edges among the candidates in its backward pass
-    threads     that work on arrays of this size deserves
+    threads     to use for arrays of this size
     """
 
     rows: Array
@@ -99,9 +99,9 @@ class Values(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What one look at the candidates finds.
+    """What one evaluation of the candidates finds.
 
-    stale       bool (n_rows,): the rows to search where a pair outside may be active, else None
+    stale       bool (n_rows,): the rows to search where a pair outside the candidates may be active, else None
     same        the active edges are those of the previous structure
     row_starts  int64 (n + 1,) CSR indptr of the active edges; ``sources`` and ``readers`` int32 (n_edges,) of them
     """
@@ -142,7 +142,7 @@ class Saved:
 class Gradients(NamedTuple):
     """Gradients of the strengths (n_edges,), of every neuron's weight and bias (n,), and g of all neurons' values.
 
-    On the CPU the first three begin arrays that hold as much for every tile: copies are smaller.
+    On the CPU the first three are views of larger arrays, which hold as much for every tile: copy them to keep them.
     """
 
     strengths: Array
@@ -170,7 +170,7 @@ class Gates(NamedTuple):
 
 
 class Prices(NamedTuple):
-    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
+    """Seconds that one more of each costs: an edge, an executed input, another executed neuron, a level."""
 
     edge: float
     input: float
@@ -180,7 +180,7 @@ class Prices(NamedTuple):
 
 class Cost(NamedTuple):
     """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
-    chance that each exists, (n_candidates,) both; arrays of the CPU."""
+    probability that each exists, (n_candidates,) both; arrays of the CPU."""
 
     value: float
     by_cutoff: float
@@ -198,20 +198,20 @@ class Ring(NamedTuple):
 
 
 class Stopwatch(Protocol):
-    """Times a step of one structure: its forward pass, and the backward pass where it trains."""
+    """Times a step of one structure: its forward pass and, for training, its backward pass."""
 
     def warm(self, clock: Any) -> float:
-        """Seconds of a step that follows some others: caches and branch predictors know it."""
+        """Seconds of a step after some unmeasured ones, which fill the caches and train the branch predictors."""
 
     def __call__(self, clock: Any) -> float:
         """Seconds of a step by a `timing.clock.Clock`."""
 
 
 class Engine(ABC):
-    """Runs DAGs of neurons on one kind of device; where it has a manifold's geometry, it finds structures, too."""
+    """Runs DAGs of neurons on one kind of device; with the geometry of a manifold, it also finds structures."""
 
     kind: str  # cpu or cuda
-    fused = False  # training may call the passes one after the other without a graph
+    fused = False  # training may call the passes directly, without autograd
     device: torch.device
     executor: Executor
     geometry: Geometry  # of the manifold, where there is one
@@ -233,10 +233,10 @@ class Engine(ABC):
     ) -> Update:
         """The structure of the present ``parameters``, exactly, and its values.
 
-        The candidates are evaluated, and searched anew where a pair outside may have become an edge, or where most of
-        them have sunk below the threshold.  At most ``capacity`` are kept: of more the least close go, active edges
-        never (None: all are kept, and new ones get no slot).  ``everything``: neurons that reach no output run, too,
-        where the ring needs their messages.
+        The candidates are evaluated, and rows searched again if a pair outside may have become an edge, or if most
+        candidates have sunk below the threshold.  At most ``capacity`` are kept: the least close are dropped, active
+        edges never (None: all are kept, and new ones get no slot).  ``everything``: also run neurons that reach no
+        output, because the ring needs their messages.
         Raises ValueError where a scalar is not finite, and OverCapacity where more edges are active than there is
         room for.
         """
@@ -261,7 +261,7 @@ class Engine(ABC):
 
     @abstractmethod
     def no_candidates(self) -> Candidates:
-        """None yet, in a state from which every pair may enter."""
+        """An empty list of candidates, which every pair may enter at the first search."""
 
     @abstractmethod
     def evaluate(
@@ -269,20 +269,20 @@ class Engine(ABC):
     ) -> Evaluated:
         """Closeness of the candidates, and the active among them.
 
-        With ``check``, only the rows to search are found where a pair outside may have crossed the cutoff.
+        With ``check``, if a pair outside them may have crossed the cutoff, only the rows to search are found.
         """
 
     @abstractmethod
     def search(
         self, old: Candidates, found: Evaluated, stale: Array | None, parameters: Mapping[str, Array], omega: Array
     ) -> tuple[Candidates, Array, Array]:
-        """Candidates after a search of the ``stale`` rows (None: all), without slots; omega of each, and its place
-        among the old ones (-1: new).  Raises ValueError where a scalar is NaN or infinite."""
+        """Candidates after a search of the ``stale`` rows (None: all), without slots; the omega of each, and its
+        place among the old ones (-1: new).  Raises ValueError if a scalar is NaN or infinite."""
 
     def fit_capacity(
         self, candidates: Candidates, found: Evaluated, omega: Array, capacity: int
     ) -> tuple[Candidates, Array, Array]:
-        """Keep the ``capacity`` closest candidates, active edges in any case; places of those that stay, as well."""
+        """Keep the ``capacity`` closest candidates, active edges in any case; also returns their old places."""
         size, n_edges = abs(self.tensor(found.values.d)), len(found.sources)
         if n_edges > capacity:
             raise OverCapacity(n_edges, capacity)
@@ -292,7 +292,7 @@ class Engine(ABC):
 
     @abstractmethod
     def structure(self, found: Evaluated, candidates: Candidates, previous: Any, everything: bool) -> Any:
-        """The structure of active edges; ``previous`` is used again as far as it is the same."""
+        """The structure of the active edges; parts of ``previous`` that are the same are reused."""
 
     @abstractmethod
     def edges_backward(
@@ -307,9 +307,9 @@ class Engine(ABC):
 
     @abstractmethod
     def expected_cost(self, structure: Any, values: Values, tau: float, prices: Prices) -> Cost:
-        """Cost of the structure where candidates of live readers exist with the chance sigmoid((|d| - c) / tau).
+        """Expected cost if each candidate of a live reader exists with probability sigmoid((|d| - c) / tau).
 
-        That of outputs and of a call is left out.
+        The costs of outputs and of a call are left out.
         """
 
     # -- passes over a DAG -----------------------------------------------------------------------------------
@@ -320,11 +320,11 @@ class Engine(ABC):
 
     @abstractmethod
     def neurons(self, kind: Any, slope: Any, first_linear: int, weighted: Any) -> Neurons:
-        """Neurons on this device, of arrays of the CPU."""
+        """Neurons on this device, from arrays of the CPU."""
 
     @abstractmethod
     def scales(self, structure: Any, weight: Array | None, bias: Array) -> tuple[Array, Array]:
-        """Weight and bias of every neuron, of those of the weighted (weight None: 1)."""
+        """Weight and bias of every neuron, from those of the weighted neurons (weight None: 1)."""
 
     @abstractmethod
     def forward(
@@ -336,11 +336,11 @@ class Engine(ABC):
     def backward(
         self, structure: Any, strengths: Array, saved: Saved, gradient: Array, clock: Clock | None = None
     ) -> Gradients:
-        """From the ``gradient`` of the outputs to those of the edges and of every neuron's weight, bias and value."""
+        """Gradients of the edges and of every neuron's weight, bias and value, from the ``gradient`` of the outputs."""
 
     @abstractmethod
     def input_gradient(self, structure: Any, saved: Saved, gradients: Gradients, n_columns: int) -> Array:
-        """Gradient of the input (batch, n_columns), of what `backward` returned."""
+        """Gradient of the input (batch, n_columns), from what `backward` returned."""
 
     @abstractmethod
     def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Array, x: Array) -> Array:
@@ -354,16 +354,16 @@ class Engine(ABC):
 
     @abstractmethod
     def features(self, structure: Any, executor: str) -> Any:
-        """How often what costs time occurs in one step of ``executor``: float64, in the order of `pricing`."""
+        """Counts of what costs time in a step of ``executor``: float64, in the order of timing.cost_model.FEATURES."""
 
     @abstractmethod
     def step_bytes(self, structure: Any, batch: int, train: bool) -> int:
-        """Bytes of the arrays of a step: CSR, transpose, order, strengths, values and messages, and where it trains all
+        """Bytes of the arrays of a step: CSR, transpose, order, strengths, values and messages, and with ``train`` all
         gradients."""
 
     @abstractmethod
     def edge_bytes(self, structure: Any, batch: int, train: bool) -> float:
-        """Bytes of them that one more edge takes."""
+        """Bytes that one more edge adds to `step_bytes`."""
 
     # -- arrays ----------------------------------------------------------------------------------------------
 
@@ -371,7 +371,7 @@ class Engine(ABC):
     def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Array]:
         """The numbers of a manifold's parameters, by name.
 
-        Raises ValueError where they are not as the kernels need them.
+        Raises ValueError if they are not as the kernels need them.
         """
 
     @abstractmethod
@@ -380,7 +380,7 @@ class Engine(ABC):
 
     @abstractmethod
     def bits(self, arrays: Mapping[str, Array]) -> list[bytes] | None:
-        """The bits of arrays, to see whether one has changed; None where that would cost a transfer."""
+        """The bits of arrays, to see whether one has changed; None if that would need a transfer."""
 
     @abstractmethod
     def host_values(self, structure: Any, values: Values) -> Values:

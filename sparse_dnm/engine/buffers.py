@@ -1,4 +1,4 @@
-"""Buffers that are used again: big arrays fresh from the system cost a page fault for every 4 KiB written."""
+"""Buffers that are reused: writing to new memory from the system costs a page fault for every 4 KiB."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 CACHE_LINE = 64  # bytes; a vector that straddles two lines is loaded twice
-SMALL = 2**13  # bytes up to which to look for memory takes longer than what is gained
-KEPT = 16  # pieces of memory that a pool holds while nobody uses them
-BIG = 2**20  # bytes from which on the C library gives memory back to the system
+SMALL = 2**13  # bytes; for less, looking for memory takes longer than it saves
+KEPT = 16  # unused pieces of memory that a pool keeps
+BIG = 2**20  # bytes; pieces of this size the C library gives back to the system
 
 
 class _Loan(weakref.ref[Any]):
-    """Tells when an array and all its views are gone."""
+    """Notices when an array and all its views are gone."""
 
     memory: memoryview
 
@@ -32,10 +32,10 @@ def footprint(size: int, aligned: bool = False) -> int:
 
 
 class BufferPool:
-    """Uninitialised 1-D arrays in memory that is used again once an array and all views of it are gone.
+    """Uninitialised 1-D arrays whose memory is reused once an array and all its views are gone.
 
-    Idle memory serves arrays of at least half its size.  At most KEPT idle pieces are held, the latest; so a pool
-    never holds much more than was in use at once.
+    Unused memory is given to arrays of at least half its size.  At most KEPT unused pieces are kept, the latest, so
+    that a pool never holds much more than was in use at once.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class BufferPool:
         self._back = back
 
     def empty(self, size: int, dtype: DTypeLike) -> NDArray[Any]:
-        """An array of ``size`` numbers; a small one is fresh."""
+        """An array of ``size`` numbers; small ones are not pooled."""
         dtype = np.dtype(dtype)
         return self.aligned(size, dtype) if size * dtype.itemsize >= BIG else np.empty(size, dtype)
 
@@ -64,14 +64,14 @@ class BufferPool:
         need = size * dtype.itemsize
         if need <= SMALL:
             return np.empty(size, dtype)
-        # Garbage collection, or another thread, may change the dict at any time: a copy is looked through, and what
-        # somebody else has taken meanwhile is not there any more.
+        # Garbage collection or another thread may change the dict at any time: search a copy, and skip what another
+        # thread has taken meanwhile.
         idle = self._idle.copy()
         fits = [(memory.nbytes, key) for key, memory in idle.items() if need <= memory.nbytes <= 2 * need]
         memory = self._idle.pop(min(fits)[1], None) if fits else None
         if memory is None:
             memory = _aligned_memory(need + need // 8)
-        # The base of a view is the array that it was first taken of, unless that stands on an array in its turn.
+        # The base of a view is the array that it was taken of, unless that is itself based on an array.
         array = np.frombuffer(memory, dtype, size)
         loan = _Loan(array, self._back)
         loan.memory = memory

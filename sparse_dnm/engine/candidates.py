@@ -1,14 +1,14 @@
 """Candidate edges: the pairs near or above the cutoff, and the slot that each of them owns (DESIGN, 4.1).
 
-Only |d_ij| > c counts, and |d_ij| is at most |alpha'| max|s - gamma'| g_ij, so each row need look no farther than
-a window around mu.  Pairs with |d| > threshold = max(c - skin, c/2) are kept, and searched anew only when the scalars
-have moved so far that a pair outside could have crossed c, as in the neighbour lists of molecular dynamics (Verlet
+Only |d_ij| > c counts, and |d_ij| is at most |alpha'| max|s - gamma'| g_ij, so a row's edges lie in a window around
+mu.  Pairs with |d| > threshold = max(c - skin, c/2) are kept, and a row is searched again only when its scalars have
+moved so far that a pair outside could have crossed c, as in the neighbour lists of molecular dynamics (Verlet
 1967): the active set is exact at every step, and the search is rare.
 
-Free edges carry an omega each.  A pair that falls below the threshold is forgotten at the next search; a pair enters,
-with the fresh omega of (seed, i, j), when its closeness with that omega rises through the threshold.  So every edge is
-born with strength zero, and one that training has removed does not jump back.  omega lies in a parameter of fixed
-length: while a pair is a candidate it owns one slot of it, and nothing else moves when pairs come and go.
+Each free edge has an omega.  A pair that falls below the threshold is forgotten at the next search.  A pair enters,
+with an initial omega drawn from (seed, i, j), when its closeness with that omega rises through the threshold.  So every
+edge starts with strength zero, and one that training has removed does not come back at once.  omega is stored in a
+parameter of fixed length: a candidate owns one slot of it, and no other slot changes when pairs enter and leave.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, ROW_SCALARS, SCALARS, ManifoldConfig
 
-CROWDED = 64  # candidates from which on a list that is mostly below the threshold is searched anew
+CROWDED = 64  # a list longer than this is searched again when most of it is below the threshold
 SPARE = 1.25  # slots for every candidate of the first structure
 LEAST_SLOTS = 4096  # or all possible edges, where they are fewer
 NOT_FINITE = "a scalar of the manifold is NaN or infinite; go back to a checkpoint and lower lr"
@@ -36,7 +36,7 @@ class OverCapacity(ValueError):
     def __init__(self, n_edges: int, capacity: int, what: str = "edges are active"):
         super().__init__(
             f"{n_edges:,} {what}, more than the {capacity:,} that there is room for; call "
-            f"model.grow_capacity({n_edges + n_edges // 4}) (and make optimisers anew that it does not follow), or "
+            f"model.grow_capacity({n_edges + n_edges // 4}) (and create optimisers again that it does not follow), or "
             "raise cutoff"
         )
         self.n_edges = n_edges
@@ -44,12 +44,12 @@ class OverCapacity(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """CSR of candidate edges, in the arrays of an engine, and the state that they were found in.
+    """CSR of candidate edges, in arrays of an engine, and the scalars at which they were found.
 
     indptr     int64 (n_rows + 1,)
     indices    int32 (n_candidates,)  sources, ascending in a row
-    slots      int64 (n_candidates,)  place of omega of each in edge_weight; None where edges have none
-    reference  float64 (n_rows, 8)    the scalars of each row when it was last searched, and the threshold of then
+    slots      int64 (n_candidates,)  place of the omega of each in edge_weight; None if edges have none
+    reference  float64 (n_rows, 8)    the scalars of each row when it was last searched, and the threshold at that time
     row_of     int32 (n_candidates,)  the row of each, on CUDA
     fleeting   some have no slot (-1): they were found for parameters that are not the model's own
     """
@@ -71,7 +71,7 @@ class Candidates:
         return Candidates(indptr, indices, slots, reference)
 
     def same(self, other: Candidates) -> bool:
-        """The other is equal, in arrays of the same kind."""
+        """The other has the same arrays, of the same kind."""
         if type(self.indptr) is not type(other.indptr):
             return False
         names = ("indptr", "indices", "reference", "slots")
@@ -79,10 +79,10 @@ class Candidates:
         return all(a is None or (a.shape == b.shape and bool((a == b).all())) for a, b in pairs)
 
     def only(self, kept: Tensor, size: Tensor) -> Candidates:
-        """Those at the places ``kept``, ascending, of candidates that were all just searched; ``size`` is their |d|.
+        """The candidates at the places ``kept``, ascending; all rows were just searched; ``size`` is their |d|.
 
-        A row that loses pairs remembers the largest |d| among them: it is searched again before one of them can have
-        risen above the cutoff.
+        A row that loses pairs stores the largest |d| among them, so that it is searched again before one of them can
+        have risen above the cutoff.
         """
         indptr, indices, reference = (torch.as_tensor(a) for a in (self.indptr, self.indices, self.reference))
         rows = torch.repeat_interleave(torch.arange(len(indptr) - 1, device=indptr.device), indptr.diff())
@@ -97,7 +97,7 @@ class Candidates:
 
     @staticmethod
     def of(indptr: Any, indices: Any, reference: Any, slots: Any = None) -> Candidates:
-        """Of arrays of an engine; on CUDA with the row of each."""
+        """Candidates from arrays of an engine; on CUDA with the row of each."""
         row_of = None
         if isinstance(indptr, Tensor):
             rows = torch.arange(len(indptr) - 1, dtype=torch.int32, device=indptr.device)
@@ -111,7 +111,7 @@ def like(array: Any, tensor: Tensor) -> Any:
 
 
 def compose(first: Any, second: Any) -> Any:
-    """Places among the candidates before two changes, -1 for new ones, of those of each change (None: no change)."""
+    """Places before two changes, -1 for new candidates, from the places before each change (None: no change)."""
     if first is None:
         return second
     a, b = torch.as_tensor(first), torch.as_tensor(second).long()
@@ -121,8 +121,8 @@ def compose(first: Any, second: Any) -> Any:
 
 
 def assign_slots(candidates: Candidates, before: Candidates, origin: Any, capacity: int | None) -> Candidates:
-    """``candidates`` with a slot each: those that were candidates ``before`` keep theirs, new ones take the lowest that
-    are free; none where there is no ``capacity``."""
+    """``candidates`` with a slot each: those that were candidates ``before`` keep theirs, new ones take the lowest free
+    ones, or none (-1) if ``capacity`` is None."""
     if before.slots is None:
         return candidates
     places, slots = torch.as_tensor(origin).long(), torch.as_tensor(before.slots)
@@ -141,7 +141,7 @@ def assign_slots(candidates: Candidates, before: Candidates, origin: Any, capaci
 
 
 def digest(indptr: Tensor, indices: Tensor, slots: Tensor) -> Tensor:
-    """int64 (): a sum that tells arrays of a structure from others that were averaged or mixed up."""
+    """int64 (): a checksum that differs for arrays that were averaged or do not belong together."""
     total = indptr.new_zeros(())
     for k, array in enumerate((indptr, indices, slots)):
         numbers = torch.arange(1, len(array) + 1, device=array.device)
@@ -150,7 +150,8 @@ def digest(indptr: Tensor, indices: Tensor, slots: Tensor) -> Tensor:
 
 
 def check_candidates(config: ManifoldConfig, indptr: NDArray[Any], indices: NDArray[Any], n_omega: int) -> None:
-    """Raise ValueError unless the arrays are a CSR of possible edges with as many omega: kernels do not check."""
+    """Raise ValueError unless the arrays are a CSR of possible edges and omega has one number each: kernels do not
+    check."""
     if indptr.shape != (config.n_rows + 1,) or indices.ndim != 1:
         raise ValueError(
             f"candidate_indptr of shape {indptr.shape} does not fit this manifold: it must be ({config.n_rows + 1},)"
@@ -169,7 +170,7 @@ def check_candidates(config: ManifoldConfig, indptr: NDArray[Any], indices: NDAr
 
 
 def check_slots(slots: NDArray[Any], capacity: int) -> None:
-    """Raise ValueError unless the slots are different places of 0 .. capacity - 1."""
+    """Raise ValueError unless the slots are distinct and in 0 .. capacity - 1."""
     if len(slots) and not (slots.min() >= 0 and slots.max() < capacity):
         raise ValueError(f"candidate_slots must lie in 0 .. {capacity - 1}, not {slots.min()} .. {slots.max()}")
     if len(np.unique(slots)) < len(slots):
@@ -177,14 +178,14 @@ def check_slots(slots: NDArray[Any], capacity: int) -> None:
 
 
 class Geometry:
-    """What follows from a manifold's shape and mode of edges, the same on every device."""
+    """What follows from a manifold's shape and edge mode, the same on every device."""
 
     def __init__(self, config: ManifoldConfig):
         self.config = config
-        self.free = config.edges != "closeness"  # candidates have an omega each
+        self.free = config.edges != "closeness"  # each candidate has an omega
         self.omega_in_closeness = config.edges in OMEGA_IN_CLOSENESS
-        rhythm, outside = config.edges != "free", config.edges == "weighted"
-        self.flags = rhythm or None, self.omega_in_closeness or None, outside or None  # of the kernels
+        periodic, scales_strength = config.edges != "free", config.edges == "weighted"
+        self.flags = periodic or None, self.omega_in_closeness or None, scales_strength or None  # of the kernels
         self.scalars = ROW_SCALARS[config.edges]
         self.parameters = (*self.scalars, "weight", "bias", "cutoff", *(["edge_weight"] if self.free else []))
         # the four that free edges do not have are not read
@@ -201,12 +202,12 @@ class Geometry:
         return 1.0 / (1.0 + math.exp(min(-raw, 700.0)))
 
     def omega_bound(self, limit: float) -> float:
-        """Largest |omega| of a fresh edge that counts in its closeness; ``limit``: standard deviations."""
+        """Bound of the initial |omega| as a factor of closeness; ``limit``: standard deviations."""
         mean, std = self.config.omega
         return abs(mean) + limit * std if self.omega_in_closeness else 1.0
 
     def no_reference(self) -> NDArray[np.float64]:
-        """The reference of rows that were never searched: a state from which every pair may enter."""
+        """The reference of rows that were never searched: every pair may enter."""
         reference = np.zeros((self.config.n_rows, len(SCALARS) + 1))
         reference[:, [SCALARS.index("sigma"), SCALARS.index("theta")]] = 1.0
         reference[:, -1] = np.inf
@@ -232,10 +233,10 @@ class Geometry:
 def with_new_pairs(
     config: ManifoldConfig, old: Candidates, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike, capacity: int
 ) -> tuple[Candidates, NDArray[np.int64], NDArray[np.floating]]:
-    """The ``old`` candidates, of the CPU, and new pairs among them; the slots of these and their omega.
+    """The ``old`` candidates, of the CPU, with new pairs among them; also the slots of the new pairs and their omega.
 
     ``rows`` count from the first neuron that is no input.  The new pairs take the lowest free slots, in their order.
-    Raises ValueError where a pair is not possible or is a candidate already, and OverCapacity where there is no room.
+    Raises ValueError if a pair is impossible or already a candidate, and OverCapacity if there is no room.
     """
     new_rows, new_sources, values = np.asarray(rows), np.asarray(sources), np.asarray(omega)
     if not new_rows.shape == new_sources.shape == values.shape == (len(new_rows),):

@@ -19,7 +19,7 @@ from sparse_dnm.engine.topology import Topology
 KERNELS = backend.kernels(CPU)
 WARM = 3  # unmeasured steps before a measured one
 GROUP = 8  # neighbouring inputs that are read together
-FAR = 256  # edges that the backward pass may meet in between while an edge's neighbour in memory stays at hand
+FAR = 256  # edges that the backward pass may visit before an edge's neighbour in memory has left the first cache
 Floats = NDArray[np.floating]
 
 
@@ -74,7 +74,7 @@ class CpuEngine(CpuSearch):
         return out, Saved(batch, scales, x_all, m_all, seconds)
 
     def complete(self, structure: CpuStructure, strengths: Floats, saved: Saved, x: Floats) -> None:
-        """Write values and messages of the neurons that reach no output, too, into ``saved``."""
+        """Also compute values and messages of the neurons that reach no output, into ``saved``."""
         s, t, neurons = structure.schedule, structure.topology, structure.neurons
         inputs, column, order = s.rest()
         KERNELS.make(tile_width(saved.batch))[0](
@@ -130,7 +130,7 @@ class CpuEngine(CpuSearch):
         n_rows = len(candidates.indptr) - 1
         self.complete(structure, strengths, saved, x)
         by_closeness = np.zeros_like(e.d)
-        weighted = self.config.edges == "weighted"  # then the strength of an edge has the factor omega
+        weighted = self.config.edges == "weighted"  # then strength has the factor omega
         with backend.use_threads(e.threads):
             KERNELS.ring_gradient(
                 *(topology.n_neurons - n_rows, structure.neurons.first_linear, tile_width(saved.batch)),

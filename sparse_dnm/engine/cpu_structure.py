@@ -1,4 +1,4 @@
-"""The structure of a manifold on the CPU: candidates in windows, closeness, active edges, and back to the scalars."""
+"""The structure of a manifold on the CPU: candidates, closeness, active edges, and gradients of the scalars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
-FEW = 6_000  # candidates up to which waking other threads costs more than it saves
+FEW = 6_000  # up to so many candidates, waking other threads costs more than it saves
 NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int32)  # indptr and sources of no structure
 Floats = NDArray[np.floating]
 
@@ -67,14 +67,14 @@ class CpuStructure:
 
 
 class Arrays:
-    """The parameters of a model as numpy arrays by name, made anew only where one has moved."""
+    """The parameters of a model as numpy arrays by name; a new array is made only for one whose memory has moved."""
 
     def __init__(self) -> None:
         self._places: list[tuple[int, int, bool]] = []
         self._arrays: dict[str, Floats] = {}
 
     def of(self, parameters: Mapping[str, Tensor], config: ManifoldConfig) -> dict[str, Floats]:
-        """Their numbers, by name; what is written to the parameters shows in the arrays.
+        """The arrays by name; they share memory with the parameters.
 
         Raises ValueError where the parameters are not as the kernels need them.
         """
@@ -82,7 +82,7 @@ class Arrays:
         if places != self._places:
             check_parameters(parameters, config)
             self._arrays = {name: p.detach().contiguous().numpy() for name, p in parameters.items()}
-            # A copy of what is not contiguous is made each time
+            # what is not contiguous is copied each time
             self._places = places if all(contiguous for _, _, contiguous in places) else []
         return self._arrays
 
@@ -198,7 +198,7 @@ class CpuSearch(Engine):
         return CpuStructure(Schedule(topology), neurons, candidates)
 
     def neurons_of(self, dtype: np.dtype[Any]) -> Neurons:
-        """What the neurons of the manifold do."""
+        """The neurons of the manifold: activations, slopes and which of them have a weight."""
         if dtype not in self._neurons:
             config = self.config
             kind, slope = backend.ACTIVATION_CODES[config.activation]
@@ -261,7 +261,7 @@ class CpuSearch(Engine):
 
     def gather(self, edge_weight: Floats, slots: NDArray[np.int64]) -> Floats:
         """See `Engine.gather`."""
-        return edge_weight.take(slots, mode="clip")  # checked before; the test of each place would cost more
+        return edge_weight.take(slots, mode="clip")  # in range, as checked before: clip only skips the check
 
     def bits(self, arrays: Mapping[str, Floats]) -> list[bytes]:
         """See `Engine.bits`."""
@@ -285,7 +285,7 @@ class CpuSearch(Engine):
 
 
 def check_size(size: int) -> None:
-    """Raise ValueError where so many candidates cannot be numbered."""
+    """Raise ValueError if there are too many candidates for int32."""
     if size >= 2**31:
         raise ValueError(f"{size} candidate edges do not fit the int32 edge lists; narrow sigma or raise cutoff")
 

@@ -21,10 +21,10 @@ from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure, on_host
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
-WARPS = 8  # of a block that runs a tile
-FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases of an executor
-FINE = 100  # steps of the clock that a measurement lasts at least
-TOGETHER = 64  # steps of a network that it times at most
+WARPS = 8  # per block, which runs one tile
+FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases that an Executor knows
+FINE = 100  # a measurement lasts at least this many ticks of the clock
+TOGETHER = 64  # it times at most so many steps of a network together
 WARM = 3  # unmeasured steps before a measured one
 
 
@@ -70,23 +70,19 @@ class CudaEngine(CudaSearch):
         self, s: CudaStructure, strengths: Tensor, x: Tensor, scales: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Saved]:
         kernels, n, batch = backend.cuda_kernels(), len(s.neurons.kind), len(x)
-        tiles = -(-batch // kernels.WIDTH)
-        name = self.executor.choose_by_trial(FORWARD, batch, s)
-        start = self._start(FORWARD, batch)
+        name, tiles, grid, start = self._begin(FORWARD, batch, s)
         x_all, m_all = (x.new_zeros(tiles * n * kernels.WIDTH) for _ in range(2))
         out = x.new_empty(batch, len(s.outputs))
         edges = s.indptr, s.indices, strengths, s.neurons.first_linear, *scales, s.neurons.kind, s.neurons.slope
         if name == "columns":
-            block = tiles, (kernels.WIDTH, WARPS)
             backend.launch(
-                *(kernels.forward, *block, s.inputs, s.column, x, s.order, s.waves, *edges),
+                *(kernels.forward, *grid, s.inputs, s.column, x, s.order, s.waves, *edges),
                 *(s.outputs, x_all, m_all, out),
             )
         else:
             done = s.order.new_zeros(tiles * n)
-            block = backend.resident(x.device), (kernels.WIDTH, 1)
             backend.launch(
-                *(kernels.forward_syncfree, *block, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
+                *(kernels.forward_syncfree, *grid, s.inputs, s.column, x, s.order, *edges, s.column_of, x_all, m_all),
                 *(done, out),
             )
         self._record(FORWARD, batch, name, start)
@@ -101,9 +97,7 @@ class CudaEngine(CudaSearch):
 
     def _backward(self, s: CudaStructure, strengths: Tensor, saved: Saved, gradient: Tensor) -> Gradients:
         kernels, n, batch = backend.cuda_kernels(), len(s.neurons.kind), saved.batch
-        tiles = -(-batch // kernels.WIDTH)
-        name = self.executor.choose_by_trial(BACKWARD, batch, s)
-        start = self._start(BACKWARD, batch)
+        name, tiles, grid, start = self._begin(BACKWARD, batch, s)
         g, z_gradient = torch.zeros_like(saved.x), torch.zeros_like(saved.x)
         neurons = s.neurons
         edges = (
@@ -111,15 +105,13 @@ class CudaEngine(CudaSearch):
             s.column_of,
         )
         if name == "columns":
-            block = tiles, (kernels.WIDTH, WARPS)
             backend.launch(
-                *(kernels.backward, *block, s.inputs, s.order, s.waves, *edges, saved.x, gradient, g, z_gradient)
+                *(kernels.backward, *grid, s.inputs, s.order, s.waves, *edges, saved.x, gradient, g, z_gradient)
             )
         else:
             done = s.order.new_zeros(tiles * n)
-            block = backend.resident(gradient.device), (kernels.WIDTH, 1)
             backend.launch(
-                *(kernels.backward_syncfree, *block, s.inputs, s.order, *edges, saved.x, gradient, done, g, z_gradient)
+                *(kernels.backward_syncfree, *grid, s.inputs, s.order, *edges, saved.x, gradient, done, g, z_gradient)
             )
         by_strength = self._edge_gradients(s, saved, g, s.readers, s.indices)
         by_weight, by_bias = strengths.new_zeros(n), strengths.new_zeros(n)
@@ -151,7 +143,7 @@ class CudaEngine(CudaSearch):
         return out
 
     def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Tensor, x: Tensor) -> Tensor:
-        """See `Engine.ring_gradient`; the structure was made with ``everything``, so that all messages are there."""
+        """See `Engine.ring_gradient`; needs a structure made with ``everything``, which computes all messages."""
         e, s = ring.values, ring.structure
         size = e.d.abs()
         scale = torch.where((size > e.threshold) & (size <= e.c), ring.kappa / (1.0 - e.c), 0.0).to(e.d.dtype)
@@ -162,7 +154,7 @@ class CudaEngine(CudaSearch):
 
     @contextlib.contextmanager
     def _memory_said(self, s: CudaStructure, batch: int, like_: Tensor) -> Iterator[None]:
-        """Say what did not fit the device, and what to do."""
+        """Raise DeviceMemoryError, which says what did not fit the device and what to do."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -173,15 +165,18 @@ class CudaEngine(CudaSearch):
                 f"{str(like_.device)!r} ({str(error).partition('.')[0]}); give a smaller batch"
             ) from None
 
-    def _start(self, phase: str, batch: int) -> Any:
-        """Before a call: a mark where a choice depends on its time, else None."""
-        if not self.executor.tries(phase, batch):
-            return None
-        backend.keep_busy(self.device)
-        return backend.mark(self.device)
+    def _begin(self, phase: str, batch: int, s: CudaStructure) -> tuple[str, int, tuple[int, tuple[int, int]], Any]:
+        """Before a pass: executor, number of tiles, blocks and threads; and a mark, if a choice depends on its time."""
+        width, name = backend.cuda_kernels().WIDTH, self.executor.choose_by_trial(phase, batch, s)
+        tiles, start = -(-batch // width), None
+        grid = (tiles, (width, WARPS)) if name == "columns" else (backend.resident(self.device), (width, 1))
+        if self.executor.tries(phase, batch):
+            backend.keep_busy(self.device)
+            start = backend.mark(self.device)
+        return name, tiles, grid, start
 
     def _record(self, phase: str, batch: int, name: str, start: Any) -> None:
-        """Take note of such a call; ``start`` is what `_start` returned."""
+        """After the pass: record its time; ``start`` is what `_begin` returned."""
         if start is not None:
             self.executor.record(phase, batch, name, backend.between(start, backend.mark(self.device)))
 
@@ -219,8 +214,8 @@ class CudaEngine(CudaSearch):
 class CudaStopwatch:
     """Times steps by marks in the device's stream.
 
-    Steps are launched while the device waits, and then run one after the other: the device is timed, and not Python.
-    So many of them are timed together that the clock is fine enough.
+    Steps are queued while the device is kept waiting, and then run without gaps: this times the device, not Python.
+    Enough steps are timed together for the resolution of the clock.
     """
 
     def __init__(self, engine: CudaEngine, structure: CudaStructure, strengths: Tensor, x: Tensor, train: bool):

@@ -1,7 +1,7 @@
-"""The structure of a manifold on CUDA, found on the device: no array of it crosses the bus.
+"""The structure of a manifold on CUDA, found on the device: its arrays are not copied to the host.
 
-Per call five counts do, in one transfer, five more where the structure has changed, and two where candidates are
-searched anew.  Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensors of the CPU.
+Each call transfers five counts at once, five more if the structure has changed, and two if rows are searched again.
+Where numba's simulator runs (NUMBA_ENABLE_CUDASIM=1) the same code takes tensors of the CPU.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from sparse_dnm.engine.cpu_structure import CpuStructure, check_size
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
-THREADS = 128  # of a block whose threads do not meet
+THREADS = 128  # of a block without synchronisation
 FRONT = 32  # warps of the block that goes over the whole DAG
 ADDING = 4  # warps of a block that adds up rows
 
 
 def _launch(kernel: Any, count: int, *arguments: Any) -> None:
-    """A thread for each of ``count`` things."""
+    """Launch one thread for each of ``count`` items."""
     if count:
         backend.launch(kernel, -(-count // THREADS), THREADS, *arguments)
 
 
 @dataclass(frozen=True, eq=False)
 class CudaStructure:
-    """`base.Structure` in tensors of a device: what a `Topology` and a `Schedule` hold, as the kernels want it."""
+    """`base.Structure` in tensors of a device: a `Topology` and a `Schedule`, as the kernels need them."""
 
     inputs: Tensor
     column: Tensor
@@ -57,7 +57,7 @@ class CudaStructure:
     connected: bool
     all_inputs: Tensor  # int32: of the graph, whether executed or not
     candidates: Candidates | None = None
-    everything: bool = False  # neurons that reach no output run, too
+    everything: bool = False  # also runs neurons that reach no output
 
     @property
     def n_edges(self) -> int:
@@ -71,7 +71,7 @@ class CudaStructure:
 
     @functools.cached_property
     def host(self) -> CpuStructure:
-        """The same for the CPU: its arrays are brought over, once."""
+        """The same for the CPU; its arrays are copied once."""
 
         def array(tensor: Tensor) -> Any:
             return tensor.cpu().numpy()
@@ -86,13 +86,13 @@ class CudaStructure:
         return self.host.topology
 
     def uploaded(self, host: CpuStructure) -> CudaStructure:
-        """The same, with what it is on the CPU known already."""
+        """The same, with its CPU form given."""
         self.__dict__["host"] = host
         return self
 
 
 def on_host(neurons: Neurons) -> Neurons:
-    """The same in arrays of the CPU."""
+    """Neurons in arrays of the CPU."""
     weighted = neurons.weighted
     weighted = weighted if isinstance(weighted, slice) else weighted.cpu().numpy()
     return Neurons(neurons.kind.cpu().numpy(), neurons.slope.cpu().numpy(), neurons.first_linear, weighted)
@@ -126,14 +126,14 @@ class CudaSearch(Engine):
         return {name: p.detach().contiguous() for name, p in parameters.items()}
 
     def no_candidates(self) -> Candidates:
-        """None yet, in a state from which every pair may enter."""
+        """See `Engine.no_candidates`."""
         indptr = torch.zeros(self.config.n_rows + 1, dtype=torch.int64, device=self.device)
         nothing = torch.empty(0, dtype=torch.int32, device=self.device)
         reference = torch.from_numpy(self.geometry.no_reference()).to(self.device)
         return Candidates.of(indptr, nothing, reference, nothing.long() if self.geometry.free else None)
 
     def neurons_of(self, dtype: torch.dtype) -> Neurons:
-        """What the neurons of the manifold do."""
+        """The neurons of the manifold: activations, slopes and which of them have a weight."""
         if dtype not in self._neurons:
             config = self.config
             code, slope = backend.ACTIVATION_CODES[config.activation]
@@ -172,7 +172,7 @@ class CudaSearch(Engine):
         the active candidates up to each."""
         config, size, kernels = self.config, len(candidates.indices), backend.cuda_kernels()
         n_rows, dtype = config.n_rows, parameters["alpha"].dtype
-        rhythm, inside, outside = self._flags
+        periodic, in_closeness, scales_strength = self._flags
         c = torch.sigmoid(parameters["cutoff"].double()).reshape(1)
         threshold = torch.maximum(c - config.skin, c / 2)
 
@@ -184,12 +184,12 @@ class CudaSearch(Engine):
         stale, crossed = new(n_rows, torch.bool), new(n_rows, torch.int32)
         bound = self.geometry.omega_bound(backend.kernels(CPU).OMEGA_LIMIT)
         _launch(
-            *(kernels.transform, n_rows, *scalars, config.period, rhythm, c, threshold, bound),
+            *(kernels.transform, n_rows, *scalars, config.period, periodic, c, threshold, bound),
             *(torch.finfo(dtype).eps, candidates.reference, rows, stale, crossed),
         )
         d, active = new(size, dtype), new(size, torch.int32)
         _launch(
-            *(kernels.closeness, size, rows, self._offsets, config.n_inputs, config.period, rhythm, inside, c),
+            *(kernels.closeness, size, rows, self._offsets, config.n_inputs, config.period, periodic, in_closeness, c),
             *(candidates.row_of, candidates.indices, omega, d, active),
         )
         places = torch.cumsum(active, 0, dtype=torch.int32)
@@ -200,7 +200,7 @@ class CudaSearch(Engine):
         strengths, parts = new(size, dtype), new(size, torch.float64)
         before = sources[:0] if previous is None else previous.indices
         _launch(
-            *(kernels.compact, size, c, config.n_inputs, config.n_sources, outside, candidates.row_of),
+            *(kernels.compact, size, c, config.n_inputs, config.n_sources, scales_strength, candidates.row_of),
             *(candidates.indices, d, omega, places, before, sources, readers, strengths, parts, differs),
         )
         counts = [crossed.sum(), (d.abs() > threshold).sum(), counted[-1], differs.sum()]
@@ -327,7 +327,7 @@ class CudaSearch(Engine):
         return Gates(gates.sum(), -slopes.sum() * c * (1.0 - c), (slopes * e.d.sign()).to(e.d.dtype))
 
     def expected_cost(self, structure: CudaStructure, values: Values, tau: float, prices: Prices) -> Cost:
-        """See `Engine.expected_cost`; on the CPU, which goes over expected levels one neuron after the other."""
+        """See `Engine.expected_cost`; on the CPU, which computes the expected levels neuron by neuron."""
         return self._on_host.expected_cost(structure.host, self.host_values(structure, values), tau, prices)
 
     @functools.cached_property

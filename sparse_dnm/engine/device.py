@@ -16,9 +16,9 @@ from sparse_dnm.engine.threads import check_threads, use_threads
 from sparse_dnm.kernels import cpu
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
-__all__ = ["check_threads", "use_threads"]  # both are those of threads.py
+__all__ = ["check_threads", "use_threads"]  # imported from threads.py
 
-# activation -> kind and slope below zero, as the kernels have it
+# activation -> kind and slope below zero, as the kernels code them
 ACTIVATION_CODES = {
     "leaky_relu": (LEAKY, 0.2),
     "relu": (LEAKY, 0.0),
@@ -33,7 +33,7 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # CUDA kernels run in
 
 
 def kernels(device: torch.device) -> Any:
-    """The kernels of a device.  Raises ValueError where it has none."""
+    """The kernels of a device.  Raises ValueError if it has none."""
     if device.type == "cpu":
         return cpu
     if device.type != "cuda":
@@ -48,14 +48,14 @@ def kernels(device: torch.device) -> Any:
         ) from None
     if not usable:
         raise MissingPackageError(
-            f"device {str(device)!r} needs NVIDIA's driver and compiler (NVVM), and numba finds one of them not; "
+            f"device {str(device)!r} needs NVIDIA's driver and compiler (NVVM), and numba did not find both; "
             f"{INSTALL_CUDA}"
         )
     return cuda
 
 
 def cuda_kernels() -> Any:
-    """Those of CUDA."""
+    """The CUDA kernels."""
     return kernels(torch.device("cuda"))
 
 
@@ -68,17 +68,17 @@ def _cuda_usable() -> bool:
 
 
 def on_cuda(device: torch.device) -> bool:
-    """The CUDA kernels are those of this device."""
+    """This device runs the CUDA kernels."""
     return device.type == "cuda"
 
 
-_streams: dict[tuple[int, int], Any] = {}  # torch's streams, as numba has them
+_streams: dict[tuple[int, int], Any] = {}  # torch's streams as numba's objects
 
 
 def device_of(name: str) -> torch.device:
     """The device of this name: cpu, cuda or cuda:N.
 
-    Raises ValueError where there is none such, and MissingPackageError where numba's CUDA target is missing.
+    Raises ValueError if it does not exist, and MissingPackageError if numba's CUDA target is missing.
     """
     device = torch.device(check_device(name))
     if device.type == "cpu":
@@ -107,7 +107,7 @@ class DeviceMemory:
 
 @functools.lru_cache(maxsize=4096)
 def _array_at(device: int, pointer: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """Numba's array of the memory there; torch hands out the same places step by step, and to make one takes long."""
+    """Numba's array of that memory; cached, because making one is slow and torch reuses the same addresses."""
     from numba import cuda
 
     return cuda.as_cuda_array(DeviceMemory(pointer, shape, dtype), sync=False)
@@ -128,7 +128,7 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
     with cuda.gpus[place[0]]:
         if place not in _streams:
             _streams[place] = cuda.external_stream(place[1])
-        stream = _streams[place]  # numba knows launches by it
+        stream = _streams[place]  # numba tracks launches by this object
         arrays = (
             _array_at(place[0], a.data_ptr(), a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments
         )
@@ -136,7 +136,7 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
 
 
 def mark(device: torch.device) -> Any:
-    """This moment of torch's current stream on a CUDA device, for `between`."""
+    """An event in torch's current stream on a CUDA device, for `between`."""
     if SIMULATED:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -145,7 +145,7 @@ def mark(device: torch.device) -> Any:
 
 
 def between(start: Any, end: Any) -> float:
-    """Seconds of the device between two marks, once it has come there."""
+    """Seconds of the device between two marks; waits until it has reached the second."""
     if SIMULATED:
         return float(end - start)
     end.synchronize()
@@ -156,19 +156,19 @@ LAUNCHES = 10_000_000  # cycles, some 5 ms: the launches of a step from Python t
 
 
 def keep_busy(device: torch.device, steps: int = 1) -> None:
-    """Let a CUDA device wait while as many steps are launched: what follows is queued, and marks time the device."""
+    """Keep a CUDA device waiting while so many steps are launched, so that marks time the device, not the launches."""
     if not SIMULATED:
         with torch.cuda.device(device):
             torch.cuda._sleep(LAUNCHES * steps)
 
 
 def resident(device: torch.device) -> int:
-    """Blocks of a warp that a CUDA device surely runs at once: 8 a multiprocessor, a quarter of what it could."""
+    """Blocks of one warp that a CUDA device certainly runs at once: 8 per multiprocessor, a quarter of its limit."""
     return 1 if SIMULATED else 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class DeviceMemoryError(torch.OutOfMemoryError, MemoryError):
-    """What did not fit a device, and the way out."""
+    """Something did not fit a device's memory; the message says what, and what to do."""
 
 
 def count_up(number: torch.Tensor) -> None:
@@ -176,10 +176,10 @@ def count_up(number: torch.Tensor) -> None:
     if number.is_cuda:
         number.add_(1)
     else:
-        number.numpy()[()] += 1  # a tenth of the time of add_
+        number.numpy()[()] += 1  # ten times as fast as add_
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was asked to."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

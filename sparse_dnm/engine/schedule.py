@@ -1,4 +1,4 @@
-"""Schedule: which neurons run, in which order, in tiles of how many columns, and by which executor."""
+"""Schedule: which neurons run, in which order, in tiles of how many columns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Schedule:
         self.sequence = sequence[: n_executed - n_inputs] if t.ascending else self.order
 
     def rest(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        """What is not executed: the inputs, the column of each, and the others, sources before their readers."""
+        """What is not executed: the inputs, the column of each, and the other neurons, sources before readers."""
         t = self.topology
         column = np.flatnonzero(~t.live[t.inputs]).astype(np.int32)
         others = ~t.live

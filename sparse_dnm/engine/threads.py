@@ -1,13 +1,13 @@
 """How many threads of the CPU the kernels use: Numba's, which start when a kernel with parallel loops is first needed.
 
-Where Numba shares OpenMP with torch, its start resets the number of threads that the user gave torch; here it is put
-back.  Numba's layer ``workqueue`` ends a process two of whose Python threads use it at once: there such kernels run
-one at a time.
+If Numba shares OpenMP with torch, starting Numba's threads resets the number of threads that the user gave torch; this
+module restores it.  Numba's layer ``workqueue`` kills a process when two Python threads use it at once: with that layer
+kernels run one at a time.
 
 Threads do not survive a fork, and GNU's OpenMP waits for its own forever, whether Numba or torch had started them.  So
 a forked process runs the kernels, and torch from then on, on one thread, whatever number is asked for, with the same
-bits.  Where Numba's threads ran before the fork, the kernels are compiled again, without parallel loops (once: they are
-kept on disk like the others).  A process that needs threads is to be started by ``spawn``.
+bits.  If Numba's threads ran before the fork, the kernels are compiled again, without parallel loops (once: they are
+cached on disk like the others).  Start a process that needs threads by ``spawn``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _forked = False
 
 
 def start() -> None:
-    """Start the threads of this process, where that has not been done."""
+    """Start the threads of this process, if they have not been started."""
     global _ready
     if _ready:
         return
@@ -48,12 +48,12 @@ def _start_numba() -> None:
 
 
 def _after_fork() -> None:
-    """In a forked process."""
+    """Runs in a forked process, at its start."""
     global _ready, _forked, _lock
     _ready, _forked, _lock = False, True, threading.Lock()
     try:
         numba.threading_layer()
-    except ValueError:  # Numba's threads, whoever used them, had not been started
+    except ValueError:  # Numba's threads had not been started
         return
     jit.set_mode(jit.SEQUENTIAL)
     start()
@@ -76,7 +76,7 @@ def check_threads(threads: int) -> int:
 
 
 class use_threads:
-    """Run the kernels inside on ``threads`` threads."""
+    """Inside ``with``, kernels run on ``threads`` threads."""
 
     _current = threading.local()
 
@@ -87,13 +87,13 @@ class use_threads:
         self.before: int | None = getattr(self._current, "threads", None)
         if self.before != self.threads:
             start()
-            self.outside = _get() if self.before is None else self.before
+            self._numba_before = _get() if self.before is None else self.before
             _set(self.threads)
             self._current.threads = self.threads
 
     def __exit__(self, *_: object) -> None:
         if self.before != self.threads:
-            _set(self.outside)
+            _set(self._numba_before)
             self._current.threads = self.before
 
 

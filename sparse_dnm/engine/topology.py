@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 KERNELS = backend.kernels(torch.device("cpu"))
-ROWS = ("readers", "sources")  # what the rows of a matrix stand for
+ROWS = ("readers", "sources")  # what a row of a matrix stands for
 
 
 def canonical_csr(matrix: Any, rows: str = "readers") -> sparse.csr_array:
@@ -56,8 +56,8 @@ class Topology:
                                 above (see `t_indices` and `t_edge`)
 
     The arrays are read by kernels without a check and must not be written to.  Build one with `from_edges`,
-    `from_csr`, `from_scipy` or `from_networkx`, which check; the constructor trusts its arrays but for cycles, and
-    takes memory from ``empty(size, dtype)``.
+    `from_csr`, `from_scipy` or `from_networkx`, which check; the constructor checks for cycles only, and takes memory
+    from ``empty(size, dtype)``.
     Raises ValueError naming an edge that closes a cycle.  Levels after Anderson & Saad (1989).
     """
 
@@ -79,13 +79,13 @@ class Topology:
         self.t_edges = edges[: self.t_indptr[-1]]
         self._level_starts = starts[: self.depth + 2]
 
-    def _closing_edge(self, stuck: NDArray[np.bool_]) -> tuple[int, int]:
-        """An edge source -> reader on a cycle: walk back through stuck sources until one comes again."""
-        i, seen = int(np.flatnonzero(stuck)[0]), set[int]()
+    def _closing_edge(self, waiting: NDArray[np.bool_]) -> tuple[int, int]:
+        """An edge source -> reader on a cycle: follow sources that wait for others until one repeats."""
+        i, seen = int(np.flatnonzero(waiting)[0]), set[int]()
         while True:
             seen.add(i)
             sources = self.indices[self.indptr[i] : self.indptr[i + 1]]
-            j = int(sources[stuck[sources]][0])
+            j = int(sources[waiting[sources]][0])
             if j in seen:
                 return j, i
             i = j
@@ -102,7 +102,7 @@ class Topology:
 
     @property
     def t_indices(self) -> Int32:
-        """Readers of each neuron, rows as ``t_indptr`` has them."""
+        """Readers of each neuron; ``t_indptr`` says where each row starts."""
         return (self.t_edges & 0xFFFFFFFF).astype(np.int32)
 
     @property
@@ -112,7 +112,7 @@ class Topology:
 
     @property
     def wavefronts(self) -> list[Int32]:
-        """Neurons of each level, ascending: none reads another of its own wavefront."""
+        """Neurons of each level, ascending: none reads another of the same level."""
         return np.split(self.order, self._level_starts[1:-1])
 
     def edges(self) -> Int32:
@@ -160,17 +160,15 @@ class Topology:
         source.
 
         Neurons are numbered from 0; n_neurons defaults to the largest number + 1.  ``inputs`` default to the neurons
-        without sources, ``outputs`` to those that nobody reads, both ascending.
-        Raises ValueError naming the edge that is out of range, there twice, or closing a cycle.
+        without sources, ``outputs`` to those without readers, both ascending.
+        Raises ValueError naming the edge that is out of range, is listed twice, or closes a cycle.
         """
         edges = edges if isinstance(edges, (np.ndarray, list, tuple)) else list(edges)
         try:
             pairs = np.asarray(edges)
         except ValueError:  # ragged
             k = next((k for k, pair in enumerate(edges) if np.ndim(pair) == 0 or len(pair) != 2), 0)
-            raise ValueError(
-                f"edges[{k}]={edges[k]!r} must be, as all edges, a pair of integers: source, reader"
-            ) from None
+            raise ValueError(f"edges[{k}]={edges[k]!r} must be a pair of integers: source, reader") from None
         if pairs.size == 0:
             pairs = np.empty((0, 2), np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
@@ -208,8 +206,8 @@ class Topology:
         """Topology of CSR arrays, row i listing the sources that neuron i reads; ``inputs`` and ``outputs`` as in
         `from_edges`.
 
-        This takes what a Topology holds, or the state_dict of a SparseDAG.  Raises ValueError where that is no CSR with
-        ascending sources in each row, and where `from_edges` does.
+        It takes the arrays of a Topology or of the state_dict of a SparseDAG.  Raises ValueError if they are not a CSR
+        with ascending sources in each row, and in the cases of `from_edges`.
         """
         starts, sources = np.asarray(indptr), np.asarray(indices)
         fits = starts.ndim == sources.ndim == 1 and len(starts) > 1 and starts.dtype.kind in "iu"
@@ -235,12 +233,12 @@ class Topology:
         *,
         rows: str = "readers",
     ) -> Topology:
-        """Topology of a square scipy sparse matrix of any format, with an edge wherever an element is stored, be it 0.
+        """Topology of a square scipy sparse matrix of any format, with an edge wherever an element is stored, even a 0.
 
         ``rows="readers"``: row i reads column j, as the weight of an nn.Linear has it.  ``rows="sources"``: row i is
         read by column j, as in the adjacency matrices of networkx, which have i -> j at [i, j].
-        Elements that are stored twice are one edge.  The matrix' ``data`` may be in another order than the edges are:
-        `SparseDAG.from_scipy` takes the numbers along.
+        An element stored twice is one edge.  The matrix' ``data`` may be in another order than the edges:
+        `SparseDAG.from_scipy` puts the numbers in order.
         """
         csr = canonical_csr(matrix, rows)
         indptr, indices = csr.indptr.astype(np.int64), csr.indices.astype(np.int32)
@@ -257,7 +255,7 @@ class Topology:
     ) -> Topology:
         """Topology of a directed graph, an arc u -> v meaning that v reads u.
 
-        Nodes are numbered in the graph's own order; ``inputs`` and ``outputs`` are nodes.  It is that of
+        Nodes are numbered in the graph's own order; ``inputs`` and ``outputs`` are nodes.  The result is the same as
         ``from_scipy(networkx.to_scipy_sparse_array(graph), rows="sources")``.
         """
         if not graph.is_directed():

@@ -1,10 +1,10 @@
 """The engine of executor ``torch-sparse``: a DAG level by level through torch-sparse's products and torch's autograd.
 
-It shares no kernel and no gradient with the other engines, so it checks them, and it is their rival in benchmarks.
+It shares no kernel and no gradient with the other engines: it is used to check them, and as a peer in benchmarks.
 It runs on torch's threads.
 
-Neurons are put in the order of execution, levels 0 .. D.  Level 0, most of it inputs, sends its messages to all
-others in one product.  Before level t + 1, one product sends the messages of the low(t) levels before it to the
+Neurons are sorted in the order of execution, levels 0 .. D.  Level 0, mostly inputs, sends its messages to all
+other levels in one product.  Before level t + 1, one product sends the messages of the low(t) levels before it to the
 low(t) levels from it on, low(t) being the lowest set bit of t.  An edge from level a + 1 to level b + 1 falls into
 exactly one of these products, the t <= b that has the highest bit in which a and b differ as its lowest.  So each
 level costs one product over consecutive neurons, without gathering, and messages are copied log2 D times at most:
@@ -46,7 +46,7 @@ ACTIVATIONS: dict[int, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Block:
-    """Edges from one run of neurons to a later one, as torch-sparse's product wants them.
+    """Edges from one range of neurons to a later one, in the arrays that torch-sparse's product takes.
 
     All int64: rowptr (rows + 1,), row and col (edges,), colptr (columns + 1,), csr2csc (edges,).
     """
@@ -58,7 +58,7 @@ class Block:
     csr2csc: Tensor
 
     def product(self, values: Tensor, messages: Tensor) -> Tensor:
-        """Sums (rows, batch) of value * message, differentiable: what ``SparseTensor @ messages`` calls."""
+        """Sums (rows, batch) of value * message, differentiable: the operator behind ``SparseTensor @ messages``."""
         indices = (self.row, self.rowptr, self.col)
         sums: Tensor = torch.ops.torch_sparse.spmm_sum(*indices, values, self.colptr, self.csr2csc, messages)
         return sums
@@ -68,7 +68,7 @@ class Layout:
     """Index arrays of a schedule's live neurons and of their edges, in the order of execution.
 
     Neurons that read z (``neurons.first_linear`` on) come last: they are the outputs.  In a level, inputs come first
-    and neurons of one activation stand together.
+    and neurons of one activation are adjacent.
     """
 
     def __init__(self, structure: CpuStructure):
@@ -108,11 +108,11 @@ class Layout:
         readers = np.repeat(np.arange(len(order)), counts)
         edges = np.arange(len(readers)) + np.repeat(self.topology.indptr[order] - np.cumsum(counts) + counts, counts)
         sources = position[self.topology.indices[edges]]
-        assert (sources < self.n_summed).all(), "nobody may read a neuron from first_linear on"
+        assert (sources < self.n_summed).all(), "no neuron may read one from first_linear on"
         assert (self.outputs >= 0).all(), "all outputs must read z, or none"
         a, b = levels[order[sources]] - 1, levels[order[readers]] - 1
         bits = np.frexp(a ^ b)[1] - 1
-        last = self.depth + 1  # the product that neurons that read z have to themselves
+        last = self.depth + 1  # a product of its own for neurons that read z
         products = np.where(a < 0, 1, ((b >> bits) << bits) + 1)
         products[readers >= self.n_summed] = last
         place = np.argsort(products, kind="stable")
@@ -137,7 +137,7 @@ class Layout:
 
 
 def _runs(*columns: NDArray[Any]) -> list[tuple[Any, ...]]:
-    """The rows of a table, each once with the number of times that it stands there in a row."""
+    """Run-length encoding of the rows of a table: each row of a run once, with the length of the run."""
     changes = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     starts = np.flatnonzero(np.concatenate([[True], changes]))
     lengths = np.diff(starts, append=len(columns[0]))
@@ -166,7 +166,7 @@ def _layout(structure: CpuStructure) -> Layout:
 
 @dataclass(eq=False, slots=True)
 class SavedGraph:
-    """What a forward pass leaves: torch's graph from the leaves x, strengths, weight and bias to the outputs."""
+    """What a forward pass saves: torch's graph from the leaves x, strengths, weight and bias to the outputs."""
 
     batch: int
     leaves: list[Tensor]
@@ -208,7 +208,7 @@ class TorchSparseEngine(CpuEngine):
         return gradients.g
 
     def ring_gradient(self, ring: Ring, saved: Any, gradients: Gradients, strengths: Floats, x: Floats) -> Floats:
-        """Refused: torch-sparse's products hand out no messages of neurons that reach no output."""
+        """Refused: torch-sparse's products do not compute messages of neurons that reach no output."""
         raise ValueError("kappa is for the kernels; with executor='torch-sparse' set kappa=0")
 
 
@@ -233,18 +233,18 @@ def _outputs(layout: Layout, x: Tensor, values: Tensor, weight: Tensor, bias: Te
         block = layout.blocks[level]
         return sums if block is None else sums + block.product(of_product[level], messages)
 
-    def walk(level: int, height: int, sums: Tensor) -> list[Tensor]:
+    def substitute(level: int, height: int, sums: Tensor) -> list[Tensor]:
         """Messages of 2**height levels, given the sums over their sources before them."""
         if height == 0:
             return [activate(level, sums)]
         middle = level + (1 << (height - 1))
         if middle > layout.depth:
-            return walk(level, height - 1, sums)
+            return substitute(level, height - 1, sums)
         size = starts[middle] - starts[level]
         near, far = sums.split([size, len(sums) - size])
-        parts = walk(level, height - 1, near)
+        parts = substitute(level, height - 1, near)
         messages = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return [messages, *walk(middle, height - 1, receive(middle, far, messages))]
+        return [messages, *substitute(middle, height - 1, receive(middle, far, messages))]
 
     fed, unfed, rest, linear = z.split(layout.parts)
     first = inputs + fed
@@ -252,7 +252,7 @@ def _outputs(layout: Layout, x: Tensor, values: Tensor, weight: Tensor, bias: Te
         first = torch.cat([first, unfed.expand(-1, len(x))])
     messages = activate(0, first)
     if layout.depth > 0:
-        walk(1, (layout.depth - 1).bit_length(), receive(1, rest, messages))
+        substitute(1, (layout.depth - 1).bit_length(), receive(1, rest, messages))
     out = torch.cat(activated)
     if layout.parts[-1]:
         out = receive(layout.depth + 1, linear, out).expand(-1, len(x))

@@ -6,12 +6,12 @@ import math
 
 
 class Controller:
-    """PI controller of a multiplier from log(size / goal), in logarithms; bounded, without wind-up.
+    """PI controller of a multiplier from log(size / goal), in logarithms; with bounds and anti-windup.
 
-    ``size`` is what has a budget: seconds of a step, or edges.
+    ``size`` is the limited quantity: seconds of a step, or edges.
     The multiplier grows while the size is above the goal and shrinks below; at its bounds the integral does not change.
-    The goal falls from the size at the start to the budget while `progress` goes from 0 to 1: a removed edge hardly
-    ever returns, so the network must not shrink faster than it has to.
+    The goal falls from the size at the start to the budget while `progress` goes from 0 to 1: a removed edge rarely
+    returns, so the network must not shrink faster than necessary.
     """
 
     KP, KI = 5.0, 0.05
@@ -25,11 +25,11 @@ class Controller:
 
     @property
     def goal(self) -> float:
-        """The size that is wanted at this progress."""
+        """The wanted size at this progress."""
         return self.start * (self.budget / self.start) ** min(self.progress, 1.0)
 
     def update(self, size: float) -> float:
-        """Update by the present size; returns the new multiplier."""
+        """Update with the present size; returns the new multiplier."""
         error = math.log(max(size, 1e-300) / self.goal)
         wanted = self.KP * error + self.integral + self.KI * error
         if self.LOW <= wanted <= self.HIGH or (wanted > self.HIGH) == (error < 0):

@@ -11,7 +11,7 @@ from sparse_dnm.timing.probes import Settings
 
 
 class MeasuredMemory:
-    """Bytes of the sparse step of ``model``, over those at its first use: an exact count of its arrays.
+    """Bytes of the sparse step of ``model``, relative to those at its first use: an exact count of its arrays.
 
     Counted: CSR, transpose, levels and order of execution, strengths, values and messages of all neurons and, in mode
     "train", all gradients.  Not counted: parameters, candidates, arrays of the search for structure.  The number of
@@ -27,16 +27,16 @@ class MeasuredMemory:
         return evaluation.engine.step_bytes(evaluation.structure, self.batch, self._train)
 
     def value(self, evaluation: Evaluation) -> float:
-        """Bytes, over those at the start."""
+        """Bytes, relative to those at the start."""
         return self.bytes(evaluation) / self.reference
 
     def gradient(self, evaluation: Evaluation) -> Gradient:
-        """Of the value."""
+        """Gradient of the value."""
         price = evaluation.engine.edge_bytes(evaluation.structure, self.batch, self._train) / self.reference
-        _, by_cutoff, by_closeness = evaluation.gates(self.tau)  # edges of dead neurons are kept too
+        _, by_cutoff, by_closeness = evaluation.gates(self.tau)  # memory also holds edges of dead neurons
         return Gradient(price * by_cutoff, by_closeness * price)
 
     def __call__(self, model: DynamicManifold) -> Tensor:
-        """The term, a scalar tensor with its gradient; call the model before."""
+        """The term, a scalar tensor with its gradient; call the model first."""
         evaluation = model.evaluation
         return evaluation.straight_through(self.value(evaluation), *self.gradient(evaluation))

@@ -15,7 +15,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 def flow_loss(model: DynamicManifold) -> Tensor:
     """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², of the last forward; scalar.
 
-    Keeps the two halves of the network in balance, so that it does not cut itself in two.
+    It keeps the two halves of the network in balance, so that the network does not disconnect itself.
     """
     return model.flow()
 
@@ -31,8 +31,8 @@ class SparsityProxy:
     """Simulated speed: (active edges / possible edges)**power of the last forward.
 
     The value is the true count.  A count is flat almost everywhere, so the gradient is that of a soft count, the sum
-    of sigmoid((|d| - c) / tau) over all candidates above the threshold, those below the cutoff included
-    (straight-through, Bengio et al. 2013); with ``gradient="none"`` there is none, as in the original.
+    of sigmoid((|d| - c) / tau) over all candidates above the threshold, including those below the cutoff
+    (straight-through, Bengio et al. 2013); with ``gradient="none"`` there is no gradient, as in the original.
 
     tau: width of a gate, in closeness.
     """
@@ -51,7 +51,7 @@ class SparsityProxy:
         return evaluation.density**self.power
 
     def gradient(self, evaluation: Evaluation) -> Gradient | None:
-        """Of the term; None where it has none."""
+        """Gradient of the term; None if it has none."""
         if self.flat:
             return None
         slope = self.power * evaluation.density ** (self.power - 1) / evaluation.config.possible_edges

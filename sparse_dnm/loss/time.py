@@ -1,6 +1,6 @@
 """Measured time: seconds of the sparse step on this machine, as a term of the loss (DESIGN, 3).
 
-A stopwatch is flat almost everywhere.  The value is what was measured, the gradient is that of an expected cost
+Measured time has no useful gradient.  The value is the measured one, the gradient that of an expected cost
 (straight-through, Bengio et al. 2013): every candidate exists with a probability, its gate; the costs of an edge,
 a neuron and a level are fitted to measurements and updated during training.
 """
@@ -31,11 +31,11 @@ from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
 from sparse_dnm.timing.probes import Bench, Settings
 
-MAX_MODEL_ERROR = 0.15  # median relative error of late predictions from which on the cost model does not fit
-MAX_START_MEASUREMENTS = 3  # times that the first step is measured while it is not as the calibration predicts
-UNEXPECTED = 1.5  # times what was predicted, from which on something is wrong
-SPSA_DRAWS = 4  # pairs of structures whose times make one estimate by SPSA
-SPSA_ROUNDS = 3  # a b b a rounds over such a pair
+MAX_MODEL_ERROR = 0.15  # largest median relative error of recent predictions of a cost model that fits
+MAX_START_MEASUREMENTS = 3  # of the first step, if it is not as predicted
+UNEXPECTED = 1.5  # a first step this many times longer than predicted is measured again
+SPSA_DRAWS = 4  # pairs of structures per SPSA estimate
+SPSA_ROUNDS = 3  # rounds a b b a per pair
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TimeSettings:
     budget: float | None = None  # s; None: no constraint
     estimator: str = "cost-model"  # one of config.ESTIMATORS
     ablation: str = "none"  # one of config.ABLATIONS
-    probes: int = 20  # structures of the calibration, and half as many to judge it
+    probes: int = 20  # structures to fit, and half as many to judge the fit
     repeats: int = 5  # measurements of each
     seed: int = 0
 
@@ -67,17 +67,17 @@ class TimeSettings:
 
 
 class MeasuredTime:
-    """Measured speed: seconds of the sparse step of ``model`` over the budget or, without one, over those at the start.
+    """Measured speed: seconds of the sparse step of ``model``, relative to the budget or, without one, to the start.
 
-    It is calibrated when it is made: probes are cut out of the network and timed, unless a ``profile`` of an earlier
-    calibration is given, or the ``state`` of an earlier one.  Every ``settings.every``-th call of `value` is a timed
-    step, between them the value stands.  A step of ``settings.batch`` samples is run for it, some times before it is
-    timed: its data are in the caches then, as in a process that does nothing else.  A caller that has timed the step
-    of the model itself passes its seconds instead.  Neither compilation nor the search for structure is in it, nor a
-    step during which the process was preempted.
+    Creating it calibrates: structures derived from the network are timed, unless the ``profile`` of a calibration or
+    the ``state`` of an earlier object is given.  Every ``settings.every``-th call of `value` is a timed step; in
+    between the value stays.  To time it, a step of ``settings.batch`` samples is run, after some unmeasured ones: its
+    data are then in the caches, as in a process that does nothing else.  A caller that has timed the model's own step
+    passes those seconds instead.  Compilation, the search for structure, and steps during which the process was
+    preempted are not included.
 
-    The model stays as it is: ``executor`` says which way of running it was timed, of "auto" the faster one.
-    Raises ValueError where the model runs on torch-sparse, the clock is too coarse, or the profile is of other things.
+    The model is not changed: ``executor`` is the one that was timed, for "auto" the faster one.
+    Raises ValueError if the model runs on torch-sparse, the clock is too coarse, or the profile does not fit.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MeasuredTime:
         self.seconds = math.nan  # of the last timed step
         self.calls = self.timed = 0
         self._prices: Prices | None = None
-        self._began = False  # a step has been timed: since then the model has run its own
+        self._began = False  # a step has been timed since the calibration
         self.calibration: Calibration | None = None
         if state is None:
             self._calibrate(evaluation, profile, on_round)
@@ -133,29 +133,29 @@ class MeasuredTime:
 
     def _begin(self, start: float) -> None:
         budget = self.settings.budget
-        self.start = start  # s, of a step of the network as it was calibrated on
-        self.reference = budget or start  # s, what the value is relative to
+        self.start = start  # s, of a step of the network at the calibration
+        self.reference = budget or start  # s, the unit of the value
         self.controller = None if budget is None else Controller(budget, start)
 
     # -- value -----------------------------------------------------------------------------------------------
 
     def _explicit(self, evaluation: Evaluation) -> float:
-        """Seconds of a step that is run only to be timed, warm."""
+        """Seconds of a step that is run only for timing, after warm-up."""
         e = evaluation
         return self._engine.stopwatch(
             e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train"
         ).warm(self.clock)
 
     def measure(self, evaluation: Evaluation, repeats: int = 15) -> float:
-        """Median seconds of a step of this structure, run only to be timed."""
+        """Median seconds of a step of this structure, run only for timing."""
         return statistics.median(self._explicit(evaluation) for _ in range(repeats))
 
     def promise(self) -> Settings:
-        """How subprocesses time the network, for its summary."""
+        """Settings with which subprocesses time the network, for the summary."""
         return replace(self._measuring, repeats=101, device=str(self._engine.device))
 
     def seconds_per(self) -> dict[str, float]:
-        """What each feature costs by the present cost model."""
+        """Seconds per feature in the present cost model."""
         return dict(zip(FEATURES[self._measuring.priced], self.refit.model.coefficients, strict=True))
 
     def counts(self, evaluation: Evaluation) -> Floats:
@@ -165,12 +165,12 @@ class MeasuredTime:
 
     @property
     def takes_steps(self) -> bool:
-        """Seconds of the model's own steps are what is to be measured: not where a budget is kept, whose steps are
-        warm, nor where Python launches them one by one."""
+        """Whether the model's own steps are timed: not with a budget, which is about warm steps, and not on CUDA,
+        where Python launches the kernels one by one."""
         return self.settings.mode == "train" and self.settings.budget is None and self._measuring.device == "cpu"
 
     def value(self, evaluation: Evaluation, ran: float | None = None) -> float:
-        """Measured seconds of the last timed step, over the reference; every ``every``-th call is one.
+        """Measured seconds of the last timed step, relative to the reference; every ``every``-th call times one.
 
         ran   seconds of the model's own last forward and backward pass by `clock`, if the caller has timed them
         """
@@ -189,7 +189,7 @@ class MeasuredTime:
         self.calls += count
 
     def _time(self, evaluation: Evaluation, ran: float | None) -> None:
-        """Time a step, and update prices and multiplier."""
+        """Time a step; update prices and multiplier."""
         before = self.clock.disturbances()
         seconds = self._explicit(evaluation) if ran is None else ran
         self._began = True
@@ -209,12 +209,12 @@ class MeasuredTime:
 
     @property
     def multiplier(self) -> float:
-        """What the coefficient of the term is multiplied by: 1 without a budget."""
+        """Factor of the term's coefficient: 1 without a budget."""
         return 1.0 if self.controller is None else self.controller.multiplier
 
     @property
     def fits(self) -> bool:
-        """The cost model predicts the last timed steps."""
+        """Whether the cost model predicts the last timed steps."""
         return math.isnan(self.refit.error) or self.refit.error <= MAX_MODEL_ERROR
 
     # -- gradient --------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class MeasuredTime:
         return self.refit.model.prices(self.counts(evaluation))
 
     def gradient(self, evaluation: Evaluation) -> Gradient:
-        """Of the value."""
+        """Gradient of the value."""
         if self._prices is None:  # resumed, or the first timed step was interrupted
             self._prices = self.prices(evaluation)
         if self.settings.estimator == "spsa":
@@ -245,8 +245,8 @@ class MeasuredTime:
         return self._relative(self._prices)
 
     def _spsa(self, evaluation: Evaluation) -> Gradient:
-        """Simultaneous perturbation (Spall 1992), without any model: the closeness of all candidates is moved by tau,
-        up or down at random, and the difference in time of the two structures is divided among them by those signs."""
+        """Simultaneous perturbation (Spall 1992), without a cost model: the closeness of every candidate is moved by
+        tau, up or down at random, and each gets the difference in time of the two structures, with its sign."""
         e, host = evaluation.host_values, evaluation.host
         tau, rng = self.settings.tau, np.random.default_rng((self.settings.seed, self.calls))
         topology, candidates = host.topology, host.candidates
@@ -264,7 +264,7 @@ class MeasuredTime:
                 watches.append(self._bench.stopwatch(self._engine, part))
             more, less = self._pair(*watches)
             by_size += (more - less) / (2 * tau * self.reference) * signs / SPSA_DRAWS
-        near = size > e.threshold  # the others are candidates by accident of the last search
+        near = size > e.threshold  # others are candidates only since the last search
         by_size *= near
         by_cutoff = -float(by_size.sum()) * e.c * (1.0 - e.c)
         return Gradient(by_cutoff, (by_size * np.sign(e.d)).astype(e.d.dtype))
@@ -278,7 +278,7 @@ class MeasuredTime:
         return statistics.median(found[0]), statistics.median(found[1])
 
     def __call__(self, model: DynamicManifold) -> Tensor:
-        """The term, a scalar tensor with its gradient; call the model before."""
+        """The term, a scalar tensor with its gradient; call the model first."""
         evaluation = model.evaluation
         return evaluation.straight_through(self.value(evaluation), *self.gradient(evaluation))
 
@@ -299,7 +299,7 @@ class MeasuredTime:
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned; nothing is calibrated."""
+        """Continue from what `state` returned, without a calibration."""
         self._rng = np.random.default_rng((self.settings.seed, state["calls"]))
         self._begin(state["start"])
         self.refit = Refit.from_state(state["refit"])
@@ -310,7 +310,7 @@ class MeasuredTime:
             self.controller.integral = state["integral"]
 
     def describe(self) -> list[str]:
-        """The calibration, a line each."""
+        """The results of the calibration, as lines."""
         if self.calibration is None:
             return []
         lines = [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
@@ -318,13 +318,13 @@ class MeasuredTime:
             lines.append(
                 f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration predicts "
                 f"{1e6 * self._predicted:.4g}: the profile is of another network, or threads wait for each other on a "
-                "busy machine; calibrate anew, keep the machine quiet, or use --threads 1"
+                "busy machine; calibrate again, keep the machine quiet, or use --threads 1"
             )
         return lines
 
 
 def check_profile(profile: Calibration, wanted: Settings) -> None:
-    """Raise ValueError unless ``profile`` was made of what is to be timed."""
+    """Raise ValueError unless ``profile`` was measured with these settings."""
     had = replace(profile.settings, threads=profile.threads)
     names = ("executor", "mode", "batch", "threads", "clock", "device")
     differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names

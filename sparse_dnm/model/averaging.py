@@ -1,9 +1,8 @@
 """Averages of edges that come and go, as torch.optim.swa_utils.AveragedModel makes them.
 
-AveragedModel averages parameters place by place and then copies the buffers.  A slot of ``edge_weight`` that has got a
-new edge since the last update holds the average of two different edges by then.  The buffer that counts how often each
-slot was filled therefore acts when it is copied: where the count has changed, the average begins at the new edge's own
-weight.
+AveragedModel averages parameters slot by slot and then copies the buffers.  If a slot of ``edge_weight`` has been given
+to a new edge since the last update, its average would mix two different edges.  So the buffer that counts how often
+each slot was filled acts when it is copied: where the count has changed, the average restarts at the new edge's weight.
 """
 
 from __future__ import annotations
@@ -16,34 +15,34 @@ from torch import Tensor, nn
 
 
 class SlotBirths(torch.Tensor):
-    """int64 (capacity,): how often each slot was filled; knows the module whose slots it counts."""
+    """int64 (capacity,): how often each slot was filled; it knows the module that owns the slots."""
 
     owner: weakref.ref[nn.Module] | None
 
     @staticmethod
     def of(counts: Tensor, owner: nn.Module) -> SlotBirths:
-        """These counts, of the slots of ``owner``."""
+        """These counts, for the slots of ``owner``."""
         births = counts.detach().as_subclass(SlotBirths)
         births.owner = weakref.ref(owner)
         return births
 
     @property
     def plain(self) -> Tensor:
-        """The counts as an ordinary tensor of the same memory."""
+        """The counts as an ordinary tensor that shares their memory."""
         return self.as_subclass(torch.Tensor)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.copy_ and len(args) > 1:
-            begin_anew(args[0], args[1])
+            restart_averages(args[0], args[1])
         result = super().__torch_function__(func, types, args, kwargs or {})
         if func in (torch.Tensor.detach, torch.Tensor.to) and isinstance(result, SlotBirths):
             result.owner = getattr(args[0], "owner", None)
         return result
 
 
-def begin_anew(target: Any, source: Any) -> None:
-    """Where the counts of two manifolds differ, edge_weight of the first takes the numbers of the second."""
+def restart_averages(target: Any, source: Any) -> None:
+    """Where the counts of two manifolds differ, copy edge_weight of the second to the first."""
     owners = [getattr(births, "owner", None) for births in (target, source)]
     modules = [None if owner is None else owner() for owner in owners]
     if modules[0] is None or modules[1] is None or modules[0] is modules[1] or target.shape != source.shape:

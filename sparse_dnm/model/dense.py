@@ -39,8 +39,8 @@ class DenseManifold(nn.Module):
     method   "levels": one matrix product per group of neurons that read only earlier groups, dead neurons
              skipped; "neurons": the original's loop, one neuron at a time over its row of the matrix
     state    a state_dict to start from instead of a random draw (see initial_scalars)
-    Where edges have an omega, the candidate edges are part of the state, and a dense model has no search of its own
-    to find them: build it with ``from_manifold``, or give ``state``; otherwise ValueError.
+    If edges have an omega, the candidate edges are part of the state, and a dense model cannot search for them: build
+    it with ``from_manifold``, or give ``state``; otherwise ValueError.
     """
 
     alpha: Tensor
@@ -76,7 +76,7 @@ class DenseManifold(nn.Module):
         self.config = config
         self.method = method
         if state is not None:
-            generator = torch.Generator()  # the draw is overwritten: leave the caller's generators alone
+            generator = torch.Generator()  # the draw is overwritten, so do not advance the caller's generators
         for name, value in initial_scalars(config, generator, dtype).items():
             self.register_parameter(name, nn.Parameter(value))
         if config.edges != "closeness":
@@ -102,7 +102,7 @@ class DenseManifold(nn.Module):
         return y.square() if self.config.output == "square" else y
 
     def strengths_matrix(self) -> Tensor:
-        """D (n_rows, n_sources): row r is neuron n_inputs + r, column j its source; 0 where no edge is."""
+        """D (n_rows, n_sources): row r is neuron n_inputs + r, column j its source; 0 where there is no edge."""
         d = self._closeness().tril(self.config.n_inputs - 1)  # keeps j < i
         c = torch.sigmoid(self.cutoff)
         strengths = F.relu(d.abs() - c) * (1 / (1 - c)) * d.detach().sign()
@@ -115,7 +115,7 @@ class DenseManifold(nn.Module):
             return int(self.strengths_matrix().count_nonzero()) / self.config.possible_edges
 
     def _closeness(self) -> Tensor:
-        """d (n_rows, n_sources), the impossible cells j >= i included."""
+        """d (n_rows, n_sources), including the impossible cells j >= i."""
         c, like = self.config, self.cutoff
         shift = torch.linspace(c.n_inputs, c.n_outputs, c.n_rows, dtype=torch.float64)
         shift -= torch.arange(c.n_inputs, c.n_neurons)
@@ -184,8 +184,8 @@ class DenseManifold(nn.Module):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """Candidates may come in any number, omega in their order or in slots; entries that only DynamicManifold has
-        are passed over."""
+        """Candidates may be of any number, their omega in order or in slots; entries that only DynamicManifold has
+        are ignored."""
         state_dict = {**state_dict, **slots_in_order(state_dict, prefix)}
         for name in ("candidate_indices", "edge_weight"):
             new, old = state_dict.get(prefix + name), getattr(self, name, None)

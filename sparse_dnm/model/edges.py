@@ -29,7 +29,7 @@ from sparse_dnm.model.followed import Followed
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
 STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
-WATCHED = ("structure_digest", "candidate_indices")  # whoever writes one of the buffers also writes these
+WATCHED = ("structure_digest", "candidate_indices")  # every write to the buffers includes these
 NOT_FOLLOWED = (
     "a slot of edge_weight was given to a new edge, and no optimiser is known to start its moments at zero; call "
     "model.follow(optimizer) once after creating it, or ignore this if the optimiser keeps no moments"
@@ -66,7 +66,7 @@ class EdgeSlots(nn.Module):
     _held_candidates: Candidates | None  # what the buffers hold, in arrays of the engine
 
     def _begin(self, geometry: Geometry) -> None:
-        """Buffers and edge_weight of no edge."""
+        """Register empty buffers, and an edge_weight without edges."""
         self._geometry = geometry
         self._followed = Followed()
         self._warned = False
@@ -82,11 +82,11 @@ class EdgeSlots(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What runs this manifold, where its parameters are."""
+        """The engine of the device that holds the parameters."""
         engine, device = self._engine, self._parameters_device()
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
             engine = engine_for(self.executor, device, self.config)
-            self.__dict__["_engine"] = engine  # nn.Module's way of setting an attribute takes long
+            self.__dict__["_engine"] = engine  # nn.Module.__setattr__ is slow
         return engine
 
     def _parameters_device(self) -> torch.device:
@@ -100,7 +100,7 @@ class EdgeSlots(nn.Module):
         return engine_for(self.executor, CPU, self.config).no_candidates()
 
     def _hold(self, candidates: Candidates, capacity: int) -> None:
-        """Register the buffers anew, of this capacity, with the candidates."""
+        """Register new buffers of this capacity that hold the candidates."""
         device = self._parameters_device()
         n_rows = self.config.n_rows
         made = {
@@ -122,14 +122,14 @@ class EdgeSlots(nn.Module):
         self._write(candidates)
 
     def _own_births(self) -> None:
-        """Let the births know whose they are."""
+        """Tell slot_births which module it belongs to."""
         births = self._buffers.get("slot_births")
         if births is not None:
             self._buffers["slot_births"] = SlotBirths.of(births.as_subclass(Tensor), self)
 
     @torch.no_grad()
     def _write(self, candidates: Candidates) -> None:
-        """Hold the candidates in the buffers, in place."""
+        """Write the candidates to the buffers, in place."""
         n, buffers = len(candidates.indices), self._buffers
         for name, array in (("candidate_indices", candidates.indices), ("candidate_slots", candidates.slots)):
             if array is not None:
@@ -146,13 +146,13 @@ class EdgeSlots(nn.Module):
         return digest(self.candidate_indptr, self.candidate_indices, self.candidate_indices if slots is None else slots)
 
     def _watch(self) -> None:
-        """From here on, whoever else writes to the buffers or replaces them is noticed."""
+        """From here on, notice when other code writes to the buffers or replaces them."""
         buffers = [(name, b) for name in WATCHED if (b := self._buffers[name]) is not None and not b.is_inference()]
         self._seen = [(name, buffer, buffer._version) for name, buffer in buffers]
 
     @property
     def _touched(self) -> bool:
-        """Somebody else has written to the buffers since."""
+        """Other code has written to the buffers since."""
         buffers: dict[str, Any] = self._buffers
         return any(buffers[name] is not b or b._version != version for name, b, version in self._seen)
 
@@ -167,7 +167,7 @@ class EdgeSlots(nn.Module):
         return self._held_candidates
 
     def _adopt(self) -> None:
-        """Take what somebody has written to the buffers: loaded, copied or received."""
+        """Take over what other code has written to the buffers (loaded, copied or received)."""
         if not torch.equal(self._digest(), self.structure_digest):
             raise ValueError(MIXED)
         n = int(self.candidate_indptr[-1])
@@ -199,12 +199,12 @@ class EdgeSlots(nn.Module):
 
     # -- slots -----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)  # or what is written here could not be trained
+    @torch.inference_mode(False)  # tensors made in inference mode cannot be trained
     @torch.no_grad()
     def _commit(self, update: Update, training: bool = False) -> None:
-        """Hold the candidates of an update; fresh omega go to the slots of new ones, 0 to those that are free.
+        """Store the candidates of an update; slots of new edges get their initial omega, free slots get 0.
 
-        ``training``: a graph is wanted, so that an optimiser may be there.
+        ``training``: a graph is wanted, so an optimiser may be in use.
         """
         if update.origin is None:
             return
@@ -212,16 +212,16 @@ class EdgeSlots(nn.Module):
         self._write(candidates)
         if candidates.slots is None:
             return
-        slots, fresh = torch.as_tensor(candidates.slots), torch.as_tensor(update.origin) < 0
-        reused = self._fill(slots, slots[fresh], torch.as_tensor(update.values.omega)[fresh])
+        slots, new = torch.as_tensor(candidates.slots), torch.as_tensor(update.origin) < 0
+        reused = self._fill(slots, slots[new], torch.as_tensor(update.values.omega)[new])
         if reused and training and not self._followed and not self._warned:
             self._warned = True
             warnings.warn(NOT_FOLLOWED, stacklevel=3)
 
     def _fill(self, slots: Tensor, filled: Tensor, omega: Tensor) -> bool:
-        """Give omega to the slots that were ``filled``, 0 to all that are not among ``slots``; their moments become 0.
+        """Write omega to the ``filled`` slots and 0 to all that are not among ``slots``; moments of both become 0.
 
-        Returns whether one of them had another edge before.
+        Returns whether one of the filled slots held another edge before.
         """
         free = torch.ones(self.capacity, dtype=torch.bool, device=slots.device)
         free[slots] = False
@@ -246,10 +246,10 @@ class EdgeSlots(nn.Module):
 
     @torch.no_grad()
     def grow_capacity(self, capacity: int) -> None:
-        """Make room for ``capacity`` candidates: edge_weight and the buffers become longer, in place; moments of
-        followed optimisers, too.  Averages, DDP and optimisers that are not followed must be made anew.
+        """Make room for ``capacity`` candidates: edge_weight, the buffers and the moments of followed optimisers
+        become longer, in place.  Averages, DDP and optimisers that are not followed must be created again.
 
-        Raises ValueError where that is no more than now.
+        Raises ValueError unless that is more than now.
         """
         if not self.capacity < capacity:
             raise ValueError(f"capacity={capacity} must be more than the present {self.capacity}")
@@ -261,10 +261,10 @@ class EdgeSlots(nn.Module):
 
     @torch.no_grad()
     def add_candidates(self, rows: ArrayLike, sources: ArrayLike, omega: ArrayLike) -> None:
-        """Make pairs candidates, each with its omega, (n,) each; where closeness has it as a factor only.
+        """Make pairs candidates, each with its omega, (n,) each; only where closeness has the factor omega.
 
         ``rows`` count from the first neuron that is no input.
-        Raises ValueError where a pair is not possible or is one already, and OverCapacity where there is no room.
+        Raises ValueError if a pair is impossible or already a candidate, and OverCapacity if there is no room.
         """
         if not self._geometry.omega_in_closeness:
             raise ValueError(f"candidates can be added in edges {OMEGA_IN_CLOSENESS} only, not {self.config.edges!r}")
@@ -274,7 +274,7 @@ class EdgeSlots(nn.Module):
         self._fill(*(torch.from_numpy(a).to(device) for a in (found.slots, filled, values)))
 
     def forget_rows(self, rows: NDArray[np.integer]) -> None:
-        """Let pairs enter ``rows`` as at the start, when they are searched next."""
+        """Forget when ``rows`` were searched, so that the next search admits pairs as at the start."""
         held = self._candidates()
         reference = torch.as_tensor(held.reference).clone()
         start = torch.from_numpy(self._geometry.no_reference()).to(reference.device)
@@ -284,7 +284,7 @@ class EdgeSlots(nn.Module):
     # -- moving, copying, loading ----------------------------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """As torch's, which moves the model; the candidates stay what they are, to the last bit."""
+        """As torch's, which moves the model; the candidates keep every bit."""
         before, device = self._buffers["_reference"], self._parameters_device()
         assert before is not None
         held = self._held_candidates if before.is_meta else self._candidates()
@@ -303,7 +303,7 @@ class EdgeSlots(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without the optimisers that are followed, and without what is made anew."""
+        """Copies and pickles leave out the followed optimisers, and what is computed again when needed."""
         buffers = {k: b.plain if isinstance(b, SlotBirths) else b for k, b in self._buffers.items()}
         dropped: dict[str, Any] = {"_followed": None, "_engine": None, "_held_candidates": None, "_seen": []}
         return {**self.__dict__, "_buffers": buffers, **dropped}
@@ -324,15 +324,15 @@ class EdgeSlots(nn.Module):
         """Take over the saved candidates, whatever their number and the capacity.
 
         A state from before there were slots, or that of a DenseManifold, has omega in the order of the candidates; the
-        latter has no reference: then closeness finds its candidates anew, and free edges keep those that are saved, as
-        if every row had been searched at the saved scalars.
-        Raises ValueError, nothing changed, where the candidates are not possible edges: kernels do not check.
+        latter has no reference: then edges="closeness" searches all rows again, and free edges keep the saved
+        candidates, as if every row had been searched at the saved scalars.
+        Raises ValueError, with nothing changed, if a candidate is not a possible edge: kernels do not check.
         """
         free, names = self._geometry.free, names_of(self._geometry, state_dict, prefix)
         if any(prefix + name not in state_dict for name in names):
             own = {*STRUCTURE, "slot_births", "edge_weight"}
             rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in own}
-            super()._load_from_state_dict(rest, prefix, *args)  # which names what is missing
+            super()._load_from_state_dict(rest, prefix, *args)  # it names what is missing
             return
         state = dict(state_dict)
         saved, n = (
@@ -355,14 +355,14 @@ class EdgeSlots(nn.Module):
             self._as_if_searched()
 
     def _on_engine(self, candidates: Candidates) -> Candidates:
-        """Candidates of the CPU in arrays of the engine."""
+        """CPU candidates as arrays of the engine."""
         device, engine = self._parameters_device(), self.engine
         parts = candidates.indptr, candidates.indices, candidates.reference, candidates.slots
         return Candidates.of(*(None if a is None else engine.array(torch.from_numpy(a).to(device)) for a in parts))
 
     def _resize(self, capacity: int) -> None:
-        """Make edge_weight and the buffers of this length, where they are of another; its numbers are lost, and moments
-        of followed optimisers begin at zero."""
+        """Give edge_weight and the buffers this length, if theirs differs; the weights are lost, and moments of
+        followed optimisers start at zero."""
         if self._geometry.free and len(self.edge_weight) != capacity:
             self._change_length(lambda values: values.new_zeros(capacity))
             self.edge_weight.grad = None
@@ -373,8 +373,8 @@ class EdgeSlots(nn.Module):
         """Put changed numbers into edge_weight, its gradient and the moments of followed optimisers."""
         gradient, self.edge_weight.grad = self.edge_weight.grad, None
         before, changed = self.edge_weight.shape, change(self.edge_weight.data)
-        # A graph of an earlier call keeps a gradient accumulator of the old length alive; torch lets go of it only
-        # where the type of the data changes.
+        # The graph of an earlier call keeps a gradient accumulator of the old length alive; torch drops it only when
+        # the type of the data changes.
         self.edge_weight.data = torch.empty(0, dtype=torch.float16, device=changed.device)
         self.edge_weight.data = changed
         if gradient is not None:

@@ -1,4 +1,4 @@
-"""Evaluation: the structure that belongs to some parameters, and its values; what every loss and every report takes."""
+"""Evaluation: the structure of some parameters and its values; the argument of every loss and every report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Evaluation:
     closeness  d of the candidates (n_candidates,)
     flow       (sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², ()
     cutoff     the raw cutoff, ()
-    The four are tensors with their graph; the first three None where nobody has asked for a graph yet.
+    The four are tensors with a graph; the first three are None until a graph is asked for.
     """
 
     config: ManifoldConfig
@@ -77,7 +77,7 @@ class Evaluation:
         return dtype
 
     def batch(self, samples: NDArray[np.floating]) -> Any:
-        """Samples (batch, n_inputs) as this engine takes them."""
+        """Samples (batch, n_inputs) as an array of this engine."""
         tensor = torch.from_numpy(np.ascontiguousarray(samples, self.dtype)).to(self.engine.device)
         return self.engine.array(tensor)
 
@@ -90,7 +90,7 @@ class Evaluation:
         return self.engine.expected_cost(self.structure, self.values, tau, prices)
 
     def straight_through(self, value: Any, by_cutoff: Any, by_closeness: Any) -> Tensor:
-        """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
-        ``by_closeness`` (n_candidates,) that by the candidates' closeness."""
+        """``value`` as a scalar with a given gradient: ``by_cutoff`` by the raw cutoff, ``by_closeness``
+        (n_candidates,) by the candidates' closeness."""
         out: Tensor = straight_through(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
         return out

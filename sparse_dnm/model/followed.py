@@ -1,4 +1,4 @@
-"""The optimisers whose moments of edge_weight begin at zero with a new edge."""
+"""The optimisers whose moments of edge_weight start at zero when a slot gets a new edge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Followed:
-    """Some optimisers, held as long as somebody else holds them."""
+    """Some optimisers, by weak references."""
 
     def __init__(self) -> None:
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
@@ -26,7 +26,7 @@ class Followed:
         self._optimizers.add(optimizer)
 
     def _moments(self, parameter: Tensor, shape: torch.Size) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-        """Where each moment of this shape stands, and what it is."""
+        """Each moment of this shape, and the state and key that hold it."""
         for optimizer in self._optimizers:
             state = optimizer.state.get(parameter, {})
             for key, value in list(state.items()):
@@ -34,11 +34,11 @@ class Followed:
                     yield state, key, value
 
     def forget(self, parameter: Tensor, places: Tensor) -> None:
-        """Moments of a parameter become 0 at some places."""
+        """Set moments of a parameter to 0 at some places."""
         for _, _, value in self._moments(parameter, parameter.shape):
             value[places] = 0.0
 
     def change(self, parameter: Tensor, before: torch.Size, change: Callable[[Tensor], Tensor]) -> None:
-        """Put changed moments in the place of those of the shape that the parameter had ``before``."""
+        """Replace moments of the shape that the parameter had ``before`` by changed ones."""
         for state, key, value in self._moments(parameter, before):
             state[key] = change(value)

@@ -1,7 +1,7 @@
 """Growth beyond the candidates: new edges between any two neurons, and new scalars for rows without edges.
 
 `grow_edges` searches the pairs that are no candidates for those whose edges would have the largest gradient (RigL,
-Evci et al. 2020).  It takes a block of rows at a time, so that memory stays O(neurons).  New edges start with a
+Evci et al. 2020).  It scores a block of rows at a time, so that memory stays O(neurons).  New edges start with a
 strength just above zero.
 """
 
@@ -23,8 +23,8 @@ from sparse_dnm.model.manifold import DynamicManifold
 
 BLOCK_ROWS = 64  # rows whose pairs are scored together
 NEW_EDGE_CLOSENESS = 1.002  # |d| of a new edge, over the cutoff
-MIN_FACTOR = 0.05  # least closeness without omega of a new edge: below it omega would have to be huge
-LAST_SEARCH = 0.85  # share of the steps before the trim after which no edges are searched for
+MIN_FACTOR = 0.05  # smallest closeness without omega of a new edge; below it, omega would be huge
+LAST_SEARCH = 0.85  # share of the steps before the trim after which searches for edges stop
 
 
 def grow_edges(
@@ -33,9 +33,9 @@ def grow_edges(
 ) -> int:  # fmt: skip
     """Make edges of the ``count`` pairs with the largest gradient of ``loss`` (of the outputs for the batch x).
 
-    With a ``generator``, as many pairs drawn from it instead, of either sign (to compare: SET, Mocanu et al. 2018).
-    Returns the number of new edges.  Raises ValueError where omega is no factor of closeness: then no single edge can
-    be added.
+    With a ``generator``, pairs and signs are drawn from it instead (for comparison: SET, Mocanu et al. 2018).
+    Returns the number of new edges.  Raises ValueError if closeness has no factor omega: then no single edge can be
+    added.
     """
     if model.config.edges not in OMEGA_IN_CLOSENESS:
         raise ValueError(
@@ -77,7 +77,7 @@ def grow_edges(
         allowed &= structure.topology.live[readers][:, None]
         if generator is not None:
             scores = torch.rand(allowed.shape, generator=generator) - 0.5
-            scores += torch.where(scores < 0, -1.0, 1.0)  # the sign is drawn, too
+            scores += torch.where(scores < 0, -1.0, 1.0)  # the sign is also drawn
         else:
             linear = torch.from_numpy(readers >= model.config.n_sources)[:, None]
             given = by_value[readers]
@@ -89,7 +89,7 @@ def grow_edges(
 
 
 def reinitialize_rows(model: DynamicManifold, generator: torch.Generator) -> int:
-    """Draw new scalars for hidden rows without an active edge; their candidates are searched as at the start.
+    """Draw new scalars for hidden rows without an active edge; their candidates are searched again as at the start.
 
     Returns the number of such rows.
     """
@@ -114,7 +114,7 @@ class _Best:
         self._parts: list[NDArray[np.float64]] = []
 
     def take(self, scores: Tensor, rows: NDArray[np.intp], factor: Floats) -> None:
-        """Take the best of a block of scores (rows, sources); 0: no pair."""
+        """Take the best of a block of scores (rows, sources); 0 means no pair."""
         flat = scores.reshape(-1)
         top = torch.topk(flat.abs(), min(self._count, len(flat)), sorted=True).indices.numpy()
         row, source = np.divmod(top, scores.shape[1])

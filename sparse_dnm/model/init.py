@@ -15,7 +15,7 @@ def initial_scalars(
     alpha, beta, gamma, theta, phi, sigma, mu   (n_rows,)      those that the edge mode has
     weight, bias                                (n_sources,)
     cutoff                                      ()             config.cutoff, not drawn
-    Each is mean + std * torch.randn(size, generator=generator, dtype=dtype), so one seed gives other values
+    Each is mean + std * torch.randn(size, generator=generator, dtype=dtype), so the same seed gives different values
     in another dtype.  ``generator=None`` draws from torch's global generator.
     """
     names = (*ROW_SCALARS[config.edges], "weight", "bias")

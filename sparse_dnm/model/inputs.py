@@ -11,35 +11,35 @@ from sparse_dnm.checks import check_input
 
 
 def refuse_tracing(way_out: str) -> None:
-    """Raise RuntimeError where torch records instead of computing: it would keep the numbers of its example."""
+    """Raise RuntimeError if torch is recording: the recorded program would contain the structure of the example."""
     if torch._C._is_tracing() or torch.compiler.is_compiling():
         raise RuntimeError(way_out)
 
 
 def is_recorded() -> bool:
-    """Does torch record calls (compile, export, trace, make_fx) or listen to them: must they be operators of torch?"""
+    """Does torch record or intercept calls (compile, export, trace, make_fx), so that they must be torch operators?"""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _autocast(device: str) -> bool:
-    """Is torch.autocast on for a type of device, where there is such a thing?"""
+    """Is torch.autocast on for this type of device?"""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def rows_of(
     x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, torch.Size | None, contextlib.AbstractContextManager[object] | None]:
-    """An input (..., n_inputs) as rows (batch, n_inputs); its leading dimensions where they are not one; and in which
-    context it is computed where torch.autocast is on: in ``dtype``, as torch.amp.custom_fwd(cast_inputs=...) does.
+    """An input (..., n_inputs) as rows (batch, n_inputs); its leading dimensions unless there is exactly one; and the
+    context to compute in: under torch.autocast in ``dtype``, as torch.amp.custom_fwd(cast_inputs=...) does.
 
-    Raises ValueError where x does not fit.
+    Raises ValueError if x does not fit.
     """
     precision = None
     if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor) and _autocast(x.device.type):
         precision = torch.autocast(x.device.type, enabled=False)
         if x.is_floating_point():
             x = x.to(dtype)
-    if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
+    if not torch.jit.is_tracing():  # tracing would warn about the comparisons; the recorded operator checks instead
         check_input(x, n_inputs, dtype, device)
     if x.ndim == 2:
         return x, None, precision

@@ -38,7 +38,7 @@ class DynamicManifold(EdgeSlots):
     weight, bias (n_sources,); edge_weight (capacity,), unless ``edges="closeness"``.  A candidate edge owns one slot
     of edge_weight while it is one; free slots hold 0 (see `follow` and `grow_capacity`).
     ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
-    as if they were edges: with it a network grows, without it gradients are exact.
+    as if they were edges: with it a network can grow, without it gradients are exact.
 
     Initial values are drawn from ``generator``; omega of a new edge from (config.seed, i, j) alone.  ``dtype`` defaults
     to torch's default dtype, ``device`` to torch's default device.
@@ -89,7 +89,7 @@ class DynamicManifold(EdgeSlots):
         self._commit(update._replace(structure=replace(update.structure, candidates=candidates)))
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """The sizes that print(model) shows."""
         c = self.config
         return (
             f"{c.n_inputs} inputs, {c.n_hidden} hidden, {c.n_outputs} outputs, edges={c.edges!r}, "
@@ -97,7 +97,7 @@ class DynamicManifold(EdgeSlots):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without what is found anew."""
+        """Copies and pickles leave out what the next forward computes again."""
         return {**super().__getstate__(), "_found": None, "_bits": None, "_scales": None, "_own": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ class DynamicManifold(EdgeSlots):
     # -- parameters ------------------------------------------------------------------------------------------
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As torch's; this one is the model's own."""
+        """As torch's; the parameter counts as the model's own."""
         super().register_parameter(name, param)
         if param is not None and "_own" in self.__dict__:
             self._own[name] = weakref.ref(param)
@@ -139,7 +139,7 @@ class DynamicManifold(EdgeSlots):
         return all(name not in own or own[name]() is p for name, p in self._parameters.items())
 
     def _named(self) -> dict[str, Tensor]:
-        """The parameters by name, or what parametrisations make of them."""
+        """The parameters by name; where one is parametrised, its computed value."""
         parameters = self._parameters
         return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in self._geometry.parameters}
 
@@ -175,7 +175,7 @@ class DynamicManifold(EdgeSlots):
         """Find the structure of the present parameters, without a graph.
 
         ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
-        called before the candidates become others.
+        called before the candidates change.
         """
         state = self.__dict__  # nn.Module's way of setting an attribute takes long
         state["_bits"] = None
@@ -226,9 +226,9 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def evaluation(self) -> Evaluation:
-        """What the last forward found (at the present parameters where none was made).
+        """What the last forward found (before the first forward: what the present parameters give).
 
-        It is evaluated again where it was made without a graph and one is wanted now.
+        It is computed again if it was found without a graph and one is needed now.
         """
         found = self._found
         if self._touched:
@@ -257,7 +257,7 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def topology(self) -> Topology:
-        """Active edges of the last forward (of the present parameters where none was made)."""
+        """Active edges of the last forward (before the first forward: of the present parameters)."""
         return self._last.topology
 
     @property
@@ -359,7 +359,7 @@ class DynamicManifold(EdgeSlots):
     def _infer(self, x: Tensor) -> Tensor | None:
         """Outputs without a graph; structure is found again only where a bit of a parameter has changed.
 
-        None where that is so, and parameters stand in the place of the model's own.
+        None if one has changed and torch.func.functional_call has replaced the model's own parameters.
         """
         engine = self.engine
         arrays = engine.read(self._named())

@@ -1,13 +1,13 @@
 """The operator sparse_dnm::propagate: what torch.compile, torch.export and torch.jit.trace record of a SparseDAG.
 
 Importing this module registers it; a program that loads an exported or traced SparseDAG must do so first.  The topology
-is passed as its tensors.  A gradient runs the forward pass again: nothing is kept in between.
-Executor torch-sparse, whose gradients need torch's own graph, is run as ``auto``.
+is passed as its tensors.  The backward pass runs the forward pass again: nothing is saved in between.
+Executor torch-sparse, whose gradients need torch's own graph, runs as ``auto``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +22,20 @@ from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.sparse_dag import ALL_THREADS, structure_of
 
 N_TENSORS = 4  # x, edge_weight, weight and bias come first, then what has no gradient
+N_ARRAYS = 4  # indptr, indices, inputs and outputs come next, then the settings
 
 _made: dict[tuple[Any, ...], tuple[list[StorageWeakRef], Engine, Any]] = {}
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, as far as torch counts that."""
+    """How often a tensor was changed in place; 0 if torch does not count that."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _made_of(arrays: tuple[Tensor, ...], bias: Tensor, settings: tuple[Any, ...]) -> tuple[Engine, Any]:
-    """The engine and the structure of a topology's tensors, made once while their memory is the same.
+    """The engine and the structure of a topology's tensors, cached while their memory is the same.
 
-    A weak reference to a storage keeps its address from being given to another.
+    A weak reference to a storage keeps its address from being reused.
     """
     places = ((t.untyped_storage()._cdata, t.data_ptr(), tuple(t.shape), t.dtype, _version(t)) for t in arrays)
     key = (*places, bias.device, bias.dtype, settings)
@@ -52,9 +53,10 @@ def _made_of(arrays: tuple[Tensor, ...], bias: Tensor, settings: tuple[Any, ...]
 
 
 def _structure(
-    x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor, arrays: tuple[Tensor, ...], *settings: Any
+    x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor, *topology_and_settings: Any
 ) -> tuple[Engine, Any]:
-    """The engine and the structure.  Raises ValueError where a tensor does not fit them: kernels do not check."""
+    """The engine and the structure.  Raises ValueError if a tensor does not fit them: kernels do not check."""
+    arrays, settings = topology_and_settings[:N_ARRAYS], topology_and_settings[N_ARRAYS:]
     check_dtype(bias.dtype)
     engine, structure = _made_of(arrays, bias, settings)
     check_input(x, len(arrays[2]), bias.dtype, bias.device)
@@ -71,26 +73,16 @@ def _structure(
     return engine, structure
 
 
-@torch.library.custom_op("sparse_dnm::propagate", mutates_args=())
-def propagate(
-    x: Tensor,
-    edge_weight: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045 - torch reads this signature
-    bias: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    inputs: Tensor,
-    outputs: Tensor,
-    activation: str,
-    input_neurons: bool,
-    linear_outputs: bool,
-    executor: str,
-    threads: int,
-) -> Tensor:
+NETWORK = (
+    "Tensor x, Tensor edge_weight, Tensor? weight, Tensor bias, Tensor indptr, Tensor indices, Tensor inputs, "
+    "Tensor outputs, str activation, bool input_neurons, bool linear_outputs, str executor, SymInt threads"
+)
+
+
+@torch.library.custom_op("sparse_dnm::propagate", mutates_args=(), schema=f"({NETWORK}) -> Tensor")
+def propagate(*network: Any) -> Tensor:
     """Outputs (batch, n_outputs) of a SparseDAG."""
-    arrays, functions = (indptr, indices, inputs, outputs), (activation, input_neurons, linear_outputs)
-    engine, structure = _structure(x, edge_weight, weight, bias, arrays, *functions, executor, threads)
-    return _run(engine, structure, x, edge_weight, weight, bias)[0]
+    return _run(*_structure(*network), *network[:N_TENSORS])[0]
 
 
 @propagate.register_fake
@@ -99,30 +91,19 @@ def _(x: Tensor, edge_weight: Any, weight: Any, bias: Any, indptr: Any, indices:
     return x.new_empty(x.shape[0], outputs.shape[0])
 
 
-@torch.library.custom_op("sparse_dnm::propagate_backward", mutates_args=())
-def propagate_backward(
-    gradient: Tensor,
-    x: Tensor,
-    edge_weight: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045
-    bias: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    inputs: Tensor,
-    outputs: Tensor,
-    activation: str,
-    input_neurons: bool,
-    linear_outputs: bool,
-    executor: str,
-    threads: int,
-    by_input: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, edge_weight, weight and bias; empty where there is none."""
-    arrays, functions = (indptr, indices, inputs, outputs), (activation, input_neurons, linear_outputs)
-    engine, structure = _structure(x, edge_weight, weight, bias, arrays, *functions, executor, threads)
-    _, saved = _run(engine, structure, x, edge_weight, weight, bias)
-    found = _run_back(engine, structure, None, saved, by_input, gradient, x, edge_weight, weight, bias)
-    by_x, by_edge, by_weight, by_bias = (bias.new_empty(0) if t is None else t for t in found[:N_TENSORS])
+@torch.library.custom_op(
+    "sparse_dnm::propagate_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, {NETWORK}, bool by_input) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def propagate_backward(gradient: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, edge_weight, weight and bias; an empty tensor for one that is missing."""
+    *network, by_input = rest
+    engine, structure = _structure(*network)
+    tensors = network[:N_TENSORS]
+    _, saved = _run(engine, structure, *tensors)
+    found = _run_back(engine, structure, None, saved, by_input, gradient, *tensors)
+    by_x, by_edge, by_weight, by_bias = (network[3].new_empty(0) if t is None else t for t in found[:N_TENSORS])
     return by_x, by_edge, by_weight, by_bias
 
 
@@ -134,7 +115,7 @@ def _(gradient: Tensor, x: Tensor, edge_weight: Tensor, weight: Tensor | None, b
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the tensors: the gradient runs the forward pass again."""
+    """Save the tensors: the backward pass runs the forward pass again."""
     ctx.has_weight = inputs[2] is not None
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     ctx.save_for_backward(*tensors)
@@ -162,7 +143,7 @@ propagate_backward.register_autograd(_refuse)
 
 @propagate.register_vmap
 def _(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> Any:
-    """A batched input is a larger batch; where other tensors are batched, one after the other."""
+    """A batched input becomes a larger batch; if other tensors are batched, one call after the other."""
     if any(dim is not None for dim in in_dims[1:]):
         out, dims = _looped(lambda *a: (propagate(*a),), info.batch_size, in_dims, (x, *rest))
         return out[0], dims[0]

@@ -1,6 +1,6 @@
-"""The structure in a state_dict, in each of the forms that were ever written.
+"""The structure in a state_dict, in each of the forms that versions have written.
 
-With slots; in the order of the candidates, as before there were slots; and without a reference, as a DenseManifold's.
+With slots; in the order of the candidates (before there were slots); and without a reference (a DenseManifold's).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SavedStructure(NamedTuple):
 
 
 def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """Entries that a state of this form must have."""
+    """Names of the entries that a state of this form must have."""
     names = ["candidate_indptr", "candidate_indices"] + ["edge_weight"] * geometry.free
     if prefix + "structure_digest" in state and geometry.free:
         names += ["candidate_slots", "slot_births"]
@@ -43,10 +43,10 @@ def names_of(geometry: Geometry, state: Mapping[str, Tensor], prefix: str) -> li
 
 
 def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str, capacity: int) -> SavedStructure:
-    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: slots at least, where it
-    has none of its own.
+    """The structure in ``state``, whose entries all begin with ``prefix``; ``capacity``: the least number of slots
+    for a state without slots.
 
-    Raises ValueError where the candidates are not possible edges, or the entries do not fit each other.
+    Raises ValueError if the candidates are not possible edges, or the entries do not fit each other.
     """
     free, config = geometry.free, geometry.config
     held = {name: state[prefix + name].detach().cpu() for name in names_of(geometry, state, prefix)}
@@ -75,7 +75,7 @@ def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str
     if searched:
         reference = state[f"{prefix}_reference"].detach().cpu().double().numpy().copy()
     capacity = max(capacity, len(indices))
-    if not (searched or free):  # closeness finds them again
+    if not (searched or free):  # with edges="closeness" they are found again
         indptr, indices = np.zeros_like(indptr), indices[:0]
     return SavedStructure(Candidates(indptr, indices, slots, reference), capacity, slotted, searched)
 

@@ -23,9 +23,9 @@ from sparse_dnm.model.inputs import is_recorded, restored, rows_of
 if TYPE_CHECKING:
     import networkx as nx
 
-ARRAYS = ("indptr", "indices", "inputs", "outputs")  # of a topology, that make it up
+ARRAYS = ("indptr", "indices", "inputs", "outputs")  # these define a topology
 ALL_THREADS = backend.check_threads(0)
-FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what the buffer ``functions`` holds: places in these, in this order
+FUNCTIONS: dict[str, tuple[Any, ...]] = {  # the buffer ``functions`` holds an index into each of these, in this order
     "activation": ACTIVATIONS,
     "input_neurons": (False, True),
     "linear_outputs": (False, True),
@@ -37,19 +37,20 @@ class SparseDAG(nn.Module):
     """Any directed acyclic graph of neurons as a torch module, with a weight per edge.
 
     A neuron i that is no input has z_i = sum over its sources j of weight_ij m_j + bias_i and m_i = act(z_i); inputs
-    hand on their value.  model(x): (..., n_inputs) -> (..., n_outputs), column k of x going to
+    pass their value on.  model(x): (..., n_inputs) -> (..., n_outputs), column k of x going to
     ``topology.inputs[k]``, column k of the result being z of ``topology.outputs[k]``.
 
     Parameters: edge_weight (n_edges,) in the order of ``topology.edges()``, bias (n_neurons - n_inputs,) of the
     neurons that are no inputs, ascending.  Without ``values``, weights are normal with variance 2 / sources.
-    ``weight``: a factor per neuron, too: z_i = factor_i * (sum ...) + bias_i; a parameter as long as bias.
+    ``weight``: also a factor per neuron: z_i = factor_i * (sum ...) + bias_i; a parameter as long as bias.
     ``input_neurons``: inputs have the activation, a bias and the factor, too, applied to their column of x.
     ``linear_outputs``: outputs are sums of z, y_i = sum weight_ij z_j, without factor, bias and activation.  They must
-    be the last neurons, and nobody may read them.
+    be the last neurons, and no neuron may read them.
     ``output="square"``: results are squared.
 
     ``dtype`` defaults to torch's default dtype, ``device`` to torch's default device.  The state_dict holds the
-    topology (indptr, indices, inputs, outputs) and the functions of the neurons: that of another network is refused.
+    topology (indptr, indices, inputs, outputs) and the functions of the neurons; the state_dict of another network is
+    refused.
     """
 
     indptr: Tensor
@@ -110,7 +111,7 @@ class SparseDAG(nn.Module):
     def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
         """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge.
 
-        dtype and device are those of the layers where ``options`` do not name others.
+        dtype and device are those of the layers unless ``options`` name others.
         """
         layers = list(layers)
         if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
@@ -213,7 +214,7 @@ class SparseDAG(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> SparseDAG:
         before = self.indptr
         super()._apply(fn, recurse)
-        if self.indptr is not before:  # moved, or, by to_empty, without its numbers
+        if self.indptr is not before:  # moved; or emptied, by to_empty
             self._hold(self.indptr.device)
         return self
 
@@ -227,12 +228,12 @@ class SparseDAG(nn.Module):
         unexpected: Any,
         errors: Any,
     ) -> None:
-        """As torch's, but refuse the state of another network with one error; an older one has no topology."""
+        """As torch's, but refuse the state of another network with one error; old states have no topology."""
         held = self._held()
         differs = _differences(held, {name: state[prefix + name] for name in held if prefix + name in state})
         if differs:
             errors.append(
-                f"{prefix}the state is that of another network: {'; '.join(differs)}. Make the SparseDAG of that "
+                f"{prefix}the state is that of another network: {'; '.join(differs)}. Build the SparseDAG of that "
                 "topology, Topology.from_csr(*(state[k] for k in ('indptr', 'indices', 'inputs', 'outputs'))), and "
                 "with the same functions"
             )
@@ -242,7 +243,7 @@ class SparseDAG(nn.Module):
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go without what is made anew."""
+        """Copies and pickles leave out the engine and its structure, which the next call makes again."""
         return {**self.__dict__, "_engine": None, "_structures": {}}
 
     # -- execution -------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ class SparseDAG(nn.Module):
         return propagate(engine, self._structure(engine), x, self.edge_weight, self.weight, self.bias)
 
     def _run_recorded(self, x: Tensor) -> Tensor:
-        """The same as one operator of torch."""
+        """Outputs by one registered operator of torch."""
         from sparse_dnm.model import operator
 
         threads = 0 if self.executor.threads == ALL_THREADS else self.executor.threads
@@ -288,7 +289,7 @@ class SparseDAG(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What runs this network, where its parameters are."""
+        """The engine of the device that holds the parameters."""
         engine, device = self._engine, self.bias.device
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
             self._engine = engine = engine_for(self.executor, device)
@@ -333,7 +334,7 @@ def _neurons(topology: Topology, activation: str, input_neurons: bool, linear_ou
 
 
 def _differences(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What of a state's topology and functions is not as that of this network, in words."""
+    """How a state's topology and functions differ from this network's, in words."""
     found = []
     for name, given in state.items():
         here, there = held[name].tolist(), given.tolist()

@@ -1,4 +1,4 @@
-"""A training as a moving picture: the matrix of strengths, the DAG and the figure of merit, snapshot by snapshot."""
+"""A training as an animation: the matrix of strengths, the DAG and the figure of merit at every snapshot."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from sparse_dnm.train.snapshots import Snapshot
 
 FORMATS = (".gif", ".mp4")
 DPI = {".gif": 80, ".mp4": 120}
-LINGER = 1.5  # s that the last picture stays
+LINGER = 1.5  # s for which the last picture is shown
 
 
 def formats() -> tuple[str, ...]:
-    """The formats that can be written here: an MP4 needs ffmpeg."""
+    """The formats that can be written: an MP4 needs ffmpeg."""
     return FORMATS if FFMpegWriter.isAvailable() else FORMATS[:1]
 
 
@@ -36,9 +36,9 @@ def check_fps(fps: int) -> None:
 
 
 def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] = lambda: None) -> None:
-    """Write the snapshots of a run as ``path``, .gif or .mp4, ``fps`` a second; never a part of a file.
+    """Write the snapshots of a run as ``path``, .gif or .mp4, ``fps`` a second; never leaves a partial file.
 
-    Raises ValueError for another format, fps not in 1 .. 50, or an MP4 where ffmpeg is missing.
+    Raises ValueError for another format, fps not in 1 .. 50, or an MP4 if ffmpeg is missing.
     """
     check_fps(fps)
     if path.suffix not in FORMATS:
@@ -55,11 +55,13 @@ def write(history: History, path: Path, fps: int, on_frame: Callable[[], None] =
     structures = history.structures()
     try:
         with doing("write", path):
-            temporary.touch()  # what cannot be written is known before the drawing
-        _draw(chart, panels, history, next(structures), limit)  # with no picture Pillow would hide why
+            temporary.touch()  # fails before the drawing if it cannot be written
+        _draw(
+            chart, panels, history, next(structures), limit
+        )  # without a picture, Pillow would hide an error of the drawing
         with doing("write", path), writer.saving(chart, str(temporary), DPI[path.suffix]):
             writer.grab_frame()
-            chart.set_layout_engine("none")  # places stay, and a picture takes half the time
+            chart.set_layout_engine("none")  # fixed places halve the time per picture
             on_frame()
             for structure in structures:
                 _draw(chart, panels, history, structure, limit)
@@ -85,7 +87,7 @@ def _draw(chart: Figure, panels: dict[str, Axes], history: History, structure: S
 
 
 def _merit(axis: Axes, history: History, step: int) -> None:
-    """The figure of merit along training, up to ``step`` in full."""
+    """The figure of merit during training; the curve is solid up to ``step``."""
     positive = False
     for name, (colour, line) in zip(history.figure_names, style.MERIT, strict=True):
         steps, values = (np.array(column) for column in history.column(name))

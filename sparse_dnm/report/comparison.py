@@ -1,4 +1,4 @@
-"""A comparison as Markdown, as printed lines, and as two figures."""
+"""A comparison as Markdown, printed lines and two figures."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def markdown(found: Comparison) -> str:
 
 
 def lines(found: Comparison) -> list[str]:
-    """The comparison as the command prints it."""
+    """The lines that the command prints."""
     tables = (*table(found.results, found.task), "", *along_table(found.snapshots), "")
     verdicts = (line for verdict in found.verdicts for line in sentences(verdict))
     return [describe(found.about, found.timing), *tables, *verdicts]
 
 
 def describe(about: dict[str, Any], timing: Settings) -> str:
-    """Machine, and how the networks were timed, in one line."""
+    """The machine and the timing settings, in one line."""
     machine = about["machine"]
     what = "forward + backward" if timing.mode == "train" else "forward"
     where = f"{timing.threads or 'all'} threads" if timing.device == "cpu" else f"device {timing.device}"
@@ -63,7 +63,7 @@ def describe(about: dict[str, Any], timing: Settings) -> str:
 
 
 def table(results: Sequence[Result], task: str) -> list[str]:
-    """Median (smallest to largest over the seeds) of every term and factor."""
+    """Table of every term and factor: median (smallest to largest over the seeds)."""
     name = "test accuracy" if task == "classification" else "test MSE"
     lines = [
         f"| speed term | coefficient, x the preset's | seeds | {name} | edges | depth | live neurons | step, µs |",
@@ -96,7 +96,7 @@ def sentences(verdict: Verdict) -> list[str]:
 
 
 def along_table(snapshots: Sequence[Snapshot]) -> list[str]:
-    """Microseconds of both engines at every density."""
+    """Table of microseconds of the sparse and the dense step at every density."""
     lines = ["| step | edges | density | sparse, µs | dense, µs | dense / sparse |", "|---|---|---|---|---|---|"]
     for s in snapshots:
         times = [f"{1e6 * t.median:,.4g} ({1e6 * t.low:,.4g} to {1e6 * t.high:,.4g})" for t in (s.sparse, s.dense)]

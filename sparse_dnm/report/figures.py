@@ -30,11 +30,11 @@ from sparse_dnm.report.views import (
 )
 from sparse_dnm.train.snapshots import Snapshot
 
-FEW_EDGES = 2_500  # of each in the overview
+FEW_EDGES = 2_500  # in each network of the overview
 CLASSES = 6  # of strength
-TURNS = 8  # that the signs take in each
-FEW = 800  # edges up to which they are drawn in full
-VECTORS = 5_000  # edges from which on they are pixels in an SVG, too
+TURNS = 8  # in which the two signs alternate, per class
+FEW = 800  # up to so many edges, lines are opaque
+VECTORS = 5_000  # beyond so many edges, an SVG holds them as pixels
 
 
 def edges_of(axis: Axes, structure: Snapshot, height: np.ndarray, limit: float, most: int) -> None:
@@ -66,7 +66,7 @@ def edges_of(axis: Axes, structure: Snapshot, height: np.ndarray, limit: float, 
 
 
 def neurons_of(axis: Axes, structure: Snapshot, history: History, height: np.ndarray, legend: bool) -> None:
-    """Draw neurons by kind; those from which no path leads to an output are idle, and small."""
+    """Draw neurons by kind; those without a path to an output are idle, and small."""
     config, topology = history.manifold, structure.topology
     n = np.arange(config.n_neurons)
     kinds = {
@@ -105,7 +105,7 @@ def draw_network(
 
 
 def draw_strengths(axis: Axes, history: History, structure: Snapshot, limit: float) -> None:
-    """The matrix of strengths: who is read across, who reads down."""
+    """The matrix of strengths: sources across, readers down."""
     config = history.manifold
     grid = Grid.of(config)
     axis.imshow(
@@ -131,12 +131,12 @@ def headline(structure: Snapshot, history: History) -> str:
 
 
 def title(history: History) -> str:
-    """The run's title, not too long and without TeX."""
+    """The run's title, shortened and with TeX disabled."""
     return _text(textwrap.shorten(history.title, 60, placeholder=" …") if " " in history.title else history.title[:60])
 
 
 def _text(words: str) -> str:
-    """``words`` as matplotlib shows them: between two dollars it would see TeX."""
+    """``words`` escaped for matplotlib, which would read text between two dollars as TeX."""
     return words.replace("$", r"\$")
 
 
@@ -174,7 +174,7 @@ def _curve(axis: Axes, history: History, panel: Panel) -> None:
 
 
 def _plain(axis: Axis, values: Iterable[float]) -> None:
-    """Numbers rather than powers of ten on a logarithmic axis, and a tick at or beyond either end of ``values``."""
+    """On a logarithmic axis: plain numbers, not powers of ten, and ticks at or beyond both ends of ``values``."""
     ticks = [k * 10.0**power for power in range(-12, 13) for k in (1, 2, 3, 5, 7)]
     low = max((t for t in ticks if t <= min(values)), default=ticks[0])
     high = min((t for t in ticks if t >= max(values)), default=ticks[-1])
@@ -189,7 +189,7 @@ def _plain(axis: Axis, values: Iterable[float]) -> None:
 
 
 def _density(axis: Axes, history: History) -> None:
-    """Measured time against density, a mark per line of metrics, dark to light along training."""
+    """Measured time against density, a mark per line of metrics, from dark to light during training."""
     steps, density, seconds = history.time_against_density
     marks = axis.scatter(density, [1e6 * s for s in seconds], c=steps, cmap="viridis", s=14)
     if steps:
@@ -235,7 +235,7 @@ def strengths_figure(history: History, structure: Snapshot, limit: float) -> Fig
 
 
 def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) -> Figure:
-    """Receptive fields of the outputs and of hidden neurons, of the checkpoint of ``step``."""
+    """Receptive fields of outputs and hidden neurons in the checkpoint of ``step``."""
     shape = history.image
     assert shape is not None
     parts = [(name, *mosaic(fields, shape, tiles(name, len(fields.neurons)))) for name, fields in
@@ -257,7 +257,7 @@ def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) 
 
 
 def overview(history: History, first: Snapshot, last: Snapshot, limit: float) -> Figure:
-    """The DAG before and after training, and what happened between."""
+    """The DAG before and after training, and the curves in between."""
     chart = _sheet(history, 11, 6.2)
     axes = chart.subplots(2, 2, height_ratios=(1.7, 1))
     for axis, structure in zip(axes[0], (first, last), strict=True):

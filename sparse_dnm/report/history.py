@@ -24,7 +24,7 @@ Column = list[float | None]
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves of one kind: columns of metrics.jsonl against steps."""
+    """Curves with one unit: columns of metrics.jsonl against steps."""
 
     title: str
     unit: str
@@ -33,7 +33,7 @@ class Panel:
 
     @property
     def scale(self) -> float:
-        """From a column to the unit: columns have seconds."""
+        """Factor from a column, in seconds, to the unit."""
         return 1e6 if self.unit == "µs" else 1.0
 
     def label(self, name: str) -> str:
@@ -45,10 +45,10 @@ class Panel:
 class History:
     """A run, read from its directory alone.
 
-    metrics  columns of metrics.jsonl, None where a line has no such figure; all as long as ``metrics["step"]``
-    summary  of a finished run, else empty
+    metrics  columns of metrics.jsonl, None where a line lacks that figure; all as long as ``metrics["step"]``
+    summary  of a finished run; otherwise empty
     steps    of the snapshots to show
-    notes    what is missing or was left out
+    notes    what is missing or left out
     """
 
     path: Path
@@ -65,7 +65,7 @@ class History:
     def read(path: Path, most: int) -> History:
         """The run in ``path``, with at most ``most`` snapshots.
 
-        Raises CheckpointError naming the file that is missing or damaged, ValueError where ``most`` is below 2.
+        Raises CheckpointError naming the file that is missing or damaged, and ValueError if ``most`` is below 2.
         """
         if most < 2:
             raise ValueError(f"frames={most} must be >= 2: the first snapshot and the last")
@@ -96,7 +96,7 @@ class History:
 
     @property
     def image(self) -> Image | None:
-        """The shape of the data, where they are images."""
+        """The shape of the data if they are images."""
         channels = self.data.get("channels", 1)
         return image_shape(self.manifold, channels if isinstance(channels, int) and channels > 0 else 1)
 
@@ -106,7 +106,7 @@ class History:
         return f"{Path(str(self.data['name'])).stem}: {self.path.resolve().name}"
 
     def structures(self) -> Iterator[Snapshot]:
-        """The structure of every step shown; that of the checkpoint where there are no snapshots."""
+        """The structure of every step shown; that of the checkpoint if there are no snapshots."""
         if not self.steps:
             yield self.trained()[1]
         for step in self.steps:
@@ -135,38 +135,38 @@ class History:
         return [a for a, _, _ in known], [b for _, b, _ in known], [c for _, _, c in known]
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a column, where it has some."""
+        """Steps and values of a column, where it has values."""
         pairs = zip(self.metrics["step"], self.metrics.get(name, []), strict=False)
         known = [(s, v) for s, v in pairs if s is not None and v is not None]
         return [s for s, _ in known], [v for _, v in known]
 
     @cached_property
     def fields(self) -> tuple[int, Fields, Fields] | None:
-        """Step of the checkpoint, and the receptive fields of its hidden neurons and outputs, of images."""
+        """Step of the checkpoint, and receptive fields of its hidden neurons and outputs, if the data are images."""
         if self.image is None:
             return None
         model, structure = self.trained()
         return structure.step, *receptive_fields(model)
 
     def promised(self, name: str) -> float | None:
-        """A figure of the summary, or if it has none the last of the column."""
+        """A figure of the summary; without a summary, the last value of the column."""
         found, values = _figure(self.summary.get(name)), self.column(name)[1]
         return found if found is not None else values[-1] if values else None
 
     @property
     def figure_names(self) -> tuple[str, str]:
-        """The columns of the figure of merit on a training batch and on the test set."""
+        """The columns of the figure of merit, on a training batch and on the test set."""
         kind = "accuracy" if self.task == "classification" else "mse"
         return f"train_{kind}", f"test_{kind}"
 
     @property
     def time_name(self) -> str:
-        """The column of measured time: that of the loss, or where no clock is part of it the wall time of updates."""
+        """The column of measured time: that of the loss or, if the loss has no clock, the wall time of updates."""
         return "measured_seconds" if self.column("measured_seconds")[0] else "step_seconds"
 
     @property
     def panels(self) -> list[Panel]:
-        """The curves to show, those without a figure left out."""
+        """The curves to show, without empty ones."""
         classification = self.task == "classification"
         wanted = [
             Panel("loss and its terms, before coefficients", "", LOSS, True),
@@ -179,7 +179,7 @@ class History:
         return [panel for panel in wanted if any(any(self.column(name)[1]) for name in panel.names)]
 
     def curves(self, panel: Panel) -> dict[str, tuple[list[float], list[float]]]:
-        """Steps and values of a panel's columns, by label, in its unit; zeros left out where it is logarithmic."""
+        """Steps and values of a panel's columns, by label, in its unit; without zeros if the axis is logarithmic."""
         found = {}
         for name in panel.names:
             pairs = [
@@ -200,7 +200,7 @@ class History:
 
 
 def _check_data(path: Path, data: dict[str, Any], manifold: ManifoldConfig) -> None:
-    """Raise CheckpointError where the description of the data lacks what is shown."""
+    """Raise CheckpointError if the description of the data lacks what is shown."""
     classes = data.get("classes") or []
     problems = {
         "name": not isinstance(data.get("name"), str),
@@ -226,7 +226,7 @@ def _columns(path: Path) -> tuple[dict[str, Column], int]:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, None where it is damaged."""
+    """A line of metrics.jsonl; None if it is damaged."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -242,7 +242,7 @@ def _figure(value: Any) -> float | None:
 
 
 def _about(path: Path, summary: dict[str, Any]) -> dict[str, str]:
-    """Machine and versions in words: of the summary, else of the config, which older runs have without."""
+    """Machine and versions in words, from the summary, or else from the config (which lacks them in older runs)."""
     found = summary or read_json(path / files.CONFIG)
     machine, versions = (part if isinstance(part, dict) else {} for part in map(found.get, ("machine", "versions")))
     about = {}

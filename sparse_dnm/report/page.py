@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that draws itself by Plotly and fetches nothing."""
+"""The page of a run: one HTML file that draws with Plotly and fetches nothing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from sparse_dnm.report.views import (
 )
 from sparse_dnm.train.snapshots import Snapshot, spread
 
-MOST_BYTES = 64 << 20  # of the structures, unpacked, in the browser
+MOST_BYTES = 64 << 20  # of the structures in the browser, decompressed
 MOST_POINTS = 2_000  # of a curve
 MOST_ROWS = 100  # of the table of metrics
-FULL = 127  # int8 of the strength from which on colours do not change
+FULL = 127  # int8 of the strength at which colours saturate
 EXACT = 32767  # int16 of the largest strength of a snapshot
-NAMED = 40  # receptive fields that are listed one by one
+NAMED = 40  # receptive fields listed one by one
 TYPES = {
     "u1": "Uint8Array",
     "i1": "Int8Array",
@@ -54,7 +54,7 @@ def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: N
 
 def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
     """The page as text."""
-    fields = _fields(history)  # a checkpoint that cannot be read is known before the rest
+    fields = _fields(history)  # first, because an unreadable checkpoint fails here
     grid, height = Grid.of(history.manifold), heights(history.manifold)
     history, notes = _fitted(history, grid)
     limit = saturation(history.last())
@@ -112,7 +112,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
 
 
 def _fitted(history: History, grid: Grid) -> tuple[History, list[str]]:
-    """The run with so many snapshots as a browser holds, and what to say of the others."""
+    """The run with as many snapshots as fit a browser, and a note on the others."""
     edges = min(MOST_EDGES, history.last().topology.n_edges)
     size = 2 * grid.rows * grid.columns + 5 * history.manifold.n_neurons + 9 * edges
     most = max(2, MOST_BYTES // size)
@@ -141,7 +141,7 @@ def _frame(structure: Snapshot, history: History) -> dict[str, Any]:
 
 
 def _arrays(structure: Snapshot, history: History, grid: Grid, limit: float) -> dict[str, np.ndarray]:
-    """What the pictures of a structure are made of, in the smallest types."""
+    """The arrays that the pictures of a structure need, in the smallest types."""
     topology, config = structure.topology, history.manifold
     index = np.uint16 if config.n_neurons <= 1 << 16 else np.uint32
     chosen = strongest(structure, MOST_EDGES)
@@ -160,7 +160,7 @@ def _largest(structure: Snapshot) -> float:
 
 
 def _small(strengths: np.ndarray, limit: float, full: int) -> np.ndarray:
-    """Strengths as whole numbers, ``full`` at ``limit`` and beyond; none but 0 becomes 0."""
+    """Strengths as integers, ``full`` at ``limit`` and beyond; only 0 becomes 0."""
     sizes = np.clip(np.rint(np.abs(strengths) * (full / limit)), 1, full)
     return np.sign(strengths) * sizes
 
@@ -181,7 +181,7 @@ def _panel(history: History, panel: Panel) -> dict[str, Any]:
 
 
 def _summary(history: History, panel: Panel) -> str:
-    """What the columns of a panel say at their ends, in words."""
+    """The first and last values of a panel's columns, in words."""
     unit, parts, zeros = " µs" if panel.scale != 1 else "", [], False
     for name in panel.names:
         steps, values = history.column(name)
@@ -204,7 +204,7 @@ def _density(history: History) -> dict[str, list[float]]:
 
 
 def _fields(history: History) -> list[dict[str, Any]]:
-    """Receptive fields as pictures, where the data are images."""
+    """Receptive fields as pictures, if the data are images."""
     shape, found = history.image, history.fields
     if shape is None or found is None:
         return []
@@ -241,7 +241,7 @@ def _field(title: str, fields: Fields, shape: Image, name: Callable[[int], str],
 
 
 def _facts(history: History, frame: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a reader looks for first."""
+    """The main figures, for the top of the page."""
     facts, merit = [], history.figure_names[1]
     value, seconds = history.promised(merit), history.promised(history.time_name)
     if value is not None:

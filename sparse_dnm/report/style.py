@@ -1,4 +1,4 @@
-"""What the figures of all reports share: colours, line styles, sheets with a caption, bars of a timing, and files."""
+"""Shared by the figures of all reports: colours, line styles, sheets with a caption, bars of a timing, files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparse_dnm.timing.clock import Timing
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, LIGHT_GREY = "#BBBBBB", "#CCCCCC"
-PALETTE = {  # for the page, see `css_variables`
+PALETTE = {  # for the page; see `css_variables`
     "orange": ORANGE,
     "sky-blue": SKY_BLUE,
     "green": GREEN,
@@ -74,7 +74,7 @@ def draw_timings(axis: Axes, x: Sequence[float], timings: Sequence[Timing], **st
 
 
 def save(chart: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same bytes."""
+    """Write a figure; the same figure always gives the same bytes."""
     content = io.BytesIO()
     kind = path.suffix[1:]
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):

@@ -1,4 +1,4 @@
-"""What `sparse-dnm bench` writes: bench.json, bench.md and one figure per sweep."""
+"""The files of `sparse-dnm bench`: bench.json, bench.md and one figure per sweep."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparse_dnm.io import write_atomic, write_json
 from sparse_dnm.report import style
 from sparse_dnm.study.sweeps import Sweep
 
-BUSY = 0.3  # load per core from which on figures are doubtful
+BUSY = 0.3  # load per core; above it figures are doubtful
 
 
 def write(out: Path, results: dict[str, Any]) -> list[Path]:
-    """Write all files into ``out``, made where it is missing; returns their paths."""
+    """Write all files into ``out``, which is created if missing; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "bench.json", as_json(results))
     write_atomic(out / "bench.md", markdown(results).encode())
@@ -51,7 +51,7 @@ def caption(results: dict[str, Any]) -> str:
 
 
 def warnings(results: dict[str, Any]) -> list[str]:
-    """What makes the figures doubtful: a machine that others used when the measurement began."""
+    """Warnings: the machine was busy when the measurement began."""
     busy = results["load_before"]
     if busy is None or busy < BUSY:
         return []
@@ -87,7 +87,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def crossover_lines(crossover: dict[str, dict[str, float | None]]) -> list[str]:
-    """One sentence per size and pass: below which density the sparse network is faster."""
+    """One sentence per size and pass: the density below which the sparse network is faster."""
     lines = []
     for panel, steps in crossover.items():
         for step, density in steps.items():

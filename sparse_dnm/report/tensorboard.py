@@ -19,9 +19,9 @@ NEGATIVE, POSITIVE = (np.array(to_rgb(colour)) for colour in (style.NEGATIVE, st
 
 
 class TensorBoardLog:
-    """Writes into ``out``/tensorboard; from ``step`` on, what an earlier process wrote there is replaced.
+    """Writes into ``out``/tensorboard; what an earlier process wrote there from ``step`` on is replaced.
 
-    Use it in ``with``, its methods as the callbacks of `Trainer.run`.  Raises ValueError where TensorBoard is missing.
+    Use it in ``with``; its methods are the callbacks of `Trainer.run`.  Raises ValueError if TensorBoard is missing.
     """
 
     def __init__(self, out: Path, config: ManifoldConfig, step: int = 0) -> None:
@@ -38,7 +38,7 @@ class TensorBoardLog:
 
     @property
     def _writer(self) -> Any:
-        """The writer, made at its first use: before that the run directory may not exist."""
+        """The writer, made at its first use: the run directory may not exist before."""
         self._opened = self._opened or self._open()
         return self._opened
 
@@ -68,7 +68,7 @@ class TensorBoardLog:
 
 
 def _tag(name: str) -> str:
-    """The column of metrics.jsonl under a heading."""
+    """The tag of a column of metrics.jsonl: a heading and its name."""
     if name.startswith(("train_", "test_")):
         return f"merit/{name}"
     if name in ("loss", "objective", "flow", "speed", "memory"):

@@ -1,6 +1,6 @@
-"""A network as something to look at: the matrix of strengths in cells, the DAG in the plane, receptive fields.
+"""Arrays for pictures of a network: the matrix of strengths in cells, the DAG in the plane, receptive fields.
 
-Arrays only; what draws them is elsewhere.
+Other modules draw them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.snapshots import Snapshot
 
-MOST_OUTPUTS = 100  # whose receptive fields are shown
-MOST_EDGES = 20_000  # drawn of a DAG, the strongest
+MOST_OUTPUTS = 100  # outputs whose receptive fields are shown
+MOST_EDGES = 20_000  # the strongest edges of a DAG, which are drawn
 GOLDEN = (5**0.5 - 1) / 2
 Floats = NDArray[np.float32]
 
@@ -33,23 +33,23 @@ class Grid:
 
     @staticmethod
     def of(config: ManifoldConfig, side: int = 512) -> Grid:
-        """The finest grid of at most ``side`` cells a side: one per pair of neurons, where that is possible."""
+        """The finest grid of at most ``side`` cells a side: one per pair of neurons, if possible."""
         step = -(-max(config.n_rows, config.n_sources) // side)
         return Grid(-(-config.n_rows // step), -(-config.n_sources // step), step)
 
     def cells(self, structure: Snapshot, config: ManifoldConfig) -> Floats:
-        """The strongest edge of every cell, float32 (rows, columns); 0 where there is none."""
+        """The strongest edge of every cell, float32 (rows, columns); 0 in empty cells."""
         topology, strengths = structure.topology, structure.strengths
         readers = topology.readers - config.n_inputs
-        order = np.argsort(np.abs(strengths), kind="stable")  # of several that are written, the last stays
+        order = np.argsort(np.abs(strengths), kind="stable")  # the strongest of a cell is written last
         image = np.zeros((self.rows, self.columns), np.float32)
         image[readers[order] // self.step, topology.indices[order] // self.step] = strengths[order]
         return image
 
 
 def heights(config: ManifoldConfig) -> Floats:
-    """A height in 0 .. 1 of every neuron, float32 (n,), the same in every picture whatever its level is: inputs and
-    outputs in their order, hidden ones by the golden ratio, which leaves no two neighbours close."""
+    """A height in 0 .. 1 for every neuron, float32 (n,), the same in every picture whatever its level: inputs and
+    outputs in order, hidden ones by the golden ratio, which separates neighbours."""
     even = [(np.arange(k) + 0.5) / k for k in (config.n_inputs, config.n_outputs)]
     hidden = (np.arange(config.n_hidden) + 0.5) * GOLDEN % 1
     return np.concatenate([even[0], hidden, even[1]]).astype(np.float32)
@@ -64,7 +64,7 @@ def strongest(structure: Snapshot, most: int) -> NDArray[np.intp]:
 
 
 def saturation(structure: Snapshot) -> float:
-    """The strength from which on colours do not change: the 95th percentile of those without sign; 1 without edges."""
+    """The strength at which colours saturate: the 95th percentile of the absolute strengths; 1 without edges."""
     strengths = np.abs(structure.strengths)
     return float(np.quantile(strengths, 0.95)) or 1.0 if len(strengths) else 1.0
 
@@ -78,7 +78,7 @@ class Image(NamedTuple):
 
 
 def image_shape(config: ManifoldConfig, channels: int = 1) -> Image | None:
-    """The shape of the data as images of so many channels, by their period; None where they are none."""
+    """The shape of the data as images of so many channels, by their period; None if they are not images."""
     line = round(config.period)  # width x channels
     if line != config.period or line < 2 * channels or line % channels or config.n_inputs % line:
         return None
@@ -95,11 +95,11 @@ class Fields:
 
 
 def receptive_fields(model: DynamicManifold, most: int = 40) -> tuple[Fields, Fields]:
-    """How the sums of hidden neurons and of the outputs answer to the inputs, were all neurons linear.
+    """Response of the sums of hidden neurons and outputs to the inputs, if all neurons were linear.
 
     The field of neuron i is, for every input, the sum over all paths from it of the products of strengths D and
-    weights w.  Of the hidden neurons those that reach an output, at most ``most``: the ones with the largest sum of
-    |D w| over their readers; of the outputs the first MOST_OUTPUTS.
+    weights w.  Includes at most ``most`` hidden neurons that reach an output, those with the largest sum of |D w| over
+    their readers, and the first MOST_OUTPUTS outputs.
     """
     config, topology = model.config, model.topology
     weight = model.weight.detach().cpu().double().numpy()
@@ -126,7 +126,7 @@ def tiles(name: str, count: int) -> int:
 
 
 def mosaic(fields: Fields, shape: Image, columns: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Fields side by side, ``columns`` in a row, summed over channels, each over its own largest value; NaN between.
+    """Fields side by side, ``columns`` in a row, summed over channels, each scaled by its largest value; NaN between.
 
     Returns the picture and the neuron of every tile (-1: none), row by row.
     """
@@ -139,7 +139,7 @@ def mosaic(fields: Fields, shape: Image, columns: int) -> tuple[Floats, NDArray[
         top, left = i * (height + 1), j * (width + 1)
         pixels = values.reshape(shape).sum(axis=2)
         largest = float(np.abs(pixels).max(initial=0.0)) or 1.0
-        if np.isfinite(largest):  # products along many paths may overflow: such a tile stays empty
+        if np.isfinite(largest):  # products along many paths may overflow; such a tile stays empty
             picture[top : top + height, left : left + width] = pixels / largest
         places[i, j] = neuron
     return picture, places

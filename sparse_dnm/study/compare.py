@@ -32,20 +32,20 @@ from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.trainer import Interrupted, Trainer, one_torch_thread
 
-TERMS = {  # changes to a TrainConfig
+TERMS = {  # the changes to a TrainConfig that each makes
     "none": {"speed": "none"},
-    "proxy-flat": {"speed": "proxy", "proxy_gradient": "none"},  # the original's: counted, never optimised
+    "proxy-flat": {"speed": "proxy", "proxy_gradient": "none"},  # the original's: reported, but without a gradient
     "proxy": {"speed": "proxy", "proxy_gradient": "straight-through"},
     "time": {"speed": "time"},
 }
-PAIRS = (("time", "proxy"), ("time", "none"), ("proxy", "none"))  # term and rival, judged where both are in the plan
+PAIRS = (("time", "proxy"), ("time", "none"), ("proxy", "none"))  # term and rival, judged if both are in the plan
 RESULTS = "compare.json"
-SNAPSHOTS = 12  # along a training, for time against density
+SNAPSHOTS = 12  # during a training, for time against density
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared."""
+    """The networks to compare, and how they are timed."""
 
     terms: tuple[str, ...] = ("none", "proxy-flat", "proxy", "time")
     factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # of the preset's coefficients
@@ -84,7 +84,7 @@ def train_one(
 ) -> tuple[dict[str, Any], Network]:
     """Summary and network of the run in ``out``, trained, resumed, or read if finished.
 
-    Raises CheckpointError where ``out`` holds another run.
+    Raises CheckpointError if ``out`` holds another run.
     """
     if (out / files.CONFIG).exists():
         trainer = Trainer.resume(out, data)
@@ -122,7 +122,7 @@ def compare(
 ) -> list[Result]:  # fmt: skip
     """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is called with the name of each.
 
-    Raises ValueError where ``config`` has a budget: coefficients are compared.
+    Raises ValueError if ``config`` has a budget, which would steer the coefficients that are compared.
     """
     if config.budget_us:
         raise ValueError(f"budget_us={config.budget_us:g} steers the coefficient, and compare varies it: leave it out")
@@ -152,7 +152,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model after so many steps: its density, and seconds of a training step's kernels, sparse and dense."""
+    """The model after a number of steps: density, and seconds of the kernels of a training step, sparse and dense."""
 
     step: int
     density: float
@@ -166,8 +166,8 @@ def along(
 ) -> list[Snapshot]:
     """Train, and at some steps time forward + backward of a batch with `DynamicManifold` and with `DenseManifold`.
 
-    The paper of 2018 shows this figure.  Wall seconds; the dense network is the same one, computed as in 2018 but
-    batched by level.
+    The figure of the paper of 2018.  Wall seconds; the dense network is the same one, computed as in 2018 but batched
+    by level.
     """
     generator = torch.Generator().manual_seed(config.seed)
     model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
@@ -201,7 +201,7 @@ def along(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `study` found."""
+    """All results of `study`."""
 
     title: str
     task: str  # "classification" or "regression"
@@ -225,7 +225,7 @@ class Comparison:
 
 
 def count_parts(plan: Plan) -> int:
-    """How often `study` calls ``on_part``."""
+    """Number of calls of ``on_part`` by `study`."""
     return len(plan.runs()) + 2
 
 
@@ -233,7 +233,7 @@ def study(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
     source: DataSource | None = None, on_part: Callable[[str], None] = lambda name: None,
 ) -> Comparison:  # fmt: skip
-    """Train, time and judge all networks of the plan, and time one training along its way.
+    """Train, time and judge all networks of the plan, and time a step during one training.
 
     Runs lie in ``out``/runs, all figures in ``out``/compare.json.  ``on_part`` is called with the name of each part
     when it begins.

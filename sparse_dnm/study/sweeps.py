@@ -21,12 +21,12 @@ from sparse_dnm.timing.clock import Timing, interleave, load
 
 CLOCK = "perf_counter"  # wall seconds
 SLOPE = 0.2  # of the leaky ReLU below zero, in both kinds of network
-SETTLED = 14  # calls after which the executor "auto" has made its choice
+SETTLED = 14  # calls after which the executor "auto" has chosen
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the sweeps cover, and how long they take."""
+    """The points of the sweeps, and the time they take."""
 
     neurons: tuple[int, ...] = (300, 1000, 3000)  # of the networks of the density sweep
     densities: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # edges / possible edges
@@ -34,9 +34,9 @@ class Settings:
     depths: tuple[int, ...] = (2, 8, 32, 128, 512)  # levels
     batches: tuple[int, ...] = (1, 8, 64, 256, 1024)  # samples
     batch: int = 64  # samples, where the batch is fixed
-    point_s: float = 1.2  # seconds that a point may take once warm
-    repeats: int = 40  # rounds per point at most
-    threads: int = 0  # of our kernels and of torch; 0: all
+    point_s: float = 1.2  # seconds per point after warm-up
+    repeats: int = 40  # most rounds per point
+    threads: int = 0  # of the kernels and of torch; 0: all
 
     @staticmethod
     def quick(threads: int = 0) -> Settings:
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Point:
-    """One measured place of a sweep: ``x``, its ``panel``, what was run, and seconds by series."""
+    """One measured point of a sweep: ``x``, its ``panel``, what was run, and seconds by series."""
 
     x: float
     panel: str
@@ -92,7 +92,7 @@ def random_dag(n_neurons: int, depth: int, n_edges: int, rng: np.random.Generato
     """A random DAG of exactly this depth: depth + 1 levels of about equal size, and ``n_edges`` edges.
 
     Every neuron above level 0 reads one neuron of the level before it; other edges come from any level before.
-    The last level holds the outputs; the DAG has more edges if that needs more, fewer if no more are possible.
+    The last level holds the outputs.  The DAG has more edges if its depth needs more, fewer if no more are possible.
     Raises ValueError if there are fewer neurons than levels.
     """
     if n_neurons < depth + 1:
@@ -112,7 +112,7 @@ def random_dag(n_neurons: int, depth: int, n_edges: int, rng: np.random.Generato
 
 
 def _draw(cells: int, count: int, taken: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """``count`` different numbers below ``cells`` that are not ``taken``, all of them if there are fewer."""
+    """``count`` different numbers below ``cells`` that are not ``taken``, or all that are left if there are fewer."""
     count = min(count, cells - len(taken))
     if 2 * (count + len(taken)) > cells:
         return rng.permutation(np.setdiff1d(np.arange(cells), taken))[:count]
@@ -173,7 +173,7 @@ def density_points(settings: Settings, threads: int) -> Iterator[Point]:
 def _dag_point(
     settings: Settings, x: float | None, panel: str, shape: tuple[int, int, int], batch: int, threads: int
 ) -> Point:
-    """A random DAG of ``shape`` (neurons, depth, edges) at place ``x``, or at its number of edges."""
+    """A random DAG of ``shape`` (neurons, depth, edges) at ``x``, by default its number of edges."""
     topology = random_dag(*shape, np.random.default_rng(0))
     dag = SparseDAG(topology, generator=torch.Generator().manual_seed(0), threads=threads)
     inputs = torch.randn(batch, len(topology.inputs), generator=torch.Generator().manual_seed(0))
@@ -259,7 +259,7 @@ def run(settings: Settings, on_point: Callable[[str], None] = lambda name: None)
 
 
 def crossovers(sweep: Sweep) -> dict[str, dict[str, float | None]]:
-    """Density below which sparse is faster, by panel and pass: interpolated on logarithmic scales between points.
+    """Density below which sparse is faster, by panel and pass, interpolated between points on logarithmic scales.
 
     None: sparse is faster at every density of the sweep; 0: at none.
     """

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import DegenerateDataWarning, bootstrap
 
-FLAT = ("none", "proxy-flat")  # terms without a gradient: their coefficient changes nothing
+FLAT = ("none", "proxy-flat")  # terms without a gradient: their coefficient has no effect
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # for an interval
 GRID = 21  # accuracies at which curves are compared
-NOT_REACHED = -50.0  # a difference of log seconds, for accuracies that are not reached
+NOT_REACHED = -50.0  # difference of log seconds for an accuracy that is not reached
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trained network: how good, how large, how fast."""
+    """One trained network: figure of merit, size, seconds."""
 
     term: str
     factor: float
@@ -52,7 +52,7 @@ class Verdict:
 
     term: str
     rival: str
-    saving: Interval | None  # share of the rival's time, > 0: less; None: no figure that both reach
+    saving: Interval | None  # share of the rival's time that is saved; None: there is no figure that both reach
     hypervolume: Interval | None  # the term's over the rival's
     words: str
 
@@ -61,7 +61,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # goodness and log seco
 
 
 def goodness(results: Sequence[Result], task: str) -> NDArray[np.float64]:
-    """More is better: accuracy, or for a regression -log10 of the MSE."""
+    """A measure of which more is better: accuracy, or for a regression -log10 of the MSE."""
     figures = np.array([r.figure for r in results])
     return figures if task == "classification" else -np.log10(np.maximum(figures, 1e-300))
 
@@ -79,7 +79,7 @@ def _table(results: Sequence[Result], term: str, task: str) -> Curve:
 
 
 def _gap(a: Curve, b: Curve) -> float:
-    """Mean difference of log seconds, a less b, over the goodness that both mean curves reach; nan where none."""
+    """Mean difference of log seconds, a less b, over the goodness that both mean curves reach; nan if there is none."""
     curves = []
     for good, times in (a, b):
         mean_good, mean_times = good.mean(axis=0), times.mean(axis=0)
@@ -93,7 +93,7 @@ def _gap(a: Curve, b: Curve) -> float:
 
 
 def _ahead(a: Curve, b: Curve) -> float:
-    """Least difference of log seconds between a mean of b and the fastest as good mean of a; NOT_REACHED if none is."""
+    """Least difference of log seconds between a mean of b and the fastest mean of a that is as good; or NOT_REACHED."""
     (good, times), (other, theirs) = ((g.mean(axis=0), t.mean(axis=0)) for g, t in (a, b))
     fastest = np.where(good[:, None] >= other, times[:, None], np.inf).min(axis=0)
     return max(float((theirs - fastest).min()), NOT_REACHED)
@@ -133,7 +133,7 @@ def judge(results: Sequence[Result], task: str, term: str = "time", rival: str =
 
 
 def _interval(statistic: Callable[[Curve, Curve], float], a: Curve, b: Curve, seed: int) -> Interval | None:
-    """``statistic`` of two terms with its percentile interval; None where most resamples do not define it.
+    """``statistic`` of two terms with its percentile interval; None if most resamples do not define it.
 
     A resample draws seeds with replacement, the same ones for both terms.
     """
@@ -149,7 +149,7 @@ def _interval(statistic: Callable[[Curve, Curve], float], a: Curve, b: Curve, se
 
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, where a resample is nan
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scipy's own interval, if a resample is nan
         drawn = bootstrap(
             (np.arange(n),), of, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=rng
         ).bootstrap_distribution

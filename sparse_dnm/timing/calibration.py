@@ -1,4 +1,4 @@
-"""Calibration: a cost model of this machine, fitted to structures cut out of a network, and judged on others."""
+"""Calibration: a cost model of this machine, fitted to structures derived from a network, and judged on others."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.probes import Settings, edge_values, probes, time_steps, topology_dtype
 
-MAX_NOISE = 0.05  # relative spread of repeats, above which a fit is doubtful
-MIN_CPU_SHARE = 0.9  # CPU seconds over wall seconds, below which the process was often preempted
+MAX_NOISE = 0.05  # relative spread of repeats; above it a fit is doubtful
+MIN_CPU_SHARE = 0.9  # CPU over wall seconds; below it the process was often preempted
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A cost model of this machine, and how far to trust it."""
+    """A cost model of this machine, and its quality."""
 
     model: CostModel
     settings: Settings
@@ -35,7 +35,7 @@ class Calibration:
     rejected: int  # measurements made again
     drift: float  # see Times
     cpu_share: float
-    counts: Floats = field(repr=False)  # of the fitted structures first
+    counts: Floats = field(repr=False)  # the fitted structures come first
     seconds: Floats = field(repr=False)  # medians
 
     @property
@@ -44,7 +44,7 @@ class Calibration:
         return len(self.seconds) - self.held_out.n
 
     def as_dict(self) -> dict[str, Any]:
-        """What a profile holds, as JSON values: seconds per feature, what they were fitted to, and the quality."""
+        """The contents of a profile as JSON values: seconds per feature, the data of the fit, and its quality."""
         names = FEATURES[self.settings.priced]
         settings = {**asdict(self.settings), "threads": self.threads}
         if self.settings.device == "cpu":
@@ -71,7 +71,7 @@ VERSION = 1
 def read_profile(path: Path) -> Calibration:
     """The calibration in a file that `sparse-dnm calibrate` wrote.
 
-    Raises ValueError naming the file and what is wrong: no profile, of another version, or damaged.
+    Raises ValueError naming the file and what is wrong: not a profile, another version, or damaged.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"profile {path} is no file; give one that sparse-dnm calibrate wrote")
@@ -99,15 +99,15 @@ def read_profile(path: Path) -> Calibration:
         held_out = Quality(**values["held_out"])
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is a damaged profile: {error}; write it anew with sparse-dnm calibrate") from None
+        raise ValueError(f"{path} is a damaged profile: {error}; write it again with sparse-dnm calibrate") from None
 
 
 def calibrate(
     structure: Any, engine: Engine, x: Any, settings: Settings, on_round: Callable[[], None] = lambda: None
 ) -> Calibration:
-    """Fit a cost model on probes cut out of a network's ``structure``, and judge it on half as many others.
+    """Fit a cost model to probes derived from a network's ``structure``, and judge it on half as many others.
 
-    ``engine`` runs them on the batch x.  Raises ValueError where the clock is too coarse for the shortest step.
+    ``engine`` runs them on the batch x.  Raises ValueError if the clock is too coarse for the shortest step.
     """
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
@@ -120,7 +120,7 @@ def calibrate(
         watches.append(engine.stopwatch(made, engine.array(values), x, settings.mode == "train"))
     times = time_steps(watches, settings, on_round)
     seconds = np.median(times.seconds, axis=1)
-    if settings.device == "cpu":  # a stopwatch of CUDA does this itself
+    if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
         Clock.of(settings.clock).check(float(seconds.min()))
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
@@ -132,7 +132,7 @@ def calibrate(
 
 
 def describe(calibration: Calibration) -> list[str]:
-    """The calibration in words, a line each; warnings last."""
+    """The calibration in words, as lines; warnings come last."""
     c, s, q = calibration, calibration.settings, calibration.held_out
     what = "forward + backward" if s.mode == "train" else "forward"
     where = f"{c.threads} threads" if s.device == "cpu" else f"device {s.device}"
@@ -149,7 +149,7 @@ def describe(calibration: Calibration) -> list[str]:
 
 
 def doubts(calibration: Calibration) -> list[str]:
-    """Warnings, a line each: noise, clocks that differ, a model that does not fit."""
+    """Warnings, as lines: noise, clocks that differ, a model that does not fit."""
     c, s, q = calibration, calibration.settings, calibration.held_out
     lines = []
     if c.noise > MAX_NOISE:

@@ -1,4 +1,4 @@
-"""Clocks, and interleaved timing: cases that are compared run in turns, so that a slow phase affects all of them."""
+"""Clocks, and interleaved timing: compared cases run in turns, so that a slow phase of the machine affects all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESAMPLES = 2000  # of the pairs of a comparison
 
 @dataclass(frozen=True)
 class Clock:
-    """One of CLOCKS, or CUDA_CLOCK, as it is on this machine."""
+    """One of CLOCKS, or CUDA_CLOCK, with its properties on this machine."""
 
     name: str
     read: Callable[[], float]
@@ -52,7 +52,7 @@ class Clock:
         for _ in range(2000):
             start = read()
             intervals.append(read() - start)
-        steps = {0}  # ns: readings differ by whole ticks, but not always by one
+        steps = {0}  # ns: readings differ by whole ticks, not always by one
         deadline = time.perf_counter() + 0.05
         last = read()
         while len(steps) < 2000 and time.perf_counter() < deadline:
@@ -75,7 +75,7 @@ class Clock:
         return Clock(CUDA_CLOCK, time.perf_counter, statistics.median(intervals), 1e-9 * float(ticks.min()))
 
     def disturbances(self) -> int:
-        """Preemptions of this process so far, if they count in what this clock reads."""
+        """Preemptions of this process so far, if this clock counts the time that they take."""
         return 0 if self.name == CUDA_CLOCK else preemptions()
 
     def check(self, seconds: float) -> None:
@@ -112,7 +112,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Pair:
-    """How much longer one case lasts than another: the median ratio with its 95 % bootstrap interval."""
+    """How much longer one case takes than another: the median ratio with its 95 % bootstrap interval."""
 
     ratio: float
     low: float
@@ -121,12 +121,12 @@ class Pair:
 
     @property
     def differs(self) -> bool:
-        """The interval leaves out 1."""
+        """The interval does not contain 1."""
         return not self.low <= 1.0 <= self.high
 
 
 def load() -> float | None:
-    """Processes that wanted to run in the last minute, on average, over the cores; None if the system does not say."""
+    """Average number of runnable processes in the last minute, per core; None if the system does not say."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except (AttributeError, OSError):
@@ -143,7 +143,7 @@ def preemptions() -> int:
 
 
 def stolen() -> int:
-    """Ticks of the clock, all cores together, that the host of a virtual machine gave to others; 0 where unknown."""
+    """Clock ticks, over all cores, that the host gave to other virtual machines; 0 if unknown."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             return int(file.readline().split()[8])
@@ -152,7 +152,7 @@ def stolen() -> int:
 
 
 class Sentinel:
-    """Measures the machine's pace by a fixed piece of work, some 20 µs of arithmetic in the cache."""
+    """Measures the speed of the machine by a fixed piece of work, some 20 µs of arithmetic in the cache."""
 
     def __init__(self) -> None:
         self._values = np.linspace(0.0, 1.0, 1000)
@@ -163,25 +163,25 @@ class Sentinel:
             self.keep()
 
     def pace(self) -> float:
-        """Seconds that the work takes now, over the median of what was kept; 1 where nothing was."""
+        """Seconds that the work takes now, relative to the median of the kept ones; 1 if none were kept."""
         start = time.perf_counter()
         KERNELS.reference(self._values, 5)
         self._last = time.perf_counter() - start
         return self._last / statistics.median(self._kept) if self._kept else 1.0
 
     def keep(self) -> None:
-        """Keep the last measurement as one of the usual ones."""
+        """Keep the last measurement, as a normal one."""
         self._kept.append(self._last)
 
     @property
     def drift(self) -> float:
-        """Largest over smallest of those kept, outermost tenths left out."""
+        """Largest over smallest kept measurement, without the outer tenths."""
         low, high = np.quantile(self._kept, [0.1, 0.9])
         return float(high / low)
 
 
 def rounds(names: Sequence[str], repeats: int) -> Iterable[list[str]]:
-    """``repeats`` orders of ``names``, each begun one place later: every case follows every other's neighbour."""
+    """``repeats`` orders of ``names``, each starting one place later."""
     for turn in range(repeats):
         start = turn % len(names) if names else 0
         yield [*names[start:], *names[:start]]
@@ -197,10 +197,10 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time every case once per round, in rotating order, after ``warmup`` unmeasured calls each.
 
-    cases       what to call, by name; results are dropped
-    repeats     rounds at most, and at least three where the budget allows none
-    budget_s    seconds after which no further round begins; None: all rounds
-    shortest_s  a measurement repeats a shorter case until it lasts about this long, seconds; 0: single calls
+    cases       functions by name; their results are dropped
+    repeats     most rounds; at least three are run, whatever the budget
+    budget_s    seconds after which no new round starts; None: all rounds
+    shortest_s  seconds; a shorter case is repeated until a measurement lasts about so long; 0: single calls
     Raises ValueError naming an unknown clock, or repeats < 1.
     """
     if repeats < 1:
@@ -234,15 +234,15 @@ def compare(
     shortest_s: float = 2e-4,
     made_anew: bool = False,
 ) -> Pair:
-    """How much longer ``a`` lasts than ``b``: measured in PAIR_ORDER, each after WARMUP_CALLS calls for the caches, so
-    that a drift, and any effect of the first place or the last, cancels within a pair; which of them begins is drawn
-    for every pair.
+    """How much longer ``a`` takes than ``b``: measured in PAIR_ORDER, each after WARMUP_CALLS calls for the caches, so
+    that drift, and any effect of being first or last, cancels within a pair.  Which of them starts is drawn for every
+    pair.
 
-    made_anew  ``a`` and ``b`` make the cases, and do so for every pair: where a case lies in memory changes its time,
-               and counts as noise then
+    made_anew  ``a`` and ``b`` are functions that make the cases, called for every pair: the place of a case in memory
+               changes its time, and then counts as noise
 
-    The ratio is the median over the pairs, its interval from RESAMPLES resamples of them (Efron 1979).  A pair during
-    which the process was preempted is measured again, at most twice as many times as there are pairs.
+    The ratio is the median over the pairs, its interval comes from RESAMPLES resamples (Efron 1979).  A pair during
+    which the process was preempted is measured again, up to twice the number of pairs in all.
     Raises ValueError naming an unknown clock, one too coarse for these cases, or pairs < 5.
     """
     if pairs < 5:
@@ -256,10 +256,10 @@ def compare(
     while len(logs) < pairs:
         if made_anew:
             cases = _make((a, b), generator)
-        before, times, swap = preemptions(), [], int(generator.integers(2))  # so that none is always the first
+        before, times, swap = preemptions(), [], int(generator.integers(2))  # neither is always the first
         order = [k ^ swap for k in PAIR_ORDER]
         for k in order:
-            for _ in range(WARMUP_CALLS):  # a case that follows itself finds its data in the caches
+            for _ in range(WARMUP_CALLS):  # fills the caches with the data of the case
                 cases[k]()
             times.append(_measure(cases[k], counts[k], now))
         shortest = min(times)
@@ -274,14 +274,14 @@ def compare(
 
 def _interval_of_median(values: Sequence[float], generator: np.random.Generator) -> tuple[float, float]:
     """The 95 % percentile interval of the median, by RESAMPLES of the bootstrap (Efron 1979)."""
-    from scipy.stats import bootstrap  # most of a second, which only comparisons need
+    from scipy.stats import bootstrap  # slow to import, and only needed here
 
     found = bootstrap((values,), np.median, n_resamples=RESAMPLES, method="percentile", random_state=generator)
     return found.confidence_interval.low, found.confidence_interval.high
 
 
 def _make(makers: Sequence[Callable[[], object]], generator: np.random.Generator) -> list[Any]:
-    """The cases, made in random order and at random places in memory."""
+    """Make the cases in random order and at random places in memory."""
     cases: list[Any] = [None, None]
     gaps = []
     for k in generator.permutation(2):

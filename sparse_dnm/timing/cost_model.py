@@ -31,7 +31,7 @@ FEATURES = {  # of an executor's time
 
 @dataclass(frozen=True)
 class Quality:
-    """How predictions compare with measurements; ``error`` is relative, |predicted / measured - 1|."""
+    """How predictions compare with measurements; errors are relative, |predicted / measured - 1|."""
 
     n: int  # structures
     r2: float  # share of the variance that is explained
@@ -41,8 +41,8 @@ class Quality:
 
     @staticmethod
     def of(predicted: Floats, measured: Floats) -> Quality:
-        """Of as many predictions as measurements, at least three that differ."""
-        from scipy.stats import spearmanr  # both are slow to import, and only a calibration needs them
+        """The quality of predictions of as many measurements, of which at least three differ."""
+        from scipy.stats import spearmanr  # slow to import, and only needed here
         from sklearn.metrics import mean_absolute_percentage_error, r2_score
 
         return Quality(
@@ -62,11 +62,11 @@ class CostModel:
     coefficients: tuple[float, ...]  # s each, >= 0, in the order of FEATURES[executor]
 
     def seconds(self, counts: Floats) -> Any:
-        """Of one structure (n_features,), or of several (n, n_features)."""
+        """Seconds of one structure (n_features,), or of several (n, n_features)."""
         return counts @ np.array(self.coefficients)
 
     def prices(self, counts: Floats) -> Prices:
-        """Seconds near the structure with these ``counts``: far edges and lone inputs stay the same shares of all."""
+        """Seconds near the structure with these ``counts``: the shares of far edges and lone inputs stay the same."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
@@ -85,15 +85,14 @@ class CostModel:
 
 
 class Refit:
-    """A cost model kept up to date: recursive least squares of relative errors, in information form, none negative.
+    """A cost model kept up to date: recursive, non-negative least squares of relative errors, in information form.
 
-    Its memory is a matrix of the size of the features squared, the calibration as a prior (scaled to the recent pace),
-    and the errors of the last ``RECENT`` steps: an error of more than three times their usual spread is clipped to
-    that.
+    Its state is a matrix (n_features, n_features), the calibration as a prior (scaled to the recent pace), and the
+    errors of the last ``RECENT`` steps: an error of more than three times their usual spread is clipped to that.
     """
 
-    FORGET = 0.98  # weight of a timed step after the next one
-    WEIGHT = 10.0  # timed steps that the calibration counts for
+    FORGET = 0.98  # factor of a timed step's weight at every later one
+    WEIGHT = 10.0  # the calibration counts for as many timed steps
     RECENT = 50
     LEAST = 8  # timed steps before the first change, and before errors are clipped
 
@@ -102,11 +101,11 @@ class Refit:
         self.calibrated = self.model = model
         self.prior = self.WEIGHT * rows.T @ rows / len(rows)
         self.normal, self.right = np.zeros_like(self.prior), np.zeros(len(self.prior))
-        self.pace: deque[float] = deque(maxlen=self.RECENT)  # log of measured over what the calibration predicts
-        self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same of the present model
+        self.pace: deque[float] = deque(maxlen=self.RECENT)  # log of measured over predicted by the calibration
+        self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same for the present model
 
     def add(self, counts: Floats, seconds: float) -> None:
-        """Update by a timed step."""
+        """Update with a timed step."""
         off = math.log(seconds / float(self.model.seconds(counts)))
         usual = statistics.median(self.errors) if self.errors else 0.0
         if len(self.errors) >= self.LEAST:
@@ -124,7 +123,7 @@ class Refit:
         """Coefficients >= 0 of least squares over the steps and, at the recent pace, the calibration."""
         pace = math.exp(statistics.median(self.pace))
         prior = np.array(self.calibrated.coefficients)
-        known = prior > 0.0  # features that cost nothing in the calibration stay so
+        known = prior > 0.0  # features of cost 0 in the calibration stay at 0
         matrix = (self.normal + self.prior / pace**2)[np.ix_(known, known)]
         right = (self.right + self.prior @ prior / pace)[known]
         scale = np.sqrt(np.diag(matrix))

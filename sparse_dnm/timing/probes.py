@@ -1,4 +1,4 @@
-"""Probes: structures cut out of a network, and how they are timed."""
+"""Probes: structures derived from a network, and how they are timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
-PROBE_CUTS = (  # the cuts that make a probe, in turn
+PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("edges",),
     ("neurons", "edges"),
     ("paths", "edges"),
@@ -35,7 +35,7 @@ PROBE_CUTS = (  # the cuts that make a probe, in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
-MAX_DRIFT = 1.25  # seconds of the reference work over the usual ones, above which a round is measured again
+MAX_DRIFT = 1.25  # a round is measured again if the reference work took so many times its usual seconds
 
 
 def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) -> Topology:
@@ -43,8 +43,8 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
 
     edges    each edge is kept with probability ``keep``
     neurons  each neuron that is neither input nor output is kept with that probability, with all its edges
-    inputs   so is each input; or the first ones are, that many
-    paths    only neurons of the first levels, a share ``keep`` of them, read more than inputs and constants
+    inputs   each input is kept with that probability; or, in half of the calls, the first ones, a share ``keep``
+    paths    only neurons in the first levels (a share ``keep`` of them) read more than inputs and constants
     layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
     sources  every edge gets a random source before its reader (duplicates become one): not a part of ``topology``
     """
@@ -82,7 +82,7 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
 
 
 def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
-    """``topology`` with random sources: any neuron before the reader in the order of execution that is no output."""
+    """``topology`` with random sources: any neuron before the reader in the order of execution, except outputs."""
     order = topology.order[~np.isin(topology.order, topology.outputs)]
     edges = topology.edges().astype(np.int64)
     place = np.full(topology.n_neurons, len(order))
@@ -92,7 +92,7 @@ def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
 
 
 def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures made out of ``topology`` by PROBE_CUTS in turn; each cut keeps from a tenth to all."""
+    """``count`` structures derived from ``topology`` by PROBE_CUTS in turn; each cut keeps from a tenth to all."""
     found = []
     for k in range(count):
         part = topology
@@ -112,9 +112,9 @@ class Settings:
     threads: int = 0  # of the kernels; 0: all
     clock: str = "process_time"  # one of config.CLOCKS
     probes: int = 60  # structures to fit, and half as many to judge
-    repeats: int = 25  # rounds over all of them
+    repeats: int = 25  # rounds over all structures
     seed: int = 0
-    only: tuple[str, ...] = COUNTS  # features that may cost anything
+    only: tuple[str, ...] = COUNTS  # features whose cost may be above 0
     device: str = "cpu"  # or cuda, or cuda:N
 
     def __post_init__(self) -> None:
@@ -133,20 +133,20 @@ class Settings:
 
 @dataclass
 class Times:
-    """What `time_steps` measured, and under which conditions."""
+    """The measurements of `time_steps`, and their conditions."""
 
     seconds: NDArray[np.float64]  # (structures, repeats)
     rejected: int  # measurements made again
-    drift: float  # largest over smallest pace of the reference work in the rounds that counted
+    drift: float  # largest over smallest seconds of the reference work in the accepted rounds
     cpu_share: float  # CPU seconds of the process over wall seconds
 
 
 def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Callable[[], None] = lambda: None) -> Times:
     """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.
 
-    A measurement during which the process was preempted is made again, and so is a round in which a fixed
-    piece of work takes MAX_DRIFT times as long as usual, or in which the host of a virtual
-    machine took time; at most as many rounds again as were asked for.
+    A measurement during which the process was preempted is made again.  So is a round in which a fixed piece of work
+    takes MAX_DRIFT times as long as usual, or in which the host gave time to other virtual machines; at most
+    ``repeats`` rounds are measured again.
     """
     clock = Clock.of(settings.clock)
     for watch in watches:
@@ -178,13 +178,13 @@ def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Calla
 
 
 def edge_values(topology: Topology, dtype: Any) -> Floats:
-    """Values of the edges that keep sums near 1: no denormals, which slow arithmetic."""
+    """Values of the edges that keep sums near 1: denormal numbers would slow arithmetic."""
     reads = np.diff(topology.indptr)
     return (1.0 / np.sqrt(np.maximum(reads, 1))).repeat(reads).astype(dtype)
 
 
 class Bench:
-    """Where and how a network's steps are timed: its engine's device, and a batch of samples."""
+    """Times steps of structures over the neurons of a network, on its device, with a batch of samples."""
 
     def __init__(self, evaluation: Evaluation, mode: str, batch: int, clock: str, seed: int):
         self._neurons, self._device = evaluation.structure.neurons, evaluation.engine.device
@@ -198,16 +198,16 @@ class Bench:
     def settings(
         self, executor: Executor, probes: int = 20, repeats: int = 5, only: tuple[str, ...] = COUNTS
     ) -> Settings:
-        """How a step is timed by ``executor``."""
+        """The settings for timing ``executor``."""
         head = executor.name, self._mode, self._batch, executor.threads, self._clock
         return Settings(*head, probes, repeats, self._seed, only, self._name)
 
     def engine(self, executor: Executor) -> Engine:
-        """What runs the steps."""
+        """The engine that runs the steps."""
         return engine_for(executor, self._device)
 
     def stopwatch(self, engine: Engine, topology: Topology) -> Stopwatch:
-        """Of a step of any structure over the neurons of the network."""
+        """The stopwatch of a step of any structure over the neurons of the network."""
         structure = engine.given(topology, self._neurons)
         values = np.full(topology.n_edges, 0.1, topology_dtype(structure))  # sums stay small
         return engine.stopwatch(structure, self._array(engine, values), self.x, self._mode == "train")
@@ -216,7 +216,7 @@ class Bench:
         return engine.array(torch.from_numpy(values).to(engine.device))
 
     def settle(self, executor: Executor) -> Executor:
-        """The executor that is timed: of "auto", the faster one."""
+        """The executor to time: for "auto", the faster one."""
         if executor.name != "auto":
             return Executor(executor.name, executor.threads)
         names = ["columns", "wavefront"]
@@ -232,6 +232,6 @@ class Bench:
 
 
 def topology_dtype(structure: Any) -> np.dtype[Any]:
-    """Of a structure's network."""
+    """The dtype of a structure's network."""
     dtype: np.dtype[Any] = structure.host.neurons.slope.dtype
     return dtype

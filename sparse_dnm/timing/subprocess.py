@@ -1,7 +1,7 @@
-"""Seconds of networks in new processes: what is promised of a network must not depend on the one that trained it.
+"""Seconds of networks in new processes: a promised time must not depend on the process that trained the network.
 
-They are run as ``python -c``: a pool of multiprocessing's would run the user's script again in every new process, where
-it has no ``if __name__ == "__main__"``.
+They are run as ``python -c``: a pool of multiprocessing would run the user's script again in every new process, if it
+has no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.timing.probes import Settings, time_steps
 
-PROCESSES = 3  # a network lies elsewhere in memory in each
+PROCESSES = 3  # in each, the network has another place in memory
 COMMAND = "from sparse_dnm.timing.subprocess import main; main()"
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a network does, as arrays: all that its seconds depend on."""
+    """A network as arrays: all that its seconds depend on."""
 
     indptr: Any  # int64 (n + 1,)
     indices: Any  # int32 (n_edges,)
@@ -44,7 +44,7 @@ class Network:
 
     @staticmethod
     def of(model: DynamicManifold) -> Network:
-        """The network of the model's present parameters."""
+        """The network of a model's present parameters."""
         evaluation = model.find()
         topology, neurons = evaluation.topology, evaluation.host.neurons
         return Network(
@@ -73,7 +73,7 @@ def time_in_subprocess(
     """Seconds (processes, repeats) of a step of each network, by name: timed in turns, in new processes one after the
     other.
 
-    Raises RuntimeError with what a process said where it fails.
+    Raises RuntimeError with the output of a process that fails.
     """
     request, found = pickle.dumps((list(networks.values()), settings)), []
     for _ in range(processes):
@@ -87,8 +87,8 @@ def time_in_subprocess(
 
 
 def main() -> None:
-    """Time the networks of standard input, and print their seconds."""
+    """Time the networks in standard input, and print their seconds."""
     networks, settings = pickle.load(sys.stdin.buffer)
-    settings = replace(settings)  # checked again: pickle does not
+    settings = replace(settings)  # runs the checks, which unpickling skips
     times = time_steps([network.stopwatch(settings) for network in networks], settings)
     print(json.dumps(times.seconds.tolist()))

@@ -1,4 +1,4 @@
-"""Adam by one kernel, also for what a step holds beside the parameters; on CUDA by torch's fused kernel."""
+"""Adam by one kernel, also for numbers that a step holds outside the parameters; on CUDA by torch's fused kernel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Adam(torch.optim.Adam):
     def update(self, instead: dict[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
         """A step without the Python of torch's around it, which costs more than forward and backward of the DAG.
 
-        ``instead``: of a parameter that is held elsewhere its numbers, gradient and two moments there.
+        ``instead``: for a parameter that is held elsewhere, its numbers, gradient and two moments there.
         """
         (group,) = self.param_groups
         parameters = [p for p in self._parameters if p.grad is not None or p in instead]
@@ -75,14 +75,14 @@ class Adam(torch.optim.Adam):
             KERNELS.adam(*arrays, size, beta1, beta2, root, group["eps"])
 
     def forget(self) -> None:
-        """The state was replaced: look it up anew."""
+        """The state was replaced: look it up again."""
         self._listed = [], ()
 
     def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
         state = self.state
         missing = [p for p in parameters if p not in state]
-        if len(parameters) < len(state):  # some rest: their count does not go on
+        if len(parameters) < len(state):  # some are frozen: their count stands still
             resting = {id(s["step"]) for p, s in state.items() if p not in set(parameters)}
             for p in parameters:
                 if p in state and id(state[p]["step"]) in resting:

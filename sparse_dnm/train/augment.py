@@ -1,4 +1,4 @@
-"""Augmentation: the inputs of a batch are changed at random, the same for every device."""
+"""Augmentation: random changes of the inputs of a batch, the same for every device."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Draw(NamedTuple):
 
 
 class Augmentation:
-    """Shifts images by up to ``config.shift`` pixels, and sets single inputs to 0 with chance ``config.input_dropout``.
+    """Shifts images by up to ``config.shift`` pixels, and sets inputs to 0 with probability ``config.input_dropout``.
 
-    Raises ValueError where images are to be shifted and the data are none: a period that is no whole number of pixels,
-    or inputs that do not fill their lines.
+    Raises ValueError if images are to be shifted but the data are not images: the period is not a whole number of
+    pixels, or the inputs do not fill their lines.
     """
 
     def __init__(self, config: TrainConfig, data: Dataset, generator: torch.Generator):

@@ -26,7 +26,7 @@ CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-# In the middle of a run these may change:
+# These may change within a run:
 CHANGEABLE = ("steps", "executor", "threads", "device", "log_every", "checkpoint_every", "snapshot_every")
 DATA_CHANGEABLE = ("name",)  # the path of a file that has moved
 RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
@@ -34,7 +34,7 @@ RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one file holds: named tensors, and everything else as parsed JSON."""
+    """The contents of one file: named tensors, and everything else as parsed JSON."""
 
     tensors: dict[str, torch.Tensor]
     header: dict[str, Any]
@@ -46,11 +46,11 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write one safetensors file.  Raises CheckpointError, before writing, where a tensor is not finite."""
+    """Write one safetensors file.  Raises CheckpointError, before writing, if a tensor is not finite."""
     _check_finite(path, checkpoint.tensors)
     tensors = {name: t.detach().contiguous() for name, t in checkpoint.tensors.items()}
     about = {"format": FORMAT, "version": VERSION, **checkpoint.header}
-    # One entry only: safetensors writes several in an order that changes from run to run.
+    # One entry only: safetensors writes several in an order that varies between runs.
     write_atomic(path, to_safetensors(tensors, {"sparse_dnm": json.dumps(about, allow_nan=False)}))
 
 
@@ -83,7 +83,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _fault(path: Path) -> str:
-    """Why safetensors could not read the file: its first 8 bytes are the length of the JSON that follows."""
+    """Why safetensors could not read the file; its first 8 bytes are the length of the JSON that follows."""
     with open(path, "rb") as file:
         head = file.read(9)
     if len(head) < 9:
@@ -100,11 +100,13 @@ def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def pack(
     model: nn.Module, optimizer: Optimizer, order: BatchOrder, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Every tensor that the next update depends on; the optimiser's go by the name of their parameter."""
+    """Every tensor that the next update depends on; those of the optimiser are named after their parameter."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = value.clone() if key == "step" else value  # one step may serve all
+            tensors[f"optimizer/{name}/{key}"] = (
+                value.clone() if key == "step" else value
+            )  # parameters may share one step
     tensors.update({f"order/{name}": value for name, value in order.state().items()})
     tensors["generator"] = generator.get_state()
     return tensors
@@ -113,7 +115,7 @@ def pack(
 def unpack(
     saved: Checkpoint, model: nn.Module, optimizer: Optimizer, order: BatchOrder, generator: torch.Generator
 ) -> None:
-    """Put the tensors of :func:`pack` back, but for the model's, which it must have already."""
+    """Restore the tensors of :func:`pack`, except the model's, which must be loaded already."""
     for name, parameter in model.named_parameters():
         state = saved.group(f"optimizer/{name}")
         if state and state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
@@ -131,7 +133,7 @@ def unpack(
 
 
 def _in_slots(moment: torch.Tensor, capacity: int) -> torch.Tensor:
-    """A moment of a file from before there were slots, one number per candidate: candidate k is in slot k now."""
+    """A moment of a file from before there were slots, one number per candidate: candidate k goes to slot k."""
     if moment.ndim == 0 or len(moment) > capacity:
         return moment
     return torch.cat([moment, moment.new_zeros(capacity - len(moment))])
@@ -145,7 +147,7 @@ def write_config(
     description: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """Write what `read_config` reads, and where the run was made: versions and machine."""
+    """Write what `read_config` reads, and the versions and machine of the run."""
     about = {
         "manifold": asdict(manifold),
         "train": asdict(train),
@@ -158,7 +160,7 @@ def write_config(
 
 
 def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, dict[str, Any]]:
-    """Model, training configuration, data source and description of the data of the run in ``out``.
+    """Model and training configuration, data source and description of the data of the run in ``out``.
 
     Raises CheckpointError naming the file and what is wrong in it.
     """
@@ -175,7 +177,7 @@ def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | No
 def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, Checkpoint]:
     """The configs, data source and checkpoint of the run in ``out``.
 
-    Raises CheckpointError where a file is unfit, or was made by another run, or ``data`` are not the run's.
+    Raises CheckpointError if a file is unusable or belongs to another run, or if ``data`` are not the run's.
     """
     manifold, train, source, description = read_config(out)
     path = out / CHECKPOINT
@@ -194,7 +196,7 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
 
 
 def _defaults(config: type) -> dict[str, Any]:
-    """The fields of a config that have a default: files of earlier versions lack those that came later."""
+    """The fields of a config that have a default: files of earlier versions lack newer fields."""
     return {field.name: field.default for field in fields(config) if field.default is not MISSING}
 
 
@@ -211,13 +213,13 @@ def _check_same(
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Keys that differ, but for those that may."""
+    """Keys that differ, except those that may."""
     free = (*CHANGEABLE, *DATA_CHANGEABLE)
     return [k for k in {**found, **expected} if k not in free and found.get(k) != expected.get(k)]
 
 
 def check_free(out: Path) -> None:
-    """Raise ValueError where ``out`` already holds a run, or is no directory."""
+    """Raise ValueError if ``out`` already holds a run, or is not a directory."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out must name a directory")
     held = [name for name in RUN_FILES if (out / name).exists()]
@@ -245,7 +247,7 @@ def fresh_directory(parent: Path, dataset: str, seed: int) -> Path:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines of ``path`` up to ``step``; later ones, and a torn last one, tell of lost steps."""
+    """Keep the lines of ``path`` up to ``step``; later ones, and an incomplete last one, belong to lost steps."""
 
     def belongs(line: bytes) -> bool:
         try:

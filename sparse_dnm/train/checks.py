@@ -1,4 +1,4 @@
-"""Model, data and configuration of a training must fit each other; kernels do not check."""
+"""Checks that model, data and configuration of a training fit each other; kernels do not check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 
 
 def check_fit(model: DynamicManifold, data: Dataset, config: TrainConfig) -> None:
-    """Raise ValueError where model, data and configuration do not fit each other."""
+    """Raise ValueError if model, data and configuration do not fit each other."""
     for name in ("n_inputs", "n_outputs"):
         have, need = getattr(model.config, name), getattr(data, name)
         if have != need:
@@ -26,8 +26,8 @@ def check_fit(model: DynamicManifold, data: Dataset, config: TrainConfig) -> Non
 
 
 def check_data(data: Dataset, model: DynamicManifold) -> None:
-    """Raise ValueError unless inputs fit the model and the targets are labels of its outputs, or as many numbers as
-    those, of their dtype: kernels do not check."""
+    """Raise ValueError unless the inputs fit the model and the targets are labels of its outputs, or one number per
+    output, of its dtype: kernels do not check."""
     check_input(data.x_train[:1], model.config.n_inputs, model.alpha.dtype)
     y, n = data.y_train, model.config.n_outputs
     if data.task != "classification":

@@ -1,7 +1,7 @@
 """Constraints: what a network must not exceed at the end of its training, seconds of a step or a number of edges.
 
-A constraint steers the terms of the loss until the trim, cuts then what is left over, and keeps the structure, or its
-size, while the rest of the steps fine-tune it (schedules.trimmed_after says when).
+A constraint steers the terms of the loss until the trim (schedules.trimmed_after says when).  Then it removes the
+excess, and keeps the structure, or its size, while the remaining steps fine-tune the network.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sparse_dnm.train.schedules import trimmed_after
 from sparse_dnm.train.state import Record, Run, TrainingError
 from sparse_dnm.train.trim import Frozen, OverBudget, keep_edges, saliency, trim
 
-BUDGET_MARGIN = 0.985  # of the budget, that a network is trimmed to: processes differ by some percent
-APPROACH = 0.7  # share of the steps before the trim in which the size comes down to what is asked for
+BUDGET_MARGIN = 0.985  # share of the budget that a network is trimmed to: processes differ by some percent
+APPROACH = 0.7  # share of the steps before the trim in which the size falls to the wanted one
 STEER_EVERY = 10  # steps between looks at the number of edges
-JUMP = 1.5  # times the number of edges that was asked for, from which on a cut is a jump
-TOLERANCE = 0.02  # of the number of edges that was asked for, that it may differ
-MAX_TRIMS = 4  # of a network that is over its budget in new processes
+JUMP = 1.5  # a trim from more than so many times the wanted number of edges is a jump
+TOLERANCE = 0.02  # by which the number of edges may differ from the wanted one
+MAX_TRIMS = 4  # of a network that exceeds its budget in new processes
 
 
 class Constraint:
-    """Asked before and after each step.  This one asks for nothing: the terms of the loss alone decide.
+    """Called before and after each step.  The base class constrains nothing: the loss alone decides.
 
-    frozen   the structure, once it stays
+    frozen   the structure, once it is kept
     trimmed  the network was cut to its size, or a checkpoint of a later step was resumed
     """
 
@@ -39,24 +39,24 @@ class Constraint:
         self.trimmed = False
 
     def start(self, saved: Record) -> None:
-        """Before the first step, the costs made; ``saved``: what a checkpoint says of them."""
+        """Called before the first step, with the costs made; ``saved``: their state in a checkpoint."""
 
     def pace(self) -> None:
-        """Tell the controller, if there is one, how far the training is."""
+        """Set the progress of the controller, if there is one."""
 
     def before_step(self) -> None:
-        """Cut the network where that is due, and move the goal of the controller."""
+        """Trim the network if that is due, and update the progress of the controller."""
         if self.run.step >= self.last and not self.trimmed:
             self.trim()
         self.pace()
 
     def after_backward(self) -> None:
-        """Leave out gradients of what must stay."""
+        """Remove the gradients of what must not change."""
         if self.frozen is not None:
             self.frozen.clear_gradients()
 
     def after_step(self, number: int) -> None:
-        """Update ``number`` was made."""
+        """Called after update ``number``."""
 
     def steps_ahead(self, step: int) -> int:
         """How many updates may follow ``step`` before this is to be asked again, and before one that it looks at the
@@ -67,7 +67,7 @@ class Constraint:
         """Cut the network to its size, and keep its structure from here on."""
         assert self.run.costs is not None
         self.run.settle()
-        if self.run.step == self.last:  # else a checkpoint of after that was resumed
+        if self.run.step == self.last:  # else a checkpoint of a later step was resumed
             self.cut()
         self.trimmed = True
         self.run.costs.rest()
@@ -90,7 +90,7 @@ class Constraint:
 
 
 class TimeBudget(Constraint):
-    """A step takes ``config.budget_us`` at most, also in new processes.  Needs the term of measured time."""
+    """A step takes at most ``config.budget_us``, also in new processes.  Needs the term of measured time."""
 
     @property
     def term(self) -> MeasuredTime:
@@ -100,7 +100,7 @@ class TimeBudget(Constraint):
         return time
 
     def start(self, saved: Record) -> None:
-        """Refuse a budget below the price of a network with nothing but its outputs."""
+        """Refuse a budget below the time of the smallest network that connects inputs and outputs."""
         prices, budget = self.term.seconds_per(), self.run.config.budget_us
         n_outputs = self.run.data.n_outputs
         least = prices["call"] + n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
@@ -146,9 +146,9 @@ class TimeBudget(Constraint):
         return found
 
     def _keep_budget(self) -> float:
-        """Seconds of a step in new processes, within the budget: where they are not, the network is trimmed further.
+        """Seconds of a step in new processes, within the budget: if they are not, the network is trimmed further.
 
-        Raises TrainingError with the nearest where that does not help.
+        Raises TrainingError with the nearest time if that does not help.
         """
         run, budget = self.run, self.run.config.budget_us
         factor, nearest = BUDGET_MARGIN, math.inf
@@ -171,8 +171,8 @@ class TimeBudget(Constraint):
 class EdgeCount(Constraint):
     """The network has ``config.target_edges`` at the end, by the cutoff.
 
-    Until the trim a controller steers the coefficient of the proxy.  Where closeness is computed from the rows alone,
-    no edge has a weight of its own to fine-tune: rows go on learning after the trim, and the cutoff holds the number.
+    Until the trim a controller steers the coefficient of the proxy.  If closeness is computed from the rows alone, no
+    edge has a weight of its own to fine-tune: rows keep learning after the trim, and the cutoff holds the number.
     """
 
     def __init__(self, run: Run):
@@ -181,7 +181,7 @@ class EdgeCount(Constraint):
         self._holds_number = run.model.config.edges == "closeness"
 
     def start(self, saved: Record) -> None:
-        """Steer from the edges of the start."""
+        """Make the controller; its goal starts at the present number of edges."""
         assert self.run.costs is not None
         before = saved.get("edges") or {"start": self.run.model.topology.n_edges, "integral": Controller.FIRST}
         made = Controller(self.run.config.target_edges, before["start"], before["integral"])
@@ -194,7 +194,7 @@ class EdgeCount(Constraint):
         self.controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def before_step(self) -> None:
-        """As every constraint's; and look at the number of edges now and then."""
+        """As in `Constraint`; every STEER_EVERY steps also update the controller by the number of edges."""
         super().before_step()
         assert self.controller is not None
         if self.run.step % STEER_EVERY == 0:
@@ -208,14 +208,14 @@ class EdgeCount(Constraint):
         return min(steps, super().steps_ahead(step))
 
     def after_step(self, number: int) -> None:
-        """Where the structure does not stay, move the cutoff so that the number does."""
+        """If the structure is not kept, move the cutoff so that the number of edges is."""
         config = self.run.config
         if self._holds_number and self.run.step >= self.last and (number % STEER_EVERY == 0 or number == config.steps):
             self.run.settle()
             self._keep_edges()
 
     def keep(self) -> None:
-        """Keep the structure, where edges have weights of their own to train."""
+        """Keep the structure, if edges have weights of their own to train."""
         if not self._holds_number:
             super().keep()
 
@@ -227,7 +227,7 @@ class EdgeCount(Constraint):
         """Give the network its number of edges."""
         run, config, wanted = self.run, self.run.config, self.run.config.target_edges
         before = run.model.topology.n_edges
-        run.save()  # of a network that a cut may take apart
+        run.save()  # the trim may disconnect the network
         try:
             found = self._keep_edges()
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Terms of the loss that ask for a smaller network, with their coefficients, and the loss that they add up to."""
+"""Terms of the loss that ask for a smaller network, with their coefficients, and the whole loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparse_dnm.timing.calibration import read_profile
 
 
 class Terms(NamedTuple):
-    """The loss, and its terms before their coefficients; None: not wanted."""
+    """The loss, and its terms without their coefficients; None: not configured."""
 
     total: float
     objective: float
@@ -27,7 +27,7 @@ class Terms(NamedTuple):
 
 
 class Costs:
-    """The terms that ask for a smaller network: speed and memory, where wanted, with their coefficients."""
+    """The terms that ask for a smaller network: speed and memory, if configured, with their coefficients."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Costs:
         self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
 
     def coefficients(self) -> tuple[float, float]:
-        """Of speed, as the multiplier of the budget or of the edges has it now, and of memory."""
+        """The present coefficients of speed, times the multiplier of a controller, and of memory."""
         if self._resting or self.paused:
             return 0.0, 0.0
         multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
@@ -51,7 +51,7 @@ class Costs:
         return self._speed_coefficient * multiplier, self._memory_coefficient
 
     def rest(self) -> None:
-        """From here on they are reported only."""
+        """From now on only report the terms."""
         self._resting = True
 
     def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
@@ -68,8 +68,8 @@ def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float 
 
 
 def make_costs(config: TrainConfig, model: DynamicManifold, saved: dict[str, Any]) -> tuple[Costs, list[str]]:
-    """Speed and memory as the configuration wants them, calibrated or as the checkpoint has them (``saved``); and what
-    the calibration found, a line each."""
+    """Terms of speed and memory by the configuration, calibrated or from the checkpoint (``saved``); also the results
+    of the calibration, as lines."""
     speed: SparsityProxy | MeasuredTime | None = None
     notes: list[str] = []
     if config.speed == "proxy":
@@ -105,7 +105,7 @@ def time_settings(config: TrainConfig) -> TimeSettings:
 
 
 def _goes_on(model: DynamicManifold, before: dict[str, Any]) -> bool:
-    """What a checkpoint knows of the time was measured by the same executor on the same kind of device."""
+    """The measured time in a checkpoint is of the same executor on the same kind of device."""
     now, device = model.executor, torch.device(model.alpha.device)
     return (
         now.name in ("auto", before["executor"])

@@ -21,15 +21,15 @@ from sparse_dnm.train.schedules import learning_rate
 from sparse_dnm.train.state import Record, Run, TrainingError
 
 CLOCK = "perf_counter"  # wall seconds: of a step, and of the training in all
-MIN_TIMED_STEPS = 25  # before the model of the time is doubted
+MIN_TIMED_STEPS = 25  # before a warning that the cost model does not fit
 
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Run torch's own operations on one thread.
 
-    The engine's kernels own the cores, and the order in which torch adds up a long tensor, hence the last bits,
-    would otherwise depend on the number of threads.
+    The cores are busy with the engine's kernels; and the order in which torch adds up a long tensor, hence the last
+    bits, would depend on the number of threads.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def figure_name(data: Dataset, split: str) -> str:
 def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str, float]:
     """``test_accuracy`` or ``test_mse`` over the whole test set, at most ``chunk`` samples at a time.
 
-    Raises TrainingError where an output is not finite.
+    Raises TrainingError if an output is not finite.
     """
     with torch.no_grad(), one_torch_thread():
         parts = data.x_test.tensor_split(math.ceil(len(data.x_test) / chunk))
@@ -65,19 +65,19 @@ def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str
 
 
 class Metrics:
-    """What a training has to tell: seconds of its updates, lines, the summary."""
+    """What a training reports: seconds of its updates, lines of metrics.jsonl, the summary."""
 
     def __init__(self, run: Run):
         self.run = run
         self.times: list[float] = []  # s, of the updates made by this process
-        self._logged = 0  # of them at the last line
+        self._logged = 0  # how many of them at the last line
         self._seconds_before = 0.0  # s, of earlier processes of this run
         self._step_seconds_before: float | None = None  # s, the median in them
-        self._doubted = False  # the model of the time was said not to fit
+        self._doubted = False  # the warning about the cost model was given
         self.begin()
 
     def begin(self) -> None:
-        """The training begins, or goes on, now."""
+        """Start the clock of the training."""
         self._started = time.perf_counter()
 
     @property
@@ -87,7 +87,7 @@ class Metrics:
 
     @property
     def median_step(self) -> float | None:
-        """Seconds of an update, of earlier processes where this one made none."""
+        """Median seconds of an update; that of earlier processes if this one made none."""
         return statistics.median(self.times) if self.times else self._step_seconds_before
 
     def state(self) -> Record:
@@ -95,7 +95,7 @@ class Metrics:
         return {"train_seconds": self.elapsed, "step_seconds": self.median_step}
 
     def restore(self, state: Record) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self._seconds_before, self._step_seconds_before = state["train_seconds"], state["step_seconds"]
 
     def line(self, outputs: Tensor, y: Tensor, terms: Terms, test: dict[str, float]) -> Record:
@@ -121,7 +121,7 @@ class Metrics:
         return line
 
     def _measured(self, terms: Terms) -> Record:
-        """What a line says of measured terms."""
+        """The measured terms of a line."""
         run, found = self.run, Record()
         if terms.memory is not None:
             found["memory"] = terms.memory
@@ -155,7 +155,7 @@ class Metrics:
         }
 
     def measured_summary(self, constraint: Record) -> Record:
-        """What was measured last, and how; ``constraint``: what the summary says of it."""
+        """What was measured last, and how; ``constraint``: its entries for the summary."""
         term = self.run.time
         if term is None:
             return constraint
@@ -172,7 +172,7 @@ class Metrics:
         }
 
     def summary(self, test: dict[str, float], measured: Record) -> Record:
-        """Of the trained model."""
+        """The summary of the trained model."""
         run, executor, device = self.run, self.run.model.executor, self.run.model.alpha.device
         return {
             **test,

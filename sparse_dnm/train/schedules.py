@@ -1,4 +1,4 @@
-"""What a training does when: the phases before and after the trim, the learning rate, kappa."""
+"""Schedules: the phases before and after the trim, the learning rate, kappa."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 from sparse_dnm.config import TrainConfig
 
-FINE_TUNE = 0.3  # share of the steps with a structure that stays, where a number of edges is asked for
-LEAST = 0.1  # of lr, before such a structure stays: until then edges come and go
+FINE_TUNE = 0.3  # share of the steps with a fixed structure, if a number of edges is asked for
+LEAST = 0.1  # share of lr before the structure is fixed: until then edges must come and go
 
 
 def trimmed_after(config: TrainConfig) -> int:
-    """Updates after which a network is trimmed to its budget or its number of edges; where it has none, all."""
+    """Updates after which a network is trimmed to its budget or its number of edges; without either, all updates."""
     if config.target_edges:
         return config.steps - math.ceil(FINE_TUNE * config.steps)
     return config.steps - (min(config.trim_steps, config.steps // 4) if config.budget_us else 0)
@@ -20,7 +20,7 @@ def trimmed_after(config: TrainConfig) -> int:
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Adam's step size for update ``step`` = 0 .. steps - 1.
 
-    The cosine falls from lr to 0 over all steps; with a trim up to that, and from lr / 2 to 0 after it.
+    The cosine falls from lr to 0 over all steps; with a trim, from lr until the trim and from lr / 2 to 0 after it.
     """
     first, last, highest = 0, trimmed_after(config), config.lr
     if step >= last < config.steps:
@@ -32,9 +32,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def kappa(config: TrainConfig, step: int) -> float:
-    """Coefficient of the ring's gradient in update ``step``: every ``grow_every``-th has it, as many times as large.
+    """Coefficient of the ring's gradient in update ``step``: only every ``grow_every``-th has it, times ``grow_every``.
 
-    It stays for the first half of the steps before the trim, then falls to 0.
+    It is constant for the first half of the steps before the trim, then falls to 0.
     """
     last = trimmed_after(config)
     if step % config.grow_every or step >= last:

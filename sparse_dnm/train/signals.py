@@ -1,4 +1,4 @@
-"""What stops a training from outside: SIGINT and SIGTERM end it after a whole step."""
+"""Signals: SIGINT and SIGTERM stop a training after a whole step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 class StopSignals:
     """Inside ``with``, SIGINT and SIGTERM only set ``received``; a second SIGINT aborts at once.
 
-    Python delivers signals to the main thread: in any other one nothing is changed.
+    Python delivers signals to the main thread only: in other threads this does nothing.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyErr
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The active edges after so many steps.
+    """The active edges after a number of steps.
 
     strengths  float32 (n_edges,), in the order of the topology's CSR
     """
@@ -48,8 +48,8 @@ def save(out: Path, snapshot: Snapshot) -> None:
     """Write a snapshot, atomically; strengths are kept as float16 shares of the largest.
 
     counts     unsigned (n,)         edges of each row
-    gaps       unsigned (n_edges,)   source of each edge, less that of the edge before in the row (0 before the first)
-    strengths  float16 (n_edges,)    over ``scale``, float32 (): at most 2**-11 off, of their own size
+    gaps       unsigned (n_edges,)   source of each edge, less that of the previous edge in the row (0 for the first)
+    strengths  float16 (n_edges,)    over ``scale``, float32 (): relative error at most 2**-11
     """
     topology, strengths = snapshot.topology, np.asarray(snapshot.strengths, np.float32)
     counts = np.diff(topology.indptr)
@@ -86,7 +86,7 @@ def steps(out: Path) -> list[int]:
 
 
 def cut(out: Path, step: int) -> None:
-    """Remove the snapshots of later steps than ``step``: they tell of updates that were lost."""
+    """Remove the snapshots of later steps than ``step``: they are of lost updates."""
     for later in steps(out):
         if later > step:
             path = path_of(out, later)
@@ -98,7 +98,7 @@ def load(out: Path, step: int, config: ManifoldConfig) -> Snapshot:
     """Read a snapshot.  Raises CheckpointError naming the file and what is wrong with it."""
     path = path_of(out, step)
     try:
-        with zipfile.ZipFile(path):  # np.load would take what is no archive for a pickle
+        with zipfile.ZipFile(path):  # np.load would treat any other file as a pickle
             pass
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _ARRAYS}
@@ -115,7 +115,7 @@ def load(out: Path, step: int, config: ManifoldConfig) -> Snapshot:
 def _snapshot(
     step: int, config: ManifoldConfig, counts: Array, gaps: Array, strengths: Array, scale: Array
 ) -> Snapshot:
-    """The snapshot that the arrays of a file hold.  Raises ValueError where they do not fit ``config``."""
+    """The snapshot that the arrays of a file hold.  Raises ValueError if they do not fit ``config``."""
     n, n_edges = config.n_neurons, int(counts.sum(dtype=np.int64))
     if counts.shape != (n,) or gaps.shape != (n_edges,) or strengths.shape != (n_edges,) or scale.shape != ():
         raise ValueError(f"{counts.shape} rows, {gaps.shape} sources and {strengths.shape} strengths, for {n} neurons")
@@ -128,7 +128,7 @@ def _snapshot(
     sources = sums[1:] - sums[indptr[:-1]][rows]
     same = rows[1:] == rows[:-1]
     if (sources >= np.minimum(rows, config.n_sources)).any() or (gaps[1:][same] == 0).any():
-        raise ValueError("an edge is there twice, or its source does not come before its reader")
+        raise ValueError("an edge is listed twice, or its source does not come before its reader")
     if counts[: config.n_inputs].any():
         raise ValueError("an input reads another neuron")
     inputs, outputs = np.arange(config.n_inputs, dtype=np.int32), np.arange(config.n_sources, n, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Run: what the parts of a training share, and the errors that end one."""
+"""Run: the state that the parts of a training share, and the errors that end a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.step import AutogradStep, Costs, KernelStep
 
-SPARE = 1.25  # times the active edges that a model gets slots for when it has too few
+SPARE = 1.25  # times the active edges: the new capacity of a model that has too few slots
 Record = dict[str, Any]
 T = TypeVar("T")
 
@@ -29,14 +29,14 @@ class TrainingError(ValueError):
 
 @dataclass(eq=False)
 class Run:
-    """One training: what it trains, how far it has come, and what it has to tell.
+    """One training: what it trains, its progress, and its notes.
 
-    making     the way of making a step
+    making     the kind of step in use
     save       writes a checkpoint
     saved      step of the checkpoint in ``out``
     edges      number of them in the last forward of a step
-    fused      that step was one of many by one call: the model itself knows an earlier one
-    notes      for the reader, a line each
+    fused      that step was made by `fused.FusedSteps`: the model itself knows an earlier one
+    notes      lines for the user
     """
 
     model: DynamicManifold
@@ -67,11 +67,11 @@ class Run:
         return self.edges if self.fused else self.model.n_edges
 
     def settle(self) -> None:
-        """Write to the model what the step holds beside it."""
+        """Write back to the model what the step keeps outside it."""
         self.making.finish()
 
     def with_room(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns; where it finds more edges than the model has slots for, it gets more first."""
+        """Call ``action``; if it finds more edges than the model has slots for, add slots and call it again."""
         try:
             return action()
         except OverCapacity as error:
@@ -88,13 +88,13 @@ class Run:
     # -- errors ----------------------------------------------------------------------------------------------
 
     def kept(self) -> str:
-        """What an error says of the last checkpoint."""
+        """What an error message says about the last checkpoint."""
         if self.saved is None:
             return "Nothing was saved"
         return f"The last good checkpoint, of step {self.saved}, is kept in {self.out} (for evaluate)"
 
     def diverged(self, what: str) -> TrainingError:
-        """The error of numbers that are not finite."""
+        """The error for numbers that are not finite."""
         last = "" if math.isnan(self.last_loss) else f"; the last finite loss was {self.last_loss:.6g}"
         return TrainingError(
             f"training diverged: {what}{last}. Start a new run, with another --out or the default, and a lower "
@@ -103,20 +103,20 @@ class Run:
         )
 
     def check_parameters(self) -> None:
-        """Raise TrainingError where a parameter is not finite."""
+        """Raise TrainingError if a parameter is not finite."""
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self.diverged(f"parameter {name} holds NaN or infinity after step {self.step}")
 
     def check_connected(self) -> None:
-        """Raise TrainingError where no input reaches an output."""
+        """Raise TrainingError if no input reaches an output."""
         if self.model.connected:
             return
         self.check_parameters()
         raise TrainingError(f"{self._why_cut()}. {self.kept()}")
 
     def _why_cut(self) -> str:
-        """What cut the network in two, and what to try."""
+        """Why the network is disconnected, and what to try."""
         config, manifold, time = self.config, self.model.config, self.time
         if self.step == 0:
             omega = (

@@ -1,8 +1,8 @@
 """Loss of a batch and its gradient: by the kernels alone, or by torch's autograd.
 
 Both leave the gradients in the parameters' ``grad``, as ``backward`` does.  A step of training costs little more than
-its kernels in the first way; the second one serves where something listens to autograd (hooks, frozen parameters, a
-model or an executor that computes otherwise).
+its kernels in the first way; the second is for models with hooks, frozen parameters or a forward of their own,
+and for executors without kernels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 def step_for(
     model: DynamicManifold, task: str, config: TrainConfig, optimizer: torch.optim.Optimizer, costs: Costs | None = None
 ) -> KernelStep | AutogradStep:
-    """The way that fits ``model`` as it is now; ``task`` is a Dataset's; ``costs`` None: those terms are left out.
+    """The kind of step that fits ``model`` as it is now; ``task`` is that of a Dataset; ``costs=None`` leaves them out.
 
     Raises ValueError where nothing can be trained.
     """
@@ -61,7 +61,7 @@ class CompactEdges:
     """omega of the candidates and its two moments in CSR order, beside the slots of edge_weight and of an optimiser.
 
     A step reads and writes these, so that it touches candidates only and gathers nothing.  `store` writes them back;
-    whoever looks at edge_weight, or changes candidates, calls it before, and `load` after.
+    call it before reading edge_weight or changing the candidates, and `load` after.
     """
 
     def __init__(self, model: DynamicManifold, optimizer: torch.optim.Optimizer):
@@ -119,7 +119,7 @@ class KernelStep:
 
     @property
     def _time(self) -> MeasuredTime | None:
-        """The term that wants the seconds of this step."""
+        """The term of measured time, if it times this step."""
         speed = self.costs.speed
         return speed if isinstance(speed, MeasuredTime) and speed.takes_steps else None
 
@@ -133,7 +133,7 @@ class KernelStep:
             omega = edges.omega.numpy()
         self._evaluation = e = model.find(arrays, omega, None if edges is None else edges.store)
         if edges is not None:
-            edges.load()  # the candidates may be others
+            edges.load()  # the candidates may have changed
         scales[0][: self._n_sources], scales[1][: self._n_sources] = arrays["weight"], arrays["bias"]
         self._x = engine.array(x)
         time = self._time

@@ -1,4 +1,4 @@
-"""Trainer: minimise objective + flow + speed + memory by Adam, with checkpoints to go on from."""
+"""Trainer: minimise objective + flow + speed + memory by Adam, with checkpoints from which a run resumes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from sparse_dnm.train.trim import Frozen
 
 __all__ = ["Interrupted", "Record", "StopSignals", "Trainer", "TrainingError", "evaluate", "one_torch_thread"]
 MOST_STEPS = 64  # that one call makes, and
-LONGEST_CALL = 0.05  # seconds that it may take: until it returns no signal is heard
-SAVED_COSTS = ("time", "memory_reference", "edges", "guard")  # what a header says of measured terms, and of recovery
+LONGEST_CALL = 0.05  # seconds that it may take: no signal is handled until it returns
+SAVED_COSTS = ("time", "memory_reference", "edges", "guard")  # entries of a checkpoint for measured terms and recovery
 
 
 class Trainer:
@@ -130,10 +130,10 @@ class Trainer:
         self._metrics.begin()
         self._on_snapshot = on_snapshot
         signals = StopSignals()
-        kernel_threads = backend.use_threads(self.model.executor.threads)  # set once: in every kernel it would cost
+        kernel_threads = backend.use_threads(self.model.executor.threads)  # once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
             stack.callback(self._run.settle)
-            self._prepare()  # a bad profile or clock, or a signal, ends before there is a run
+            self._prepare()  # a bad profile or clock, or a signal, ends it before a run directory exists
             if self.out:
                 stack.enter_context(signals)
             self._begin()
@@ -150,7 +150,7 @@ class Trainer:
                 line = self._advance_or_say_why(signals.received is not None)
                 if line is not None:
                     on_log(line)
-                    self._choose_step()  # hooks may have come, parameters been frozen
+                    self._choose_step()  # hooks may have been added, or parameters frozen
             return self._finish()
 
     def _prepare(self) -> None:
@@ -172,7 +172,7 @@ class Trainer:
             raise
 
     def _begin(self) -> None:
-        """Claim the run directory, or take it up again: what was written after the checkpoint is cut off."""
+        """Create the run directory, or continue in it: what was written after the checkpoint is removed."""
         if self.out is None:
             return
         self._run.check_connected()
@@ -187,7 +187,7 @@ class Trainer:
         (self.out / files.SUMMARY).unlink(missing_ok=True)
 
     def _choose_step(self) -> None:
-        """The way of making a step that fits the model as it is now; the one of before where that is the same."""
+        """Choose the kind of step that fits the model as it is now; keep the previous one if it still fits."""
         run = self._run
         made = step_for(self.model, self.data.task, self.config, self._optimizer, run.costs)
         if type(made) is not type(run.making) or run.making.costs is not made.costs:
@@ -256,7 +256,8 @@ class Trainer:
         )
 
     def _advance_or_say_why(self, stopping: bool) -> Record | None:
-        """`_advance_many`, or else `_advance`; what the engine refuses comes from what the last update made."""
+        """`_advance_many`, or else `_advance`; a ValueError of the engine is due to the last update, and becomes a
+        TrainingError."""
         try:
             return None if self._advance_many(stopping) else self._advance()
         except TrainingError:
@@ -285,7 +286,7 @@ class Trainer:
             self._scan(x, y)
         self._metrics.times.append(time.perf_counter() - start)
         run.step = number
-        if number % config.steps_per_snapshot == 0 and number < config.steps:  # that of the end is of what it leaves
+        if number % config.steps_per_snapshot == 0 and number < config.steps:  # the last comes when all is done
             self._snapshot()
         if not logging:
             return None
@@ -357,7 +358,7 @@ class Trainer:
         return self.out is not None or self._on_snapshot is not None
 
     def _snapshot(self) -> None:
-        """Keep the structure of the last forward."""
+        """Write a snapshot of the structure of the last forward."""
         if not self._keeps_snapshots:
             return
         found = self._run.making.evaluation
@@ -403,7 +404,7 @@ class Trainer:
         run.saved = self.step
 
     def _costs_state(self) -> Record:
-        """What a checkpoint says of measured terms, and of recovery: SAVED_COSTS."""
+        """The state of measured terms and of recovery, for a checkpoint: SAVED_COSTS."""
         run = self._run
         if run.costs is None:
             return self._saved_costs
@@ -456,7 +457,7 @@ class Trainer:
         return trainer
 
     def _restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint, whose model has been loaded."""
+        """Restore the rest of a checkpoint whose model has been loaded."""
         run, header = self._run, saved.header
         self._saved_costs = {name: header.get(name) for name in SAVED_COSTS}
         guard = self._saved_costs["guard"] or (0, 0, 0)

@@ -1,7 +1,7 @@
-"""The end of a run with a budget: take connections out until the measured time fits, then keep the structure.
+"""The trim of a run with a budget: remove edges until the measured time fits, then keep the structure.
 
-Least saliency per saved second goes first.  Saliency is the change of the loss that a connection's removal should make,
-|strength * gradient| summed over batches (Molchanov et al. 2017); the saved second is the cost model's.
+Edges with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
+removed, |strength * gradient| summed over batches (Molchanov et al. 2017); the seconds are the cost model's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
 MAX_CUTS = 60
-LARGEST_CUT = 0.04  # of the edges that are left
-SALIENCY_BATCHES = 8  # that saliency is summed over
+LARGEST_CUT = 0.04  # share of the remaining edges
+SALIENCY_BATCHES = 8  # batches over which saliency is summed
 
 
 class OverBudget(ValueError):
@@ -36,11 +36,11 @@ class OverBudget(ValueError):
 
 
 def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Callable[[], Floats]) -> float:
-    """Take active edges out of ``model`` until a step takes ``target`` seconds at most; returns what it then takes.
+    """Remove active edges of ``model`` until a step takes at most ``target`` seconds; returns what it then takes.
 
-    ``saliency`` finds that of the active edges (n_edges,) of the model as it is.  Free edges go one by one, their omega
-    becoming 0; where closeness is computed from the rows alone, the cutoff rises instead.
-    Raises OverBudget, the model as small as could be, where that is not enough.
+    ``saliency`` returns that of the active edges (n_edges,) of the present model.  Free edges are removed one by one:
+    their omega becomes 0; if closeness is computed from the rows alone, the cutoff rises instead.
+    Raises OverBudget, with the model as small as possible, if that is not enough.
     """
     evaluation = model.find()
     seconds = term.measure(evaluation)
@@ -76,11 +76,11 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
 
 
 def keep_edges(model: DynamicManifold, count: int) -> int:
-    """Move the cutoff so that the ``count`` closest candidates are active; how many are, in the end.
+    """Move the cutoff so that the ``count`` closest candidates are active; returns how many are, in the end.
 
-    Raises ValueError, the cutoff moved, where those do not connect inputs and outputs.
+    Raises ValueError, with the cutoff moved, if those do not connect inputs and outputs.
     """
-    for _ in range(MAX_CUTS):  # a lower cutoff may let pairs in that were no candidates
+    for _ in range(MAX_CUTS):  # a lower cutoff may admit pairs that were not candidates
         evaluation = model.find()
         if evaluation.n_edges == count:
             break
@@ -109,7 +109,7 @@ def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
 
 
 def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
-    """Seconds that each active edge's removal is expected to save; a neuron's are shared by the edges that read it."""
+    """Seconds that removing each active edge should save; those of a neuron are shared by the edges that read it."""
     values, topology, prices = evaluation.host_values, evaluation.topology, term.prices(evaluation)
     active = np.abs(values.d) > values.c
     found = evaluation.expected_cost(term.settings.tau, prices)
@@ -120,7 +120,7 @@ def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
 
 
 def _raise_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:
-    """Put the cutoff above the ``count`` weakest of the active edges, whose closeness is ``sizes``, ascending."""
+    """Move the cutoff above the ``count`` weakest active edges; ``sizes`` is their closeness, ascending."""
     least = float(sizes[min(count, len(sizes) - 1)])
     below = float(sizes[min(count, len(sizes) - 1) - 1])
     c = min(max(0.5 * (least + below), below * (1 + 1e-6)), 1 - 1e-6)
@@ -132,7 +132,7 @@ class Frozen:
     """Keeps the structure of a model as it is now, while weights, biases and free edges' omega are trained."""
 
     TRAINED = ("weight", "bias", "edge_weight")
-    MARGIN = 1e-3  # of the cutoff, that an active edge stays above it
+    MARGIN = 1e-3  # share of the cutoff by which an active edge stays above it
 
     def __init__(self, model: DynamicManifold):
         evaluation = model.find()
@@ -143,7 +143,7 @@ class Frozen:
             self._kept = model.edge_weight.detach().clone()
             active, least = np.zeros(capacity, np.bool_), np.zeros(capacity)
             active[candidates.slots] = np.abs(values.d) > values.c
-            # of omega; of rows and cutoff alone, so that a run that goes on holds it at the same bits
+            # bounds of omega; from rows and cutoff alone, so that a resumed run has the same bits
             rows = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr))
             geometry = evaluation.engine.geometry
             reach = np.abs(geometry.closeness_without_omega(values.rows, rows, candidates.indices))
@@ -152,7 +152,7 @@ class Frozen:
             self._least = torch.from_numpy(least).to(self._kept)
 
     def clear_gradients(self) -> None:
-        """After a backward: no gradient for what would change the structure."""
+        """After a backward pass: remove the gradients of what would change the structure."""
         for name, parameter in self.model.named_parameters():
             if name not in self.TRAINED:
                 parameter.grad = None
@@ -167,7 +167,7 @@ class Frozen:
 
     @torch.no_grad()
     def hold(self, omega: Tensor, slots: Tensor | None = None) -> None:
-        """After an update of ``omega``, that of all slots or of these: no edge has appeared or gone."""
+        """After an update of ``omega`` (of all slots, or of these): keep every edge on its side of the cutoff."""
         arrays = self.of_slots(slots)
         if arrays is None:
             return
