@@ -1,4 +1,4 @@
-"""Values that a kernel passes on to other kernels: named numbers and arrays in a block of memory, and kernels by address.
+"""What a kernel passes on to other kernels: named numbers and arrays in a block of memory; and kernels by address.
 
 A kernel that called others directly would contain their code again, and compile as long as all of them together; with
 Numba's own arrays it would also count references to each of them, which takes most of its code.  Nothing is checked
@@ -7,6 +7,7 @@ here: who makes a `Block` keeps what it holds alive while a kernel runs.
 
 import hashlib
 import struct
+from typing import ClassVar
 
 import numpy as np
 from llvmlite import ir
@@ -32,9 +33,9 @@ class Entry:
 
 
 class Block:
-    """Named values for a kernel: numpy arrays of one or two dimensions (C-contiguous), numbers, None, Entries, Blocks."""
+    """Named values for a kernel: C-contiguous numpy arrays of one or two dimensions, numbers, None, Entries, Blocks."""
 
-    _known = {}  # type and format of what was made before, by what decides them
+    _known: ClassVar = {}  # type and format of what was made before, by what decides them
 
     def __init__(self, **values):
         self.values = values

@@ -1,7 +1,7 @@
-"""Adam (Kingma & Ba 2015) on the CPU, with the bits of torch's fused kernel where that is built for vectors of 256 bits.
+"""Adam (Kingma & Ba 2015) on the CPU, with the bits of torch's fused kernel as torch's x86 packages build it.
 
-There the last numbers of an array, which fill no vector, round their second moment otherwise.  Elsewhere the two agree
-to rounding.
+That works on vectors of 256 bits, and the last numbers of an array, which fill no vector, round their second moment
+otherwise.  Elsewhere the two agree to rounding.
 """
 
 from sparse_dnm.kernels import lanes

@@ -313,7 +313,8 @@ def steps(given):
             by_closeness = w.by_closeness
             call(entries.fill, (by_closeness, 0.0))
         if kappa > 0.0:
-            _ring(entries.ring_gradient, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere)
+            ring = entries.ring_gradient
+            _ring(ring, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere)
         if term.coefficient != 0.0:
             factor, by_cutoff = _by_gates(entries.gates, s, w, term, c, threshold, n_edges)
             by_cutoff += _by_cost(entries.expected_cost, s, f, w, term, c, threshold, live)

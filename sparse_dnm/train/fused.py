@@ -29,6 +29,7 @@ from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
 
 KERNELS = backend.kernels(torch.device("cpu"))
+OF_CANDIDATES = ("d", "strengths", "by_closeness", "slopes", "gates")  # numbers of each candidate, in the model's dtype
 
 
 class Made(NamedTuple):
@@ -52,6 +53,9 @@ class FusedSteps:
         self._shape: dict[str, Any] = {}
         self._choice: tuple[Any, Any] = None, None  # of executors, and the block of it
         self._work: Any = None
+        self._fixed: dict[str, Any] = {}  # memory that candidates have no part in
+        self._memory: dict[str, Any] = {}  # memory for ``_room`` candidates
+        self._room = 0
         self._parameters: Any = None
         self._places: tuple[int, ...] = ()  # in memory, of the parameters and their moments
         self._names: list[str] = []  # of the parameters
@@ -70,6 +74,8 @@ class FusedSteps:
             for phase in ("forward", "backward")
         )
         state = self._optimizer.state
+        if structure.candidates is not model.candidates:  # others were added since
+            return False
         usable = all(p.is_contiguous() and (p.grad is None or p in state) for p in self._all.values())
         return usable and not tried and self._term() is not None
 
@@ -271,65 +277,67 @@ class FusedSteps:
 
     def _make_work(self, size: int) -> Block:
         """Memory for ``size`` candidates."""
+        if not self._fixed:
+            self._fixed = self._fixed_work()
+        dtype, tiles = self._shape["slope"].dtype, self._shape["tiles"]
+        if size > self._room:
+            self._room = size + size // 4
+            memory = self.making.engine.buffers.aligned
+            self._memory = {
+                "sources": np.empty(2 * self._room, np.int32),
+                "t_edges": np.empty(self._room, np.int64),
+                "by_strength": memory(tiles * self._room, dtype),
+                "by_gate": memory(self._room, np.float64),
+                "by_omega": np.zeros(self._room, dtype),
+                **{name: memory(self._room, dtype) for name in OF_CANDIDATES},
+            }
+        longer = {"sources": 2, "by_strength": tiles, "by_omega": self.making.edges is not None}
+        values = {name: array[: longer.get(name, 1) * size] for name, array in self._memory.items()}
+        values["sources"] = values["sources"].reshape(2, size)  # of this structure and of the next one
+        return Block(**self._fixed, **values, gate_parts=np.empty((2, -(-size // KERNELS.CHUNK))))
+
+    def _fixed_work(self) -> dict[str, Any]:
+        """Memory whose size depends on the network and the batch."""
         config, batch, dtype = self._model.config, self.making.config.batch_size, self._shape["slope"].dtype
-        n, n_rows, width, tiles = config.n_neurons, config.n_rows, tile_width(batch), tiles_of(batch)
-        n_outputs, memory = config.n_outputs, self.making.engine.buffers.aligned
-        y_rows = np.zeros((batch, self._y_rows.shape[1]), self._y.dtype)
-
-        def ints(*shape: int) -> NDArray[np.int32]:
-            return np.zeros(shape, np.int32)
-
-        def longs(*shape: int) -> NDArray[np.int64]:
-            return np.zeros(shape, np.int64)
+        n, n_rows, n_outputs = config.n_neurons, config.n_rows, config.n_outputs
+        lanes, memory = tiles_of(batch) * tile_width(batch) * n, self.making.engine.buffers.aligned
+        y_rows, executed = np.zeros((batch, self._y_rows.shape[1]), self._y.dtype), np.zeros(n, np.int32)
 
         def floats(*shape: int) -> NDArray[Any]:
             return np.zeros(shape, dtype)
 
-        values = dict(
-            starts=longs(2, n + 1),  # of this structure and of the next one
-            sources=ints(2, size),
-            live=np.zeros(n, np.bool_),
-            t_indptr=longs(n + 1),
-            t_edges=longs(size),
-            executed=ints(n),
-            column=ints(config.n_inputs),
-            sequence=ints(n),
-            waves=longs(n + 2),
-            column_of=ints(n),
-            waiting=ints(n),
-            levels=ints(n),
-            level_starts=longs(n + 2),
-            order=ints(n),
-            rows=np.zeros((KERNELS.ROWS, n_rows)),
-            stale=np.zeros(n_rows, np.bool_),
-            parts=np.zeros((4, n_rows)),
-            weight=np.ones(n, dtype),
-            bias=floats(n),
-            x_batch=floats(batch, config.n_inputs),
-            y=y_rows.reshape(batch, *self._y.shape[1:]),
-            y_rows=y_rows,
-            **{name: memory(tiles * width * n, dtype) for name in ("x", "m", "g")},
+        return {
+            "starts": np.zeros((2, n + 1), np.int64),  # of this structure and of the next one
+            "live": np.zeros(n, np.bool_),
+            "t_indptr": np.zeros(n + 1, np.int64),
+            "executed": executed,
+            "executed_at": executed.ctypes.data,
+            "column": np.zeros(config.n_inputs, np.int32),
+            "waves": np.zeros(n + 2, np.int64),
+            "level_starts": np.zeros(n + 2, np.int64),
+            **{name: np.zeros(n, np.int32) for name in ("sequence", "column_of", "waiting", "levels", "order")},
+            "rows": np.zeros((KERNELS.ROWS, n_rows)),
+            "stale": np.zeros(n_rows, np.bool_),
+            "parts": np.zeros((4, n_rows)),
+            "weight": np.ones(n, dtype),
+            "bias": floats(n),
+            "x_batch": floats(batch, config.n_inputs),
+            "y": y_rows.reshape(batch, *self._y.shape[1:]),
+            "y_rows": y_rows,
+            **{name: memory(lanes, dtype) for name in ("x", "m", "g")},
             **{name: floats(batch, n_outputs) for name in ("out", "squares", "by_output")},
-            by_strength=memory(tiles * size, dtype),
-            by_weight=floats(tiles * n),
-            by_bias=floats(tiles * n),
-            **{name: memory(size, dtype) for name in ("d", "strengths", "by_closeness", "slopes", "gates")},
-            by_gate=memory(size, np.float64),
-            gate_parts=np.zeros((2, -(-size // KERNELS.CHUNK))),
-            best=np.zeros(config.n_sources),
-            strongest=longs(config.n_sources),
-            depths=np.zeros(n),
-            depths_back=np.zeros(n),
-            picked=longs(n_rows, KERNELS.PICKS),
-            sums=np.zeros((len(SCALARS) + 1, n_rows)),
-            by_scalar=floats(len(SCALARS), n_rows),
-            by_cutoff=floats(1),
-            by_omega=floats(size if self.making.edges is not None else 0),
-            nothing=floats(0),
-            no_outputs=ints(0),
-            no_out=floats(batch, 0),
-        )
-        return Block(**values, executed_at=values["executed"].ctypes.data)
+            **{name: floats(tiles_of(batch) * n) for name in ("by_weight", "by_bias")},
+            "best": np.zeros(config.n_sources),
+            "strongest": np.zeros(config.n_sources, np.int64),
+            **{name: np.zeros(n) for name in ("depths", "depths_back")},
+            "picked": np.zeros((n_rows, KERNELS.PICKS), np.int64),
+            "sums": np.zeros((len(SCALARS) + 1, n_rows)),
+            "by_scalar": floats(len(SCALARS), n_rows),
+            "by_cutoff": floats(1),
+            "nothing": floats(0),
+            "no_outputs": np.zeros(0, np.int32),
+            "no_out": floats(batch, 0),
+        }
 
     def _make_entries(self, p: Any, f: Any) -> Block:
         """The kernels that such a training calls, compiled for such arguments."""
@@ -412,7 +420,7 @@ class FusedSteps:
         if self._kept[0] is not frozen or self._kept[1] is None:
             slots, work = self._model.candidates.slots, self._work.values
             tensors = None if frozen is None or slots is None else frozen.of_slots(torch.from_numpy(slots))
-            arrays = work["nothing"], work["nothing"], work["live"][:0]
+            arrays: tuple[Any, ...] = work["nothing"], work["nothing"], work["live"][:0]
             if tensors is not None:
                 arrays = tuple(t.numpy() for t in tensors)
             self._kept = frozen, Block(**dict(zip(("omega", "least", "active"), arrays, strict=True)))
