@@ -11,7 +11,7 @@ from sparse_dnm.kernels.cpu_edges import (
     scan,
     strength_back,
 )
-from sparse_dnm.kernels.cpu_graph import analyze, schedule
+from sparse_dnm.kernels.cpu_graph import analyze, digest, schedule
 from sparse_dnm.kernels.cpu_growth import ring_gradient, shifted
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
@@ -25,6 +25,7 @@ __all__ = [
     "add_tiles",
     "analyze",
     "cross_entropy",
+    "digest",
     "evaluate",
     "expected_cost",
     "far_edges",

@@ -15,6 +15,7 @@ from sparse_dnm.kernels.blocks import Block
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.candidates import digest
 from sparse_dnm.train import trainer as module
 from sparse_dnm.train.adam import factors_of
 from sparse_dnm.train.fused import FusedSteps
@@ -181,3 +182,16 @@ def test_a_block_takes_what_a_kernel_could_read_only():
     with pytest.raises(TypeError, match=r"shape \(3, 2\) must be C-contiguous"):
         Block(a=np.zeros((2, 3)).T)
     assert Block(a=np.zeros(3), b=1).kind == Block(a=np.ones(5), b=2).kind != Block(a=np.zeros(3), b=1.0).kind
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(0, 40), seed=st.integers(0, 10**6))
+def test_the_digest_of_a_structure_is_that_of_torch_s_arithmetic(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    indptr, slots = (torch.randint(0, 2**62, (n + k,), generator=generator) for k in (1, 0))
+    indices = torch.randint(-1, 2**31 - 1, (n,), generator=generator, dtype=torch.int32)
+    expected = sum(
+        ((array.long() + 1) * (torch.arange(1, len(array) + 1) * 2654435761 + k)).sum()
+        for k, array in enumerate((indptr, indices, slots))
+    )
+    assert digest(indptr, indices, slots) == expected

@@ -27,24 +27,21 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
 from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.ahead import Ahead
 from sparse_dnm.train.augment import Augmentation, Draw, Draws
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.checks import check_data, check_fit
 from sparse_dnm.train.constraints import constraint_of
 from sparse_dnm.train.costs import Terms, make_costs
-from sparse_dnm.train.fused import FusedSteps
 from sparse_dnm.train.metrics import Metrics, evaluate, one_torch_thread
 from sparse_dnm.train.recovery import Recovery
 from sparse_dnm.train.schedules import kappa, learning_rate, trimmed_after
 from sparse_dnm.train.signals import Interrupted, StopSignals
 from sparse_dnm.train.snapshots import Snapshot
 from sparse_dnm.train.state import Record, Run, TrainingError
-from sparse_dnm.train.step import KernelStep, step_for
-from sparse_dnm.train.trim import Frozen
+from sparse_dnm.train.step import step_for
 
 __all__ = ["Interrupted", "Record", "StopSignals", "Trainer", "TrainingError", "evaluate", "one_torch_thread"]
-MOST_STEPS = 64  # that one call makes, and
-LONGEST_CALL = 0.05  # seconds that it may take: no signal is handled until it returns
 SAVED_COSTS = ("time", "memory_reference", "edges", "guard")  # entries of a checkpoint for measured terms and recovery
 
 
@@ -74,11 +71,6 @@ class Trainer:
         model.follow(self._optimizer)
         self._augment = Augmentation(config, data, self._generator)
         self._draws = Draws(self._order, self._augment)
-        self._fused: FusedSteps | None = None
-        self._alone = True  # the next update is made by itself
-        self._most = 1  # updates that one call makes
-        self._frozen: Frozen | None = None  # in the last update
-        self._asked = -1  # the step before which the constraint was asked last
         check_data(data, model)
         making = step_for(model, data.task, config, self._optimizer)
         where = None if out is None else Path(out)
@@ -86,6 +78,7 @@ class Trainer:
         self.notes = self._run.notes
         self._constraint, self._recovery = constraint_of(self._run), Recovery(self._run)
         self._metrics = Metrics(self._run)
+        self._ahead = Ahead(self._run, self._draws, self._constraint, self._recovery, self._metrics.times)
         self._saved_costs: Record = {}  # SAVED_COSTS of a checkpoint
         self._description = describe(data)
         self._on_snapshot: Callable[[Snapshot], None] | None = None
@@ -193,73 +186,12 @@ class Trainer:
         if type(made) is not type(run.making) or run.making.costs is not made.costs:
             run.settle()
             run.making = made
-        if not isinstance(run.making, KernelStep):
-            self._fused = None
-        elif self._fused is None or self._fused.making is not run.making:
-            self._fused, self._alone = FusedSteps(run.making, self.data, self._optimizer), True
-
-    def _advance_many(self, stopping: bool) -> bool:
-        """Updates that need nothing of Python, by one call, as many as follow each other; whether any was made.
-
-        ``stopping``: only those whose batches are drawn already.
-        """
-        config, run, constraint, step = self.config, self._run, self._constraint, self.step
-        if self._fused is None or self._alone:
-            self._alone = False
-            return False
-        start = time.perf_counter()
-        self._before_step()
-        if constraint.frozen is not self._frozen:  # Adam counts the updates of each parameter by itself from now on
-            self._frozen = constraint.frozen
-            return False
-        limits = [constraint.steps_ahead(step), self._fused.most(), len(self._draws) if stopping else None]
-        limits.append(self._recovery.quiet_until - step if self._recovery.quiet else None)
-        most = min(self._most, *(limit for limit in limits if limit is not None))
-        count = next((k for k in range(max(most, 0)) if self._looked_at(step + k + 1)), max(most, 0))
-        if count == 0 or not self._fused.ready():
-            return False
-        steps = range(step, step + count)
-        made = self._fused.run(
-            self._draws.ahead(count),
-            [kappa(config, k) for k in steps],
-            [learning_rate(config, k) for k in steps],
-            constraint.frozen,
-        )
-        self._alone = made.steps < count
-        if not made.steps:
-            return False
-        self._draws.take(made.steps)
-        run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
-        seconds = (time.perf_counter() - start) / made.steps
-        self._metrics.times += [seconds] * made.steps
-        self._most = max(1, min(MOST_STEPS, int(LONGEST_CALL / seconds)))
-        return True
-
-    def _before_step(self) -> None:
-        """Ask the constraint, once for every step, and the recovery."""
-        if self._asked != self.step:
-            self._asked = self.step
-            self._constraint.before_step()
-        if self._run.costs is not None:
-            self._run.costs.paused = self._recovery.quiet
-
-    def _looked_at(self, number: int) -> bool:
-        """Somebody looks at the model, or at what its last step left, right after update ``number``."""
-        config = self.config
-        periods = [config.checkpoint_every, config.log_every]
-        if self._keeps_snapshots:
-            periods.append(config.steps_per_snapshot)
-        return (
-            number == config.steps
-            or any(number % every == 0 for every in periods)
-            or is_due(config.scan_every, number, trimmed_after(config))
-        )
+        self._ahead.choose()
 
     def _advance_or_say_why(self, stopping: bool) -> Record | None:
-        """`_advance_many`, or else `_advance`; a ValueError of the engine is due to the last update, and becomes a
-        TrainingError."""
+        """Updates ahead, or else one; a ValueError is due to the last update, and becomes a TrainingError."""
         try:
-            return None if self._advance_many(stopping) else self._advance()
+            return None if self._ahead.advance(stopping, self._keeps_snapshots) else self._advance()
         except TrainingError:
             raise
         except ValueError as error:
@@ -270,7 +202,7 @@ class Trainer:
         config, run, constraint, number = self.config, self._run, self._constraint, self.step + 1
         saving = number == config.steps or number % config.checkpoint_every == 0
         logging = saving or number % config.log_every == 0
-        self._before_step()
+        self._ahead.before_step()
         self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
         (draw,) = self._draws.take(1)
