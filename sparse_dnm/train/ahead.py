@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-from sparse_dnm.model.growth import is_due
 from sparse_dnm.train.augment import Draws
 from sparse_dnm.train.constraints import Constraint
 from sparse_dnm.train.fused import FusedSteps
 from sparse_dnm.train.recovery import Recovery
-from sparse_dnm.train.schedules import kappa, learning_rate, trimmed_after
+from sparse_dnm.train.schedules import kappa, learning_rate
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
@@ -90,15 +89,13 @@ class Ahead:
         limits += [] if untimed is None else [untimed]
         limits += [len(self._draws)] if stopping else []
         limits += [self._recovery.quiet_until - step] if self._recovery.quiet else []
-        most = max(min(limits), 0)
-        return next((k for k in range(most) if self._looked_at(step + k + 1, snapshots)), most)
+        limits += [left - 1 for left in self._lefts(step, snapshots)]
+        return max(min(limits), 0)
 
-    def _looked_at(self, number: int, snapshots: bool) -> bool:
-        """Somebody looks right after update ``number``."""
+    def _lefts(self, step: int, snapshots: bool) -> list[int]:
+        """How many updates follow up to each one that somebody looks right after."""
         config = self._run.config
-        periods = [config.checkpoint_every, config.log_every, *([config.steps_per_snapshot] if snapshots else [])]
-        return (
-            number == config.steps
-            or any(number % every == 0 for every in periods)
-            or is_due(config.scan_every, number, trimmed_after(config))
-        )
+        periods = [config.checkpoint_every, config.log_every]
+        periods += [config.steps_per_snapshot] if snapshots else []
+        periods += [config.scan_every] if config.scan_every else []
+        return [config.steps - step, *(every - step % every for every in periods)]

@@ -146,11 +146,10 @@ class FusedSteps:
     def _factors(self, counts: list[torch.Tensor], rates: list[float]) -> dict[str, NDArray[np.float64]]:
         """Of each count and step: lr / (1 - beta1**t) and sqrt(1 - beta2**t)."""
         (group,) = self._optimizer.param_groups
-        found = np.empty((2, len(counts), len(rates)))
-        for k, count in enumerate(counts):
-            for i, rate in enumerate(rates):
-                found[:, k, i] = factors_of(int(count) + i + 1, rate, *group["betas"])
-        return {"step_sizes": found[0], "roots": found[1]}
+        betas = group["betas"]
+        pairs = [[factors_of(n + i, rate, *betas) for i, rate in enumerate(rates, 1)] for n in map(int, counts)]
+        found = np.array(pairs).reshape(len(counts), len(rates), 2)
+        return {"step_sizes": found[:, :, 0].copy(), "roots": found[:, :, 1].copy()}
 
     def _held(self, frozen: Frozen | None) -> Any:
         """What a structure that stays is held by, in the order of the candidates; None where none does."""
@@ -171,10 +170,10 @@ def _flat(tensor: torch.Tensor) -> NDArray[Any]:
 def _stacked(draws: list[Draw]) -> dict[str, NDArray[Any]]:
     """What was drawn for some steps, as arrays of all of them."""
     n = len(draws)
-    shifts = [d.shifts.numpy() for d in draws if d.shifts is not None]
-    kept = [d.kept.numpy() for d in draws if d.kept is not None]
+    shifts = [d.shifts for d in draws if d.shifts is not None]
+    kept = [d.kept for d in draws if d.kept is not None]
     return {
-        "rows": np.stack([d.rows.numpy() for d in draws]),
-        "shifts": np.stack(shifts).reshape(n, -1) if shifts else np.zeros((0, 0), np.int64),
-        "kept": np.stack(kept).reshape(n, -1) if kept else np.zeros((0, 0), np.bool_),
+        "rows": torch.stack([d.rows for d in draws]).numpy(),
+        "shifts": torch.stack(shifts).numpy().reshape(n, -1) if shifts else np.zeros((0, 0), np.int64),
+        "kept": torch.stack(kept).numpy().reshape(n, -1) if kept else np.zeros((0, 0), np.bool_),
     }
