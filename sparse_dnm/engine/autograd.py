@@ -19,6 +19,7 @@ NO_SECOND = (
     "differentiated again. Leave out create_graph=True; for a Hessian, or a loss that contains gradients, build the "
     "network of plain torch operations (of a DynamicManifold: DenseManifold), or take differences of first gradients"
 )
+MANY = 128  # columns from which on the gradients begin arrays of several times their size: copies are kept instead
 
 
 def _direct() -> bool:
@@ -87,22 +88,14 @@ def _edges_back(
     by_imbalance: Any = 0.0
     if by_flow is not None:
         by_imbalance = 2.0 * values.imbalance * (by_flow.item() if by_flow.device.type == "cpu" else by_flow.double())
-    strength, closeness = (None if t is None else engine.array(t) for t in (by_strength, by_closeness))
+    strength = None if by_strength is None else engine.array(by_strength)
+    closeness = None if by_closeness is None else engine.array(by_closeness)
     found = engine.edges_backward(structure, values, strength, closeness, by_imbalance)
-    scalars = engine.tensor(found.scalars)
-    by_cutoff = torch.as_tensor(found.cutoff, dtype=scalars.dtype, device=scalars.device).reshape(())
     by_omega = None
     if structure.candidates.slots is not None:
-        by_omega = scatter(engine, structure, engine.tensor(found.omega), like)
-    return by_cutoff, by_omega, scalars
-
-
-def scatter(engine: Engine, structure: Any, by_omega: Tensor, like: Tensor) -> Tensor:
-    """Numbers of the candidates at their slots, 0 elsewhere; candidates of a moment, without a slot, are left out."""
-    slots = engine.tensor(structure.candidates.slots)
-    if structure.candidates.fleeting:
-        by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
-    return torch.zeros_like(like).scatter_(0, slots, by_omega)
+        by_omega = engine.tensor(engine.scatter(found.omega, structure.candidates, len(like)))
+    scalars = engine.tensor(found.scalars)
+    return engine.number(found.cutoff, scalars), by_omega, scalars
 
 
 class _EdgesBack(_Once):
@@ -120,27 +113,33 @@ class _EdgesBack(_Once):
 class EdgeStrength(torch.autograd.Function):
     """Strengths of the active edges, closeness of the candidates and the flow loss, with gradients (DESIGN, 2, 3).
 
-    apply(engine, structure, values, cutoff, edge_weight, *scalars)
+    apply(engine, structure, values, copies, cutoff, edge_weight, *scalars)
         -> strengths (n_edges,), closeness (n_candidates,), flow ()
 
     ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``edge_weight`` (capacity,) or None.
+    Strengths and closeness are ``copies``, or in the memory of ``values``: then nobody may write to them.
     """
 
     @staticmethod
     def forward(
-        engine: Engine, structure: Any, values: Values, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
+        engine: Engine,
+        structure: Any,
+        values: Values,
+        copies: bool,
+        cutoff: Tensor,
+        edge_weight: Tensor | None,
+        *scalars: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hand out what was found: copies, to write to."""
-        strengths, closeness = engine.tensor(values.strengths).clone(), engine.tensor(values.d).clone()
-        square = values.imbalance**2
-        if isinstance(square, Tensor):
-            return strengths, closeness, square.to(closeness.dtype).reshape(())
-        return strengths, closeness, closeness.new_full((), square)
+        """Hand out what was found."""
+        strengths, closeness = engine.tensor(values.strengths), engine.tensor(values.d)
+        if copies:
+            strengths, closeness = strengths.clone(), closeness.clone()
+        return strengths, closeness, engine.number(values.imbalance**2, closeness)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the structure, and omega so that torch refuses a backward pass after it was changed in place."""
-        ctx.engine, ctx.structure, ctx.values, cutoff, edge_weight, *_ = inputs
+        ctx.engine, ctx.structure, ctx.values, _, cutoff, edge_weight, *_ = inputs
         ctx.set_materialize_grads(False)
         ctx.has_omega = edge_weight is not None
         ctx.save_for_backward(edge_weight if ctx.has_omega else cutoff)
@@ -156,7 +155,7 @@ class EdgeStrength(torch.autograd.Function):
             ctx.engine, ctx.structure, ctx.values, like, by_strength, by_closeness, by_flow
         )
         columns = scalars.unbind(0)
-        return None, None, None, by_cutoff, by_omega, *(columns[k] for k in ctx.engine.geometry.places)
+        return None, None, None, None, by_cutoff, by_omega, *(columns[k] for k in ctx.engine.geometry.places)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -228,14 +227,11 @@ def _run_back(
         by_closeness = engine.tensor(engine.ring_gradient(ring, saved, found, values, engine.array(x)))
     if by_input:
         by_x = engine.tensor(engine.input_gradient(structure, saved, found, x.shape[1]))
-    by_weight, by_bias = (engine.tensor(by[weighted]).clone() for by in (found.weight, found.bias))
-    return (
-        by_x,
-        engine.tensor(found.strengths).clone(),
-        by_weight if weight is not None else None,
-        by_bias,
-        by_closeness,
-    )
+    by_weight = None if weight is None else engine.tensor(found.weight[weighted])
+    gradients = engine.tensor(found.strengths), by_weight, engine.tensor(found.bias[weighted])
+    if saved.batch > MANY:
+        gradients = tuple(None if t is None else t.clone() for t in gradients)
+    return by_x, *gradients, by_closeness
 
 
 class _RunBack(_Once):
@@ -326,4 +322,6 @@ def propagate(
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         out: Tensor = _propagate(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
         return out
-    return _run(engine, structure, x, strengths, weight, bias)[0]
+    if len(x) == 0:
+        return x.new_empty(0, len(structure.outputs))
+    return engine.outputs(structure, x, strengths, weight, bias)

@@ -197,6 +197,13 @@ class Ring(NamedTuple):
     values: Values
 
 
+class Memory(Protocol):
+    """The bits that some arrays had."""
+
+    def same(self, arrays: Mapping[str, Array]) -> bool:
+        """Arrays of the same names have them still."""
+
+
 class Stopwatch(Protocol):
     """Times a step of one structure: its forward pass, and the backward pass where it trains."""
 
@@ -332,6 +339,15 @@ class Engine(ABC):
     ) -> tuple[Array, Saved]:
         """Outputs (batch, n_outputs) of x (batch, n_inputs) with ``strengths`` on the edges, in CSR order."""
 
+    def infer(self, structure: Any, strengths: Array, x: Tensor, scales: tuple[Array, Array]) -> Tensor:
+        """The outputs of `forward` alone."""
+        return self.tensor(self.forward(structure, strengths, self.array(x), scales)[0])
+
+    def outputs(self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+        """Outputs of a network that its tensors describe, of which nothing is kept for a backward pass."""
+        scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
+        return self.infer(structure, self.array(strengths), x, scales)
+
     @abstractmethod
     def backward(
         self, structure: Any, strengths: Array, saved: Saved, gradient: Array, clock: Clock | None = None
@@ -379,7 +395,11 @@ class Engine(ABC):
         """omega of the candidates from their slots."""
 
     @abstractmethod
-    def bits(self, arrays: Mapping[str, Array]) -> list[bytes] | None:
+    def scatter(self, by_omega: Array, candidates: Candidates, capacity: int) -> Array:
+        """Numbers of the candidates at their slots of ``capacity``, 0 elsewhere; those without a slot are left out."""
+
+    @abstractmethod
+    def remember(self, arrays: Mapping[str, Array]) -> Memory | None:
         """The bits of arrays, to see whether one has changed; None where that would cost a transfer."""
 
     @abstractmethod
@@ -393,3 +413,7 @@ class Engine(ABC):
     @abstractmethod
     def tensor(self, array: Array) -> Tensor:
         """An array as a tensor, without a copy."""
+
+    @abstractmethod
+    def number(self, value: Any, like: Tensor) -> Tensor:
+        """A number as a new tensor () of the dtype of another."""

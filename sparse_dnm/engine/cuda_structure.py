@@ -338,8 +338,15 @@ class CudaSearch(Engine):
         """See `Engine.gather`."""
         return edge_weight[slots]
 
-    def bits(self, arrays: Mapping[str, Tensor]) -> None:
-        """See `Engine.bits`."""
+    def scatter(self, by_omega: Tensor, candidates: Candidates, capacity: int) -> Tensor:
+        """See `Engine.scatter`."""
+        slots = candidates.slots
+        if candidates.fleeting:
+            by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
+        return by_omega.new_zeros(capacity).scatter_(0, slots, by_omega)
+
+    def remember(self, arrays: Mapping[str, Tensor]) -> None:
+        """See `Engine.remember`."""
 
     def host_values(self, structure: CudaStructure, values: Values) -> Values:
         """The values of a structure in arrays of the CPU."""
@@ -361,6 +368,10 @@ class CudaSearch(Engine):
         """As it is."""
         out: Tensor = array
         return out
+
+    def number(self, value: Any, like: Tensor) -> Tensor:
+        """See `Engine.number`."""
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
     def neurons(self, kind: Any, slope: Any, first_linear: int, weighted: Any) -> Neurons:
         """Uploaded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,20 @@ from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.engine.topology import Topology
 
 
+class Graph(NamedTuple):
+    """What an `EdgeStrength` handed out: strengths, closeness and flow of an evaluation, with their graph."""
+
+    strengths: Tensor
+    closeness: Tensor
+    flow: Tensor
+
+
 @dataclass(eq=False)
 class Evaluation:
     """A structure and its values, on the engine that found them.
 
-    strengths  D of the active edges (n_edges,), in the order of the topology's CSR
-    closeness  d of the candidates (n_candidates,)
-    flow       (sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², ()
-    cutoff     the raw cutoff, ()
-    The four are tensors with their graph; the first three None where nobody has asked for a graph yet.
+    cutoff  the raw cutoff, (), with its graph
+    graph   None where nobody has asked for one yet; see `strengths`, `closeness` and `flow`
     """
 
     config: ManifoldConfig
@@ -33,9 +38,33 @@ class Evaluation:
     structure: Any  # base.Structure
     values: Values
     cutoff: Tensor
-    strengths: Tensor | None = None
-    closeness: Tensor | None = None
-    flow: Tensor | None = None
+    graph: Graph | None = None
+    handed_out: bool = False  # somebody may write to the graph's tensors
+
+    def _handed(self) -> Graph | None:
+        """The tensors for somebody who may write to them: from here on their memory is not that of the values."""
+        if self.graph is not None and not self.handed_out:
+            self.handed_out = True
+            for tensor in self.graph[:2]:
+                tensor.data = tensor.detach().clone()
+        return self.graph
+
+    @property
+    def strengths(self) -> Tensor | None:
+        """D of the active edges (n_edges,), in the order of the topology's CSR, with its graph; None without `graph`."""
+        graph = self._handed()
+        return None if graph is None else graph.strengths
+
+    @property
+    def closeness(self) -> Tensor | None:
+        """d of the candidates (n_candidates,); as `strengths`."""
+        graph = self._handed()
+        return None if graph is None else graph.closeness
+
+    @property
+    def flow(self) -> Tensor | None:
+        """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², (); as `strengths`."""
+        return None if self.graph is None else self.graph.flow
 
     @property
     def n_edges(self) -> int:
@@ -92,5 +121,6 @@ class Evaluation:
     def straight_through(self, value: Any, by_cutoff: Any, by_closeness: Any) -> Tensor:
         """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
         ``by_closeness`` (n_candidates,) that by the candidates' closeness."""
-        out: Tensor = straight_through(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
+        assert self.graph is not None
+        out: Tensor = straight_through(value, by_cutoff, by_closeness, self.graph.closeness, self.cutoff)
         return out

@@ -18,9 +18,10 @@ from sparse_dnm.engine.base import Array, Ring, Update
 from sparse_dnm.engine.candidates import Geometry
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.edges import EdgeSlots
-from sparse_dnm.model.evaluation import Evaluation
+from sparse_dnm.model.evaluation import Evaluation, Graph
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
+from sparse_dnm.model.parameters import Parameters, Remembered
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -67,8 +68,8 @@ class DynamicManifold(EdgeSlots):
         self.executor = Executor(executor, threads)
         self._kappa = 0.0
         self._found: Evaluation | None = None
-        self._bits: list[bytes] | None = None
-        self._scales: Any = None
+        self._remembered: Remembered | None = None
+        self._known: Parameters | None = None
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
                 self.register_parameter(name, nn.Parameter(value))
@@ -98,7 +99,7 @@ class DynamicManifold(EdgeSlots):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without what is found anew."""
-        return {**super().__getstate__(), "_found": None, "_bits": None, "_scales": None, "_own": None}
+        return {**super().__getstate__(), "_found": None, "_remembered": None, "_known": None, "_own": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -121,27 +122,31 @@ class DynamicManifold(EdgeSlots):
         """As torch's; this one is the model's own."""
         super().register_parameter(name, param)
         if param is not None and "_own" in self.__dict__:
-            self._own[name] = weakref.ref(param)
+            self._own[name], self._known = weakref.ref(param), None
 
     def _own_parameters(self) -> None:
         """Remember which parameters are the model's own: torch.func.functional_call puts others in their place."""
         self._own = {name: weakref.ref(p) for name, p in self._parameters.items() if p is not None}
+        self._known = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
         super()._apply(fn, recurse)
         self._own_parameters()
         return self
 
-    @property
-    def _is_own(self) -> bool:
-        """All parameters are the model's own: torch.func.functional_call has replaced none."""
-        own = self._own
-        return all(name not in own or own[name]() is p for name, p in self._parameters.items())
+    def _present(self) -> Parameters:
+        """The parameters as they are now."""
+        state = self.__dict__
+        known, held = state["_known"], state["_parameters"]
+        if known is not None and known.are(held):
+            return known  # type: ignore[no-any-return]
+        found = Parameters(self, self._own)
+        state["_known"] = found if found.own and found.plain else None
+        return found
 
     def _named(self) -> dict[str, Tensor]:
         """The parameters by name, or what parametrisations make of them."""
-        parameters = self._parameters
-        return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in self._geometry.parameters}
+        return self._present().named
 
     def arrays(self) -> dict[str, Array]:
         """The numbers of every parameter, by name, in arrays of the engine."""
@@ -178,8 +183,8 @@ class DynamicManifold(EdgeSlots):
         called before the candidates become others.
         """
         state = self.__dict__  # nn.Module's way of setting an attribute takes long
-        state["_bits"] = None
-        own = self._is_own
+        state["_remembered"] = None
+        own = self._present().own
         if torch._C._are_functorch_transforms_active():
             from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
@@ -197,32 +202,58 @@ class DynamicManifold(EdgeSlots):
             if on_change is not None:
                 on_change()
             self._commit(update, training)
-        cutoff = self._parameters.get("cutoff")
-        raw = self.cutoff if cutoff is None else cutoff
-        found = Evaluation(self.config, self.engine, update.structure, update.values, raw)
+        found = Evaluation(self.config, self.engine, update.structure, update.values, self._present().named["cutoff"])
         if own:
             state["_found"] = found
         return found
 
     def _forget(self) -> None:
-        self.__dict__.update(_found=None, _bits=None, _scales=None)
+        self.__dict__.update(_found=None, _remembered=None)
 
-    def _with_tensors(self, found: Evaluation, named: dict[str, Tensor]) -> Evaluation:
+    def _with_graph(self, found: Evaluation, parameters: Parameters, copies: bool = False) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
-        omega = named["edge_weight"] if self._geometry.free else None
-        scalars = (named[name] for name in self._geometry.scalars)
-        engine, structure, values = found.engine, found.structure, found.values
-        made = edge_strength(engine, structure, values, named["cutoff"], omega, *scalars)
-        found.strengths, found.closeness, found.flow = made
+        made = edge_strength(found.engine, found.structure, found.values, copies, *parameters.edges)
+        found.graph, found.handed_out = Graph(*made), copies
         return found
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, parameters: Parameters) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        training, arrays = torch.is_grad_enabled(), None
-        named = self._named()
-        if not torch._C._are_functorch_transforms_active():
-            arrays = self.engine.read(named)
-        return self._with_tensors(self.find(arrays, training=training), named)
+        if torch._C._are_functorch_transforms_active():
+            found = self.find(training=torch.is_grad_enabled())
+            return self._with_graph(found, parameters, copies=True)
+        found = self._unchanged(parameters)
+        if found is None:
+            found = self._find_and_remember(parameters)
+        elif found.graph is not None:  # which somebody holds
+            found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
+            self.__dict__["_found"] = found
+        return self._with_graph(found, parameters)
+
+    def _unchanged(self, parameters: Parameters) -> Evaluation | None:
+        """The last evaluation, where no bit of a parameter has changed since; else None.
+
+        torch counts what it writes to a parameter.  What was written through ``data`` or an array of numpy it does not
+        count: where the counts are the same the bits are compared.
+        """
+        candidates, seen, engine = self._candidates(), self._remembered, self.engine
+        if seen is None or seen.bits is None or not parameters.own or seen.versions != parameters.versions():
+            return None
+        found = self._found
+        if found is None or found.engine is not engine or found.structure.candidates is not candidates:
+            return None
+        return found if seen.bits.same(engine.read(parameters.named)) else None
+
+    def _find_and_remember(self, parameters: Parameters) -> Evaluation:
+        """Find the structure; its bits are kept where the next call may find them unchanged: a step of training changes
+        them."""
+        engine, training, before = self.engine, torch.is_grad_enabled(), self._remembered
+        again = before is not None and before.versions == parameters.versions()
+        found = self.find(engine.read(parameters.named), training=training)
+        if parameters.own:
+            arrays = engine.read(parameters.named)  # a new edge has an omega
+            bits = engine.remember(arrays) if again or not training else None
+            self.__dict__["_remembered"] = Remembered(parameters.versions(), bits)
+        return found
 
     @property
     def evaluation(self) -> Evaluation:
@@ -235,13 +266,14 @@ class DynamicManifold(EdgeSlots):
             self._candidates()
             found = self._found
         if found is None:
-            return self._evaluate()
-        if found.strengths is None and not torch.is_grad_enabled():
-            return self._with_tensors(found, self._named())
-        if torch.is_grad_enabled() and (found.strengths is None or not found.strengths.requires_grad):
+            return self._evaluate(self._present())
+        graph = found.graph
+        if graph is None and not torch.is_grad_enabled():
+            return self._with_graph(found, self._present())
+        if torch.is_grad_enabled() and (graph is None or not graph.strengths.requires_grad):
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
-            if found.strengths is None or not {"weight", "bias"}.issuperset(trained):
-                return self._evaluate()
+            if graph is None or not {"weight", "bias"}.issuperset(trained):
+                return self._evaluate(self._present())
         return found
 
     @property
@@ -332,50 +364,44 @@ class DynamicManifold(EdgeSlots):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         refuse_tracing(TO_DAG)
-        alpha = self.alpha
-        rows, leading, precision = rows_of(x, self.config.n_inputs, alpha.dtype, alpha.device)
+        parameters, config = self._present(), self.config
+        alpha = parameters.named["alpha"]
+        rows, leading, precision = rows_of(x, config.n_inputs, alpha.dtype, alpha.device)
         if precision is None:
-            out = self._outputs(rows)
+            out = self._outputs(rows, parameters)
         else:
             with precision:
-                out = self._outputs(rows)
-        return restored(out * out if self.config.output == "square" else out, leading)
+                out = self._outputs(rows, parameters)
+        return restored(out * out if config.output == "square" else out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
 
-    def _outputs(self, x: Tensor) -> Tensor:
+    def _outputs(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Outputs (batch, n_outputs) before they are squared."""
-        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            out = self._infer(x)
-            if out is not None:
-                return out
-        found = self._evaluate()
-        assert found.strengths is not None
+        if parameters.own and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            return self._infer(x, parameters)
+        found = self._evaluate(parameters)
+        assert found.graph is not None
         ring = self.ring(found)
-        closeness = found.closeness if ring else None
-        weight, bias = self.weight, self.bias
-        return propagate(found.engine, found.structure, x, found.strengths, weight, bias, ring, closeness)
+        closeness = found.graph.closeness if ring else None
+        named = parameters.named
+        return propagate(
+            found.engine, found.structure, x, found.graph.strengths, named["weight"], named["bias"], ring, closeness
+        )
 
-    def _infer(self, x: Tensor) -> Tensor | None:
-        """Outputs without a graph; structure is found again only where a bit of a parameter has changed.
-
-        None where that is so, and parameters stand in the place of the model's own.
-        """
-        engine = self.engine
-        arrays = engine.read(self._named())
-        if self._touched:
-            self._candidates()
-        bits, found = engine.bits(arrays), self._found
-        if found is None or bits is None or self._bits != bits or found.engine is not engine:
-            if not self._is_own:
-                return None
-            found = self.find(arrays)
-            arrays = self.arrays()
-            bits = engine.bits(arrays)
-            self.__dict__.update(_bits=bits, _scales=engine.scales(found.structure, arrays["weight"], arrays["bias"]))
+    def _infer(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Outputs without a graph, of the model's own parameters; structure is found again only where one has changed."""
+        found = self._unchanged(parameters)
+        if found is None:
+            found = self._find_and_remember(parameters)
         if len(x) == 0:
             return x.new_empty(0, self.config.n_outputs)
-        return engine.tensor(engine.forward(found.structure, found.values.strengths, engine.array(x), self._scales)[0])
+        engine, seen = found.engine, self._remembered
+        assert seen is not None
+        if seen.scales is None:
+            arrays = engine.read(parameters.named)
+            seen.scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
+        return engine.infer(found.structure, found.values.strengths, x, seen.scales)
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

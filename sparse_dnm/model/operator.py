@@ -59,7 +59,7 @@ def _structure(
     engine, structure = _made_of(arrays, bias, settings)
     check_input(x, len(arrays[2]), bias.dtype, bias.device)
     check_shape("x", x, (len(x), len(arrays[2])))
-    size = len(structure.neurons.weighted)
+    size = len(structure.neurons.kind[structure.neurons.weighted])
     for name, tensor, n in (
         ("edge_weight", edge_weight, len(arrays[1])),
         ("weight", weight, size),

@@ -1,0 +1,66 @@
+"""The parameters of a manifold at one moment, and whether they have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sparse_dnm.engine.base import Memory
+
+if TYPE_CHECKING:
+    from sparse_dnm.model.edges import EdgeSlots
+
+_VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
+
+
+class Parameters:
+    """The parameters of a manifold as the passes take them.
+
+    named  by name; where one is parametrised, what the parametrisation makes of it now
+    edges  those that the strengths of edges depend on: cutoff, edge_weight or None, and the scalars
+    own    all are the model's own: torch.func.functional_call has replaced none
+    plain  none is parametrised
+    """
+
+    __slots__ = "_held", "edges", "named", "own", "plain"
+
+    def __init__(self, model: EdgeSlots, own: Mapping[str, Any]):
+        held: dict[str, Any] = model._parameters
+        geometry = model._geometry
+        names = geometry.parameters
+        self.named: dict[str, Tensor] = {
+            name: p if (p := held.get(name)) is not None else getattr(model, name) for name in names
+        }
+        self.edges = (
+            self.named["cutoff"],
+            self.named["edge_weight"] if geometry.free else None,
+            *(self.named[name] for name in geometry.scalars),
+        )
+        self.own = all(name not in own or own[name]() is p for name, p in held.items())
+        self.plain = all(held.get(name) is not None for name in names)
+        self._held = tuple(held.values())
+
+    def are(self, held: Mapping[str, Any]) -> bool:
+        """Are the tensors that a module holds now those of then?"""
+        return len(held) == len(self._held) and all(map(is_, held.values(), self._held))
+
+    def versions(self) -> list[int] | None:
+        """How often torch has written to each; None where it does not count, in inference mode."""
+        try:
+            return list(map(_VERSION, self.named.values()))
+        except RuntimeError:
+            return None
+
+
+@dataclass(eq=False, slots=True)
+class Remembered:
+    """What the parameters were when their structure was found: torch's counts of what it wrote to them, and their bits
+    where these were kept; and weight and bias of every neuron, once somebody has wanted them."""
+
+    versions: list[int] | None
+    bits: Memory | None
+    scales: Any = None
