@@ -23,24 +23,25 @@ def _words_at(typingctx, address):
 
 
 @inner
-def _differs(words, copy, size):
-    k = 0
-    while k < size:
-        last, found = min(k + BLOCK, size), np.uint32(0)
-        while k < last:
-            found |= words[k] ^ copy[k]
-            k += 1
+def _differs(words, copy, at, size):
+    """Does one of ``size`` words differ from those of the copy from ``at`` on?"""
+    first = np.int64(0)
+    while first < size:
+        last, found = min(first + BLOCK, size), np.uint32(0)
+        for k in range(first, last):
+            found |= words[k] ^ copy[at + k]
         if found != 0:
             return True
+        first = last
     return False
 
 
 @kernel
 def same_words(addresses, sizes, copy):
-    """Do the words at the ``addresses`` int64 (n,), ``sizes`` of them each, equal those of ``copy`` uint32?"""
-    at = 0
+    """Do the words at the ``addresses`` int64 (n,), ``sizes`` of them each, equal those of ``copy``, at an address?"""
+    words, at = _words_at(copy), np.int64(0)
     for k in range(addresses.size):
-        if _differs(_words_at(addresses[k]), copy[at:], sizes[k]):
+        if _differs(_words_at(addresses[k]), words, at, sizes[k]):
             return False
         at += sizes[k]
     return True

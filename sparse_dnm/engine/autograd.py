@@ -7,7 +7,7 @@ batched input alone in one pass.  There are no second derivatives: asked for, th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,12 @@ def _direct() -> bool:
 
 
 def plain(function: Any) -> Any:
-    """``function`` as it is applied outside of torch.func: there torch binds the signature of a function that has a
-    setup_context at every call, which takes longer than the kernels of a small network."""
+    """``function`` as it is applied outside of torch.func.
+
+    There torch binds the signature of a function that has a setup_context at every call, and looks whether arguments
+    are left from a transform that has ended; that takes longer than the kernels of a small network.  Callers see to it
+    that none is (`unwrapped`).
+    """
 
     def forward(ctx: Any, *args: Any) -> Any:
         out = function.forward(*args)
@@ -38,11 +42,15 @@ def plain(function: Any) -> Any:
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     made: Any = type(function.__name__, (torch.autograd.Function,), methods)
+    bare = super(torch.autograd.Function, made).apply  # Function.apply, without what it does before
 
     def apply(*args: Any) -> Any:
-        return (function if torch._C._are_functorch_transforms_active() else made).apply(*args)
+        return (function.apply if torch._C._are_functorch_transforms_active() else bare)(*args)
 
     return apply
+
+
+unwrapped = torch._C._functorch.unwrap_if_dead  # a tensor, without what a transform that has ended left around it
 
 
 def _looped(function: Callable[..., Any], size: int, in_dims: Any, args: Any) -> tuple[Any, Any]:
@@ -110,27 +118,32 @@ class _EdgesBack(_Once):
         return _looped(_EdgesBack.apply, info.batch_size, in_dims, args)
 
 
+class Found(NamedTuple):
+    """A structure and its values, on the engine that found them.
+
+    copies  what is handed out may be written to; else it is in the memory of the values
+    """
+
+    engine: Engine
+    structure: Any
+    values: Values
+    copies: bool
+
+
 class EdgeStrength(torch.autograd.Function):
     """Strengths of the active edges, closeness of the candidates and the flow loss, with gradients (DESIGN, 2, 3).
 
-    apply(engine, structure, values, copies, cutoff, edge_weight, *scalars)
-        -> strengths (n_edges,), closeness (n_candidates,), flow ()
+    apply(found, cutoff, edge_weight, *scalars) -> strengths (n_edges,), closeness (n_candidates,), flow ()
 
     ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``edge_weight`` (capacity,) or None.
-    Strengths and closeness are ``copies``, or in the memory of ``values``: then nobody may write to them.
     """
 
     @staticmethod
     def forward(
-        engine: Engine,
-        structure: Any,
-        values: Values,
-        copies: bool,
-        cutoff: Tensor,
-        edge_weight: Tensor | None,
-        *scalars: Tensor,
+        found: Found, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what was found."""
+        engine, _, values, copies = found
         strengths, closeness = engine.tensor(values.strengths), engine.tensor(values.d)
         if copies:
             strengths, closeness = strengths.clone(), closeness.clone()
@@ -139,10 +152,9 @@ class EdgeStrength(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep the structure, and omega so that torch refuses a backward pass after it was changed in place."""
-        ctx.engine, ctx.structure, ctx.values, _, cutoff, edge_weight, *_ = inputs
+        ctx.found, cutoff, edge_weight, *_ = inputs
         ctx.set_materialize_grads(False)
-        ctx.has_omega = edge_weight is not None
-        ctx.save_for_backward(edge_weight if ctx.has_omega else cutoff)
+        ctx.save_for_backward(cutoff if edge_weight is None else edge_weight)
 
     @staticmethod
     def backward(
@@ -151,11 +163,10 @@ class EdgeStrength(torch.autograd.Function):
         """Gradients of the raw scalars."""
         (like,) = ctx.saved_tensors  # raises where omega has changed
         function = _edges_back if _direct() else _EdgesBack.apply
-        by_cutoff, by_omega, scalars = function(
-            ctx.engine, ctx.structure, ctx.values, like, by_strength, by_closeness, by_flow
-        )
+        engine, structure, values, _ = ctx.found
+        by_cutoff, by_omega, scalars = function(engine, structure, values, like, by_strength, by_closeness, by_flow)
         columns = scalars.unbind(0)
-        return None, None, None, None, by_cutoff, by_omega, *(columns[k] for k in ctx.engine.geometry.places)
+        return None, by_cutoff, by_omega, *[columns[k] for k in engine.geometry.places]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -192,21 +203,34 @@ class StraightThrough(torch.autograd.Function):
 # -- outputs of a DAG ----------------------------------------------------------------------------------------
 
 
+class Network(NamedTuple):
+    """What runs: a structure on an engine; its ring, where that gets a gradient; and strengths, and weight and bias of
+    every neuron, as arrays of the engine, where the caller has them."""
+
+    engine: Engine
+    structure: Any
+    ring: Ring | None = None
+    strengths: Any = None
+    scales: Any = None
+
+
 def _run(
-    engine: Engine, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
+    network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
 ) -> tuple[Tensor, Saved | None]:
     """Outputs, and what the backward pass needs."""
-    if len(x) == 0:
+    engine, structure, _, values, scales = network
+    if x.shape[0] == 0:
         return x.new_empty(0, len(structure.outputs)), None
-    scales = engine.scales(structure, None if weight is None else engine.array(weight), engine.array(bias))
-    out, saved = engine.forward(structure, engine.array(strengths), engine.array(x), scales)
+    if scales is None:
+        scales = engine.scales(structure, None if weight is None else engine.array(weight), engine.array(bias))
+    out, saved = engine.forward(
+        structure, engine.array(strengths) if values is None else values, engine.array(x), scales
+    )
     return engine.tensor(out), saved
 
 
 def _run_back(
-    engine: Engine,
-    structure: Any,
-    ring: Ring | None,
+    network: Network,
     saved: Saved | None,
     by_input: bool,
     gradient: Tensor,
@@ -216,22 +240,25 @@ def _run_back(
     bias: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (where ``by_input``), strengths, weight, bias and of the closeness of the ring."""
+    engine, structure, ring, values, _ = network
     if saved is None:
         zeros = (None if t is None else torch.zeros_like(t) for t in (x if by_input else None, strengths, weight, bias))
         closeness = None if ring is None else torch.zeros_like(engine.tensor(ring.values.d))
         return *zeros, closeness
-    values = engine.array(strengths)
+    if values is None:
+        values = engine.array(strengths)
     found = engine.backward(structure, values, saved, engine.array(gradient))
     weighted, by_closeness, by_x = structure.neurons.weighted, None, None
     if ring is not None:
         by_closeness = engine.tensor(engine.ring_gradient(ring, saved, found, values, engine.array(x)))
     if by_input:
         by_x = engine.tensor(engine.input_gradient(structure, saved, found, x.shape[1]))
+    by_strength, by_bias = engine.tensor(found.strengths), engine.tensor(found.bias[weighted])
     by_weight = None if weight is None else engine.tensor(found.weight[weighted])
-    gradients = engine.tensor(found.strengths), by_weight, engine.tensor(found.bias[weighted])
     if saved.batch > MANY:
-        gradients = tuple(None if t is None else t.clone() for t in gradients)
-    return by_x, *gradients, by_closeness
+        by_strength, by_bias = by_strength.clone(), by_bias.clone()
+        by_weight = None if by_weight is None else by_weight.clone()
+    return by_x, by_strength, by_weight, by_bias, by_closeness
 
 
 class _RunBack(_Once):
@@ -245,10 +272,10 @@ class _RunBack(_Once):
         """One after the other; what was saved serves where only the gradient is batched."""
 
         def run(*slices: Any) -> tuple[Tensor | None, ...]:
-            engine, structure, ring, saved, by_input, gradient, *rest = slices
-            if any(isinstance(dim, int) for dim in in_dims[6:]):
-                _, saved = Propagate.apply(engine, structure, ring, *rest, None)
-            found: tuple[Tensor | None, ...] = _RunBack.apply(engine, structure, ring, saved, by_input, gradient, *rest)
+            network, saved, by_input, gradient, *rest = slices
+            if any(isinstance(dim, int) for dim in in_dims[4:]):
+                _, saved = Propagate.apply(network, *rest, None)
+            found: tuple[Tensor | None, ...] = _RunBack.apply(network, saved, by_input, gradient, *rest)
             return found
 
         return _looped(run, info.batch_size, in_dims, args)
@@ -257,30 +284,23 @@ class _RunBack(_Once):
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons (DESIGN, sections 2 and 4).
 
-    apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0] -> (batch, n_outputs)
+    apply(network, x, strengths, weight, bias, closeness)[0] -> (batch, n_outputs)
 
     x (batch, n_inputs); strengths (n_edges,) in CSR order; weight (n_weighted,) or None; bias (n_weighted,).
-    With a ``ring``, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
+    With a ring, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
     """
 
     @staticmethod
     def forward(
-        engine: Engine,
-        structure: Any,
-        ring: Ring | None,
-        x: Tensor,
-        strengths: Tensor,
-        weight: Tensor | None,
-        bias: Tensor,
-        closeness: Tensor | None,
+        network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, closeness: Tensor | None
     ) -> tuple[Tensor, Saved | None]:
         """A forward pass, and what it saved."""
-        return _run(engine, structure, x, strengths, weight, bias)
+        return _run(network, x, strengths, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep what was saved."""
-        ctx.engine, ctx.structure, ctx.ring, *tensors, _ = inputs
+        ctx.network, *tensors, _ = inputs
         ctx.saved = output[1]
         ctx.save_for_backward(*tensors)
 
@@ -289,17 +309,16 @@ class Propagate(torch.autograd.Function):
         """A backward pass over the transpose."""
         x, strengths, weight, bias = ctx.saved_tensors
         function = _run_back if _direct() else _RunBack.apply
-        by_input = ctx.needs_input_grad[3]
-        head = ctx.engine, ctx.structure, ctx.ring, ctx.saved, by_input
-        return None, None, None, *function(*head, gradient, x, strengths, weight, bias)
+        found = function(ctx.network, ctx.saved, ctx.needs_input_grad[1], gradient, x, strengths, weight, bias)
+        return None, *found
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """A batched input is a larger batch; where other tensors are batched, one after the other."""
-        engine, structure, ring, x, *rest = args
-        if isinstance(in_dims[3], int) and not any(isinstance(dim, int) for dim in in_dims[4:]):
-            x = x.movedim(in_dims[3], 0)
-            out, saved = Propagate.apply(engine, structure, ring, x.reshape(-1, x.shape[-1]), *rest)
+        network, x, *rest = args
+        if isinstance(in_dims[1], int) and not any(isinstance(dim, int) for dim in in_dims[2:]):
+            x = x.movedim(in_dims[1], 0)
+            out, saved = Propagate.apply(network, x.reshape(-1, x.shape[-1]), *rest)
             return (out.reshape(info.batch_size, -1, out.shape[-1]), saved), (0, None)
         (out, _), _ = _looped(Propagate.apply, info.batch_size, in_dims, args)
         return (out, None), (0, None)
@@ -309,19 +328,15 @@ edge_strength, straight_through, _propagate = plain(EdgeStrength), plain(Straigh
 
 
 def propagate(
-    engine: Engine,
-    structure: Any,
+    network: Network,
     x: Tensor,
     strengths: Tensor,
     weight: Tensor | None,
     bias: Tensor,
-    ring: Ring | None = None,
     closeness: Tensor | None = None,
 ) -> Tensor:
     """Outputs (batch, n_outputs), with a graph where gradients are wanted."""
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        out: Tensor = _propagate(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
+        out: Tensor = _propagate(network, x, strengths, weight, bias, closeness)[0]
         return out
-    if len(x) == 0:
-        return x.new_empty(0, len(structure.outputs))
-    return engine.outputs(structure, x, strengths, weight, bias)
+    return network.engine.outputs(network.structure, x, strengths, weight, bias)

@@ -6,6 +6,7 @@ and back.  Nobody outside this package asks which ones they are.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Neurons:
     slope: Array
     first_linear: int
     weighted: Any
+
+    @functools.cached_property
+    def blank(self) -> tuple[Array, Array]:
+        """1 and 0 for every neuron: their weights and biases but for the weighted."""
+        return self.slope * 0 + 1, self.slope * 0
 
 
 class Structure(Protocol):
@@ -345,6 +351,8 @@ class Engine(ABC):
 
     def outputs(self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """Outputs of a network that its tensors describe, of which nothing is kept for a backward pass."""
+        if x.shape[0] == 0:
+            return x.new_empty(0, len(structure.outputs))
         scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
         return self.infer(structure, self.array(strengths), x, scales)
 

@@ -78,8 +78,8 @@ class CpuEngine(CpuSearch):
     @staticmethod
     def _blank(neurons: Neurons) -> tuple[Floats, Floats]:
         """1 and 0 for every neuron, new."""
-        n, dtype = len(neurons.kind), neurons.slope.dtype
-        return np.ones(n, dtype), np.zeros(n, dtype)
+        ones, zeros = neurons.blank
+        return ones.copy(), zeros.copy()
 
     def forward(
         self,
@@ -164,6 +164,8 @@ class CpuEngine(CpuSearch):
         self, structure: CpuStructure, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
     ) -> Tensor:
         """See `Engine.outputs`."""
+        if x.shape[0] == 0:
+            return x.new_empty(0, len(structure.outputs))
         named = {"strengths": strengths, "bias": bias}
         if weight is not None:
             named["weight"] = weight

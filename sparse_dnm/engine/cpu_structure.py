@@ -100,6 +100,7 @@ class Bits:
         self._arrays = arrays
         self._addresses, self._sizes = self._places(arrays)
         self._copy = np.empty(int(self._sizes.sum()), np.uint32)
+        self._address = self._copy.ctypes.data
         KERNELS.copy_words(self._addresses, self._sizes, self._copy)
 
     @staticmethod
@@ -115,7 +116,7 @@ class Bits:
             addresses, sizes = self._places(arrays)
             if not np.array_equal(sizes, self._sizes):
                 return False
-        same: bool = KERNELS.same_words(addresses, sizes, self._copy)
+        same: bool = KERNELS.same_words(addresses, sizes, self._address)
         return same
 
 
@@ -136,7 +137,7 @@ class CpuSearch(Engine):
 
     def serves(self, device: torch.device) -> bool:
         """See `Engine.serves`."""
-        return not backend.on_cuda(device) and self.executor.name != "torch-sparse"
+        return device.type != "cuda" and self.executor.name != "torch-sparse"
 
     def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Floats]:
         """The numbers of every parameter, by name."""

@@ -83,11 +83,14 @@ class EdgeSlots(nn.Module):
     @property
     def engine(self) -> Engine:
         """What runs this manifold, where its parameters are."""
-        engine, device = self._engine, self._parameters_device()
+        return self._engine_on(self._parameters_device())
+
+    def _engine_on(self, device: torch.device) -> Engine:
+        engine = self.__dict__["_engine"]
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
             engine = engine_for(self.executor, device, self.config)
             self.__dict__["_engine"] = engine  # nn.Module's way of setting an attribute takes long
-        return engine
+        return engine  # type: ignore[no-any-return]
 
     def _parameters_device(self) -> torch.device:
         found = self._parameters.get("alpha")
@@ -154,7 +157,10 @@ class EdgeSlots(nn.Module):
     def _touched(self) -> bool:
         """Somebody else has written to the buffers since."""
         buffers: dict[str, Any] = self._buffers
-        return any(buffers[name] is not b or b._version != version for name, b, version in self._seen)
+        for name, buffer, version in self._seen:  # any() would take longer
+            if buffers[name] is not buffer or buffer._version != version:
+                return True
+        return False
 
     def _candidates(self) -> Candidates:
         """The candidates that the buffers hold, in arrays of the engine.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparse_dnm.checks import check_input
+from sparse_dnm.engine.autograd import unwrapped
 
 
 def refuse_tracing(way_out: str) -> None:
@@ -18,7 +19,7 @@ def refuse_tracing(way_out: str) -> None:
 
 def is_recorded() -> bool:
     """Does torch record calls (compile, export, trace, make_fx) or listen to them: must they be operators of torch?"""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _autocast(device: str) -> bool:
@@ -34,6 +35,8 @@ def rows_of(
 
     Raises ValueError where x does not fit.
     """
+    if isinstance(x, Tensor):
+        x = unwrapped(x)
     if (
         type(x) is Tensor
         and x.ndim == 2
@@ -49,7 +52,7 @@ def rows_of(
         precision = torch.autocast(x.device.type, enabled=False)
         if x.is_floating_point():
             x = x.to(dtype)
-    if not torch.jit.is_tracing():  # which would warn of the comparisons; the operator that it records checks
+    if not torch._C._is_tracing():  # which would warn of the comparisons; the operator that it records checks
         check_input(x, n_inputs, dtype, device)
     if x.ndim == 2:
         return x, None, precision

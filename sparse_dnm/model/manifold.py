@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sparse_dnm.checks import check_dtype
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.engine.autograd import edge_strength, propagate
+from sparse_dnm.engine.autograd import Found, Network, edge_strength, propagate
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Array, Ring, Update
+from sparse_dnm.engine.base import Array, Engine, Ring, Update
 from sparse_dnm.engine.candidates import Geometry
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.edges import EdgeSlots
@@ -80,7 +80,7 @@ class DynamicManifold(EdgeSlots):
 
     def _first_structure(self) -> None:
         """Find the first candidates, and allocate slots for them and some more."""
-        update = self._update(torch.empty(0, dtype=self.alpha.dtype), capacity=None)
+        update = self._update(self.engine, self.arrays(), torch.empty(0, dtype=self.alpha.dtype), None)
         candidates, n = update.structure.candidates, len(update.structure.candidates.indices)
         capacity = self._geometry.capacity(n)
         if self._geometry.free:
@@ -154,25 +154,24 @@ class DynamicManifold(EdgeSlots):
 
     # -- structure -------------------------------------------------------------------------------------------
 
-    def _update(self, omega: Any = None, arrays: dict[str, Array] | None = None, capacity: int | None = -1) -> Update:
-        """The structure of the present parameters.
+    def _update(self, engine: Engine, arrays: dict[str, Array], omega: Any, capacity: int | None) -> Update:
+        """The structure of parameters whose numbers are ``arrays``.
 
         ``omega`` of the candidates, where the caller has it; ``capacity``: that of the model, or None for a structure
         that the model does not keep.
         """
-        engine, candidates = self.engine, self._candidates()
-        if arrays is None:
-            arrays = self.arrays()
+        candidates, found = self._candidates(), self._found
         if omega is None:
             omega = arrays["alpha"][:0]
             if self._geometry.free:
-                self._check_room()
+                slots: Any = self._buffers["candidate_indices"]
+                if arrays["edge_weight"].shape != slots.shape:
+                    self._check_room()
                 omega = engine.gather(arrays["edge_weight"], candidates.slots)
         elif isinstance(omega, Tensor):
             omega = engine.array(omega)
-        previous = None if self._found is None or self._found.engine is not engine else self._found.structure
-        room = self.capacity if capacity == -1 else capacity
-        return engine.update(arrays, omega, candidates, previous, room, everything=self._kappa > 0)
+        previous = None if found is None or found.engine is not engine else found.structure
+        return engine.update(arrays, omega, candidates, previous, capacity, everything=self._kappa > 0)
 
     def find(
         self, arrays: dict[str, Array] | None = None, omega: Any = None, on_change: Any = None, training: bool = False
@@ -182,17 +181,30 @@ class DynamicManifold(EdgeSlots):
         ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
         called before the candidates become others.
         """
-        state = self.__dict__  # nn.Module's way of setting an attribute takes long
-        state["_remembered"] = None
-        own = self._present().own
+        engine, parameters = self.engine, self._present()
         if torch._C._are_functorch_transforms_active():
             from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-            named = {name: _unwrapped(p) for name, p in self._named().items()}
+            named = {name: _unwrapped(p) for name, p in parameters.named.items()}
             with temporarily_clear_interpreter_stack():  # numbers are read, not recorded
-                update = self._update(omega, self.engine.read(named), -1 if own else None)
-        else:
-            update = self._update(omega, arrays, -1 if own else None)
+                return self._find(engine, parameters, engine.read(named), omega, on_change, training)
+        if arrays is None:
+            arrays = engine.read(parameters.named)
+        return self._find(engine, parameters, arrays, omega, on_change, training)
+
+    def _find(
+        self,
+        engine: Engine,
+        parameters: Parameters,
+        arrays: dict[str, Array],
+        omega: Any = None,
+        on_change: Any = None,
+        training: bool = False,
+    ) -> Evaluation:
+        """As `find`."""
+        state, own = self.__dict__, parameters.own  # nn.Module's way of setting an attribute takes long
+        state["_remembered"] = None
+        update = self._update(engine, arrays, omega, self.capacity if own else None)
         if own and update.origin is not None:
             if "edge_weight" not in self._parameters and self._geometry.free:
                 raise ValueError(
@@ -202,7 +214,7 @@ class DynamicManifold(EdgeSlots):
             if on_change is not None:
                 on_change()
             self._commit(update, training)
-        found = Evaluation(self.config, self.engine, update.structure, update.values, self._present().named["cutoff"])
+        found = Evaluation(self.config, engine, update.structure, update.values, parameters.named["cutoff"])
         if own:
             state["_found"] = found
         return found
@@ -212,47 +224,41 @@ class DynamicManifold(EdgeSlots):
 
     def _with_graph(self, found: Evaluation, parameters: Parameters, copies: bool = False) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
-        made = edge_strength(found.engine, found.structure, found.values, copies, *parameters.edges)
+        if found.graph is not None:  # which somebody may hold
+            found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
+            if parameters.own:
+                self.__dict__["_found"] = found
+                if self._remembered is not None:
+                    self._remembered.found = found
+        made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
         found.graph, found.handed_out = Graph(*made), copies
         return found
 
-    def _evaluate(self, parameters: Parameters) -> Evaluation:
+    def _evaluate(self) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
+        parameters = self._present()
         if torch._C._are_functorch_transforms_active():
-            found = self.find(training=torch.is_grad_enabled())
-            return self._with_graph(found, parameters, copies=True)
-        found = self._unchanged(parameters)
-        if found is None:
-            found = self._find_and_remember(parameters)
-        elif found.graph is not None:  # which somebody holds
-            found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
-            self.__dict__["_found"] = found
-        return self._with_graph(found, parameters)
+            return self._with_graph(self.find(training=torch.is_grad_enabled()), parameters, copies=True)
+        engine = self.engine
+        return self._with_graph(self._find_anew(engine, parameters, engine.read(parameters.named)), parameters)
 
-    def _unchanged(self, parameters: Parameters) -> Evaluation | None:
-        """The last evaluation, where no bit of a parameter has changed since; else None.
+    def _find_anew(self, engine: Engine, parameters: Parameters, arrays: dict[str, Array]) -> Evaluation:
+        """The evaluation of the present parameters: the last one where none of their bits has changed since.
 
-        torch counts what it writes to a parameter.  What was written through ``data`` or an array of numpy it does not
-        count: where the counts are the same the bits are compared.
+        With a graph torch's counts of what it wrote to them are compared first, since a step of training changes all,
+        and bits are kept only where the counts have stayed the same.  What was written through ``data`` or an array of
+        numpy is not counted: only equal bits are unchanged parameters.
         """
-        candidates, seen, engine = self._candidates(), self._remembered, self.engine
-        if seen is None or seen.bits is None or not parameters.own or seen.versions != parameters.versions():
-            return None
-        found = self._found
-        if found is None or found.engine is not engine or found.structure.candidates is not candidates:
-            return None
-        return found if seen.bits.same(engine.read(parameters.named)) else None
-
-    def _find_and_remember(self, parameters: Parameters) -> Evaluation:
-        """Find the structure; its bits are kept where the next call may find them unchanged: a step of training changes
-        them."""
-        engine, training, before = self.engine, torch.is_grad_enabled(), self._remembered
-        again = before is not None and before.versions == parameters.versions()
-        found = self.find(engine.read(parameters.named), training=training)
-        if parameters.own:
-            arrays = engine.read(parameters.named)  # a new edge has an omega
-            bits = engine.remember(arrays) if again or not training else None
-            self.__dict__["_remembered"] = Remembered(parameters.versions(), bits)
+        before, training, again = self._remembered, torch.is_grad_enabled(), False
+        if not parameters.own:
+            return self._find(engine, parameters, arrays, training=training)
+        if before is not None:
+            again = not training or before.versions == parameters.versions()
+            if again and before.holds(engine, self._candidates(), arrays):
+                return before.found
+        found = self._find(engine, parameters, arrays, training=training)
+        bits = engine.remember(arrays) if again or not training else None
+        self.__dict__["_remembered"] = Remembered(found, parameters.versions(), bits)
         return found
 
     @property
@@ -266,14 +272,14 @@ class DynamicManifold(EdgeSlots):
             self._candidates()
             found = self._found
         if found is None:
-            return self._evaluate(self._present())
+            return self._evaluate()
         graph = found.graph
         if graph is None and not torch.is_grad_enabled():
             return self._with_graph(found, self._present())
         if torch.is_grad_enabled() and (graph is None or not graph.strengths.requires_grad):
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
             if graph is None or not {"weight", "bias"}.issuperset(trained):
-                return self._evaluate(self._present())
+                return self._evaluate()
         return found
 
     @property
@@ -372,36 +378,41 @@ class DynamicManifold(EdgeSlots):
         else:
             with precision:
                 out = self._outputs(rows, parameters)
-        return restored(out * out if config.output == "square" else out, leading)
+        if config.output == "square":
+            out = out * out if out.requires_grad else out.mul_(out)
+        return out if leading is None else restored(out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
 
     def _outputs(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Outputs (batch, n_outputs) before they are squared."""
-        if parameters.own and not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            return self._infer(x, parameters)
-        found = self._evaluate(parameters)
-        assert found.graph is not None
-        ring = self.ring(found)
-        closeness = found.graph.closeness if ring else None
         named = parameters.named
-        return propagate(
-            found.engine, found.structure, x, found.graph.strengths, named["weight"], named["bias"], ring, closeness
-        )
+        if torch._C._are_functorch_transforms_active():
+            found = self._evaluate()
+            network = Network(found.engine, found.structure, self.ring(found))
+        else:
+            engine = self._engine_on(named["alpha"].device)
+            arrays = engine.read(named)
+            found = self._find_anew(engine, parameters, arrays)
+            if parameters.own and not torch.is_grad_enabled():
+                return self._infer(x, found, arrays)
+            found = self._with_graph(found, parameters)
+            scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
+            network = Network(engine, found.structure, self.ring(found), found.values.strengths, scales)
+        graph = found.graph
+        assert graph is not None
+        closeness = graph.closeness if network.ring else None
+        return propagate(network, x, graph.strengths, named["weight"], named["bias"], closeness)
 
-    def _infer(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Outputs without a graph, of the model's own parameters; structure is found again only where one has changed."""
-        found = self._unchanged(parameters)
-        if found is None:
-            found = self._find_and_remember(parameters)
-        if len(x) == 0:
+    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array]) -> Tensor:
+        """Outputs without a graph."""
+        if x.shape[0] == 0:
             return x.new_empty(0, self.config.n_outputs)
-        engine, seen = found.engine, self._remembered
+        seen = self._remembered
         assert seen is not None
         if seen.scales is None:
-            arrays = engine.read(parameters.named)
-            seen.scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
-        return engine.infer(found.structure, found.values.strengths, x, seen.scales)
+            seen.scales = found.engine.scales(found.structure, arrays["weight"], arrays["bias"])
+        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales)
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

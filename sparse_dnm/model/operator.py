@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparse_dnm.checks import check_alike, check_dtype, check_input, check_shape
-from sparse_dnm.engine.autograd import NO_SECOND, _looped, _run, _run_back
+from sparse_dnm.engine.autograd import NO_SECOND, Network, _looped, _run, _run_back
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
@@ -90,7 +90,7 @@ def propagate(
     """Outputs (batch, n_outputs) of a SparseDAG."""
     arrays, functions = (indptr, indices, inputs, outputs), (activation, input_neurons, linear_outputs)
     engine, structure = _structure(x, edge_weight, weight, bias, arrays, *functions, executor, threads)
-    return _run(engine, structure, x, edge_weight, weight, bias)[0]
+    return _run(Network(engine, structure), x, edge_weight, weight, bias)[0]
 
 
 @propagate.register_fake
@@ -120,8 +120,8 @@ def propagate_backward(
     """Gradients of x, edge_weight, weight and bias; empty where there is none."""
     arrays, functions = (indptr, indices, inputs, outputs), (activation, input_neurons, linear_outputs)
     engine, structure = _structure(x, edge_weight, weight, bias, arrays, *functions, executor, threads)
-    _, saved = _run(engine, structure, x, edge_weight, weight, bias)
-    found = _run_back(engine, structure, None, saved, by_input, gradient, x, edge_weight, weight, bias)
+    _, saved = _run(Network(engine, structure), x, edge_weight, weight, bias)
+    found = _run_back(Network(engine, structure), saved, by_input, gradient, x, edge_weight, weight, bias)
     by_x, by_edge, by_weight, by_bias = (bias.new_empty(0) if t is None else t for t in found[:N_TENSORS])
     return by_x, by_edge, by_weight, by_bias
 

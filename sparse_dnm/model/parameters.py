@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sparse_dnm.engine.base import Memory
+from sparse_dnm.engine.autograd import unwrapped
+from sparse_dnm.engine.base import Engine, Memory
+from sparse_dnm.engine.candidates import Candidates
+from sparse_dnm.model.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from sparse_dnm.model.edges import EdgeSlots
@@ -33,7 +36,7 @@ class Parameters:
         geometry = model._geometry
         names = geometry.parameters
         self.named: dict[str, Tensor] = {
-            name: p if (p := held.get(name)) is not None else getattr(model, name) for name in names
+            name: unwrapped(p if (p := held.get(name)) is not None else getattr(model, name)) for name in names
         }
         self.edges = (
             self.named["cutoff"],
@@ -58,9 +61,17 @@ class Parameters:
 
 @dataclass(eq=False, slots=True)
 class Remembered:
-    """What the parameters were when their structure was found: torch's counts of what it wrote to them, and their bits
-    where these were kept; and weight and bias of every neuron, once somebody has wanted them."""
+    """An evaluation, and what the parameters were: torch's counts of what it wrote to them, and their bits where these
+    were kept; and weight and bias of every neuron, once somebody has wanted them."""
 
+    found: Evaluation
     versions: list[int] | None
     bits: Memory | None
     scales: Any = None
+
+    def holds(self, engine: Engine, candidates: Candidates, arrays: Mapping[str, Any]) -> bool:
+        """Is the evaluation that of these parameters and candidates, too?"""
+        found, bits = self.found, self.bits
+        if bits is None or found.engine is not engine or found.structure.candidates is not candidates:
+            return False
+        return bits.same(arrays)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparse_dnm.checks import CPU, DTYPES, check_alike, check_dtype, check_shape
 from sparse_dnm.config import ACTIVATIONS, OUTPUTS, check_choice
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autograd import Network, propagate, unwrapped
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
@@ -254,7 +254,7 @@ class SparseDAG(nn.Module):
         bias = parameters[2]
         check_dtype(bias.dtype)
         rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device)
-        if not torch.jit.is_tracing():  # as in rows_of
+        if not torch._C._is_tracing():  # as in rows_of
             self._check_parameters(*parameters)
         run = self._run_recorded if is_recorded() else self._run
         if precision is None:
@@ -266,10 +266,11 @@ class SparseDAG(nn.Module):
 
     def _present(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """edge_weight, weight and bias, or what parametrisations make of them."""
-        held = self._parameters
-        if held.keys() == NAMES:
-            return held["edge_weight"], held["weight"], held["bias"]  # type: ignore[return-value]
-        return self.edge_weight, self.weight, self.bias
+        held: Any = self._parameters
+        if held.keys() != NAMES:
+            return self.edge_weight, self.weight, self.bias
+        weight = held["weight"]
+        return unwrapped(held["edge_weight"]), None if weight is None else unwrapped(weight), unwrapped(held["bias"])
 
     def _check_parameters(self, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> None:
         dtype, device = bias.dtype, bias.device
@@ -281,7 +282,9 @@ class SparseDAG(nn.Module):
 
     def _run(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         engine = self._engine_on(bias.device)
-        return propagate(engine, self._structure(engine, bias.dtype), x, edge_weight, weight, bias)
+        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            return engine.outputs(self._structure(engine, bias.dtype), x, edge_weight, weight, bias)
+        return propagate(Network(engine, self._structure(engine, bias.dtype)), x, edge_weight, weight, bias)
 
     def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """The same as one operator of torch."""
