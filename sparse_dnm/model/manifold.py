@@ -379,7 +379,8 @@ class DynamicManifold(EdgeSlots):
             with precision:
                 out = self._outputs(rows, parameters)
         if config.output == "square":
-            out = out * out if out.requires_grad else out.mul_(out)
+            again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+            out = out * out if again else out.mul_(out)
         return out if leading is None else restored(out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
