@@ -7,7 +7,8 @@ batched input alone in one pass.  There are no second derivatives: asked for, th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,7 +119,8 @@ class _EdgesBack(_Once):
         return _looped(_EdgesBack.apply, info.batch_size, in_dims, args)
 
 
-class Found(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Found:
     """A structure and its values, on the engine that found them.
 
     copies  what is handed out may be written to; else it is in the memory of the values
@@ -143,9 +145,9 @@ class EdgeStrength(torch.autograd.Function):
         found: Found, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what was found."""
-        engine, _, values, copies = found
+        engine, values = found.engine, found.values
         strengths, closeness = engine.tensor(values.strengths), engine.tensor(values.d)
-        if copies:
+        if found.copies:
             strengths, closeness = strengths.clone(), closeness.clone()
         return strengths, closeness, engine.number(values.imbalance**2, closeness)
 
@@ -163,10 +165,12 @@ class EdgeStrength(torch.autograd.Function):
         """Gradients of the raw scalars."""
         (like,) = ctx.saved_tensors  # raises where omega has changed
         function = _edges_back if _direct() else _EdgesBack.apply
-        engine, structure, values, _ = ctx.found
-        by_cutoff, by_omega, scalars = function(engine, structure, values, like, by_strength, by_closeness, by_flow)
+        found = ctx.found
+        by_cutoff, by_omega, scalars = function(
+            found.engine, found.structure, found.values, like, by_strength, by_closeness, by_flow
+        )
         columns = scalars.unbind(0)
-        return None, by_cutoff, by_omega, *[columns[k] for k in engine.geometry.places]
+        return None, by_cutoff, by_omega, *[columns[k] for k in found.engine.geometry.places]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -203,22 +207,32 @@ class StraightThrough(torch.autograd.Function):
 # -- outputs of a DAG ----------------------------------------------------------------------------------------
 
 
-class Network(NamedTuple):
-    """What runs: a structure on an engine; its ring, where that gets a gradient; and strengths, and weight and bias of
-    every neuron, as arrays of the engine, where the caller has them."""
+@dataclass(eq=False, slots=True)
+class Network:
+    """What runs: a structure on an engine, its outputs ``squared`` or not; its ring, where that gets a gradient; and
+    strengths, and weight and bias of every neuron, as arrays of the engine, where the caller has them."""
 
     engine: Engine
     structure: Any
+    squared: bool = False
     ring: Ring | None = None
     strengths: Any = None
     scales: Any = None
 
 
+@dataclass(eq=False, slots=True)
+class Kept:
+    """What a forward pass saved, and its outputs before they were squared, where they were."""
+
+    saved: Saved
+    linear: Any
+
+
 def _run(
     network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
-) -> tuple[Tensor, Saved | None]:
+) -> tuple[Tensor, Kept | None]:
     """Outputs, and what the backward pass needs."""
-    engine, structure, _, values, scales = network
+    engine, structure, values, scales = network.engine, network.structure, network.strengths, network.scales
     if x.shape[0] == 0:
         return x.new_empty(0, len(structure.outputs)), None
     if scales is None:
@@ -226,12 +240,14 @@ def _run(
     out, saved = engine.forward(
         structure, engine.array(strengths) if values is None else values, engine.array(x), scales
     )
-    return engine.tensor(out), saved
+    if network.squared:
+        return engine.tensor(out * out), Kept(saved, out)
+    return engine.tensor(out), Kept(saved, None)
 
 
 def _run_back(
     network: Network,
-    saved: Saved | None,
+    kept: Kept | None,
     by_input: bool,
     gradient: Tensor,
     x: Tensor,
@@ -240,14 +256,19 @@ def _run_back(
     bias: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (where ``by_input``), strengths, weight, bias and of the closeness of the ring."""
-    engine, structure, ring, values, _ = network
-    if saved is None:
+    engine, structure, ring, values = network.engine, network.structure, network.ring, network.strengths
+    if kept is None:
         zeros = (None if t is None else torch.zeros_like(t) for t in (x if by_input else None, strengths, weight, bias))
         closeness = None if ring is None else torch.zeros_like(engine.tensor(ring.values.d))
         return *zeros, closeness
     if values is None:
         values = engine.array(strengths)
-    found = engine.backward(structure, values, saved, engine.array(gradient))
+    saved, linear = kept.saved, kept.linear
+    by_output = engine.array(gradient)
+    if linear is not None:
+        by_output = by_output * linear
+        by_output += by_output
+    found = engine.backward(structure, values, saved, by_output)
     weighted, by_closeness, by_x = structure.neurons.weighted, None, None
     if ring is not None:
         by_closeness = engine.tensor(engine.ring_gradient(ring, saved, found, values, engine.array(x)))
@@ -272,10 +293,10 @@ class _RunBack(_Once):
         """One after the other; what was saved serves where only the gradient is batched."""
 
         def run(*slices: Any) -> tuple[Tensor | None, ...]:
-            network, saved, by_input, gradient, *rest = slices
+            network, kept, by_input, gradient, *rest = slices
             if any(isinstance(dim, int) for dim in in_dims[4:]):
-                _, saved = Propagate.apply(network, *rest, None)
-            found: tuple[Tensor | None, ...] = _RunBack.apply(network, saved, by_input, gradient, *rest)
+                _, kept = Propagate.apply(network, *rest, None)
+            found: tuple[Tensor | None, ...] = _RunBack.apply(network, kept, by_input, gradient, *rest)
             return found
 
         return _looped(run, info.batch_size, in_dims, args)
@@ -293,7 +314,7 @@ class Propagate(torch.autograd.Function):
     @staticmethod
     def forward(
         network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, closeness: Tensor | None
-    ) -> tuple[Tensor, Saved | None]:
+    ) -> tuple[Tensor, Kept | None]:
         """A forward pass, and what it saved."""
         return _run(network, x, strengths, weight, bias)
 
@@ -301,7 +322,7 @@ class Propagate(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep what was saved."""
         ctx.network, *tensors, _ = inputs
-        ctx.saved = output[1]
+        ctx.kept = output[1]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -309,7 +330,7 @@ class Propagate(torch.autograd.Function):
         """A backward pass over the transpose."""
         x, strengths, weight, bias = ctx.saved_tensors
         function = _run_back if _direct() else _RunBack.apply
-        found = function(ctx.network, ctx.saved, ctx.needs_input_grad[1], gradient, x, strengths, weight, bias)
+        found = function(ctx.network, ctx.kept, ctx.needs_input_grad[1], gradient, x, strengths, weight, bias)
         return None, *found
 
     @staticmethod
@@ -318,8 +339,8 @@ class Propagate(torch.autograd.Function):
         network, x, *rest = args
         if isinstance(in_dims[1], int) and not any(isinstance(dim, int) for dim in in_dims[2:]):
             x = x.movedim(in_dims[1], 0)
-            out, saved = Propagate.apply(network, x.reshape(-1, x.shape[-1]), *rest)
-            return (out.reshape(info.batch_size, -1, out.shape[-1]), saved), (0, None)
+            out, kept = Propagate.apply(network, x.reshape(-1, x.shape[-1]), *rest)
+            return (out.reshape(info.batch_size, -1, out.shape[-1]), kept), (0, None)
         (out, _), _ = _looped(Propagate.apply, info.batch_size, in_dims, args)
         return (out, None), (0, None)
 
@@ -339,4 +360,5 @@ def propagate(
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         out: Tensor = _propagate(network, x, strengths, weight, bias, closeness)[0]
         return out
-    return network.engine.outputs(network.structure, x, strengths, weight, bias)
+    out = network.engine.outputs(network.structure, x, strengths, weight, bias)
+    return out.mul_(out) if network.squared else out

@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def strengths(self) -> Tensor | None:
-        """D of the active edges (n_edges,), in the order of the topology's CSR, with its graph; None without `graph`."""
+        """D of the active edges (n_edges,), in the order of the topology's CSR; None where `graph` is."""
         graph = self._handed()
         return None if graph is None else graph.strengths
 

@@ -139,7 +139,7 @@ class DynamicManifold(EdgeSlots):
         state = self.__dict__
         known, held = state["_known"], state["_parameters"]
         if known is not None and known.are(held):
-            return known  # type: ignore[no-any-return]
+            return known
         found = Parameters(self, self._own)
         state["_known"] = found if found.own and found.plain else None
         return found
@@ -378,28 +378,27 @@ class DynamicManifold(EdgeSlots):
         else:
             with precision:
                 out = self._outputs(rows, parameters)
-        if config.output == "square":
-            again = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-            out = out * out if again else out.mul_(out)
         return out if leading is None else restored(out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
 
     def _outputs(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Outputs (batch, n_outputs) before they are squared."""
-        named = parameters.named
+        """Outputs (batch, n_outputs)."""
+        named, squared = parameters.named, self.config.output == "square"
         if torch._C._are_functorch_transforms_active():
             found = self._evaluate()
-            network = Network(found.engine, found.structure, self.ring(found))
+            network = Network(found.engine, found.structure, squared, self.ring(found))
         else:
             engine = self._engine_on(named["alpha"].device)
             arrays = engine.read(named)
             found = self._find_anew(engine, parameters, arrays)
             if parameters.own and not torch.is_grad_enabled():
-                return self._infer(x, found, arrays)
+                out = self._infer(x, found, arrays)
+                return out.mul_(out) if squared else out
             found = self._with_graph(found, parameters)
             scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
-            network = Network(engine, found.structure, self.ring(found), found.values.strengths, scales)
+            ring, strengths = self.ring(found), found.values.strengths
+            network = Network(engine, found.structure, squared, ring, strengths, scales)
         graph = found.graph
         assert graph is not None
         closeness = graph.closeness if network.ring else None

@@ -262,7 +262,7 @@ class SparseDAG(nn.Module):
         else:
             with precision:
                 out = run(rows, *parameters)
-        return restored(out * out if self.output == "square" else out, leading)
+        return restored(out, leading)
 
     def _present(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """edge_weight, weight and bias, or what parametrisations make of them."""
@@ -282,9 +282,8 @@ class SparseDAG(nn.Module):
 
     def _run(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         engine = self._engine_on(bias.device)
-        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            return engine.outputs(self._structure(engine, bias.dtype), x, edge_weight, weight, bias)
-        return propagate(Network(engine, self._structure(engine, bias.dtype)), x, edge_weight, weight, bias)
+        network = Network(engine, self._structure(engine, bias.dtype), self.output == "square")
+        return propagate(network, x, edge_weight, weight, bias)
 
     def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """The same as one operator of torch."""
@@ -295,7 +294,7 @@ class SparseDAG(nn.Module):
             *(x, edge_weight, weight, bias, self.indptr, self.indices, self.inputs, self.outputs),
             *(self.activation, self.input_neurons, self.linear_outputs, self.executor.name, threads),
         )
-        return out
+        return out * out if self.output == "square" else out
 
     @property
     def engine(self) -> Engine:
