@@ -360,5 +360,7 @@ def propagate(
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         out: Tensor = _propagate(network, x, strengths, weight, bias, closeness)[0]
         return out
+    if x.shape[0] == 0:
+        return x.new_empty(0, len(network.structure.outputs))
     out = network.engine.outputs(network.structure, x, strengths, weight, bias)
     return out.mul_(out) if network.squared else out

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_dnm.engine.candidates import CROWDED, Candidates, Geometry, OverCapacity, assign_slots, compose
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 
 if TYPE_CHECKING:
     from sparse_dnm.engine.autotune import Executor
@@ -165,33 +166,6 @@ class ParameterGradients(NamedTuple):
     scalars: Array
     cutoff: Any
     omega: Array
-
-
-class Gates(NamedTuple):
-    """Soft number of edges, its derivative by the raw cutoff, and those by the candidates' closeness."""
-
-    total: Any
-    by_cutoff: Any
-    by_closeness: Array
-
-
-class Prices(NamedTuple):
-    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
-
-    edge: float
-    input: float
-    neuron: float
-    level: float
-
-
-class Cost(NamedTuple):
-    """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
-    chance that each exists, (n_candidates,) both; arrays of the CPU."""
-
-    value: float
-    by_cutoff: float
-    by_closeness: Any
-    by_gate: Any
 
 
 class Ring(NamedTuple):
@@ -351,8 +325,6 @@ class Engine(ABC):
 
     def outputs(self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """Outputs of a network that its tensors describe, of which nothing is kept for a backward pass."""
-        if x.shape[0] == 0:
-            return x.new_empty(0, len(structure.outputs))
         scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
         return self.infer(structure, self.array(strengths), x, scales)
 

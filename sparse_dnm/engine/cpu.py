@@ -164,8 +164,6 @@ class CpuEngine(CpuSearch):
         self, structure: CpuStructure, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
     ) -> Tensor:
         """See `Engine.outputs`."""
-        if x.shape[0] == 0:
-            return x.new_empty(0, len(structure.outputs))
         named = {"strengths": strengths, "bias": bias}
         if weight is not None:
             named["weight"] = weight

@@ -15,9 +15,10 @@ from sparse_dnm.checks import CPU, DTYPES, check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Values
+from sparse_dnm.engine.base import Engine, Evaluated, Neurons, ParameterGradients, Values
 from sparse_dnm.engine.buffers import BIG, BufferPool
 from sparse_dnm.engine.candidates import NOT_FINITE, Candidates, Geometry
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 

@@ -19,8 +19,9 @@ from sparse_dnm.checks import CPU, check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Update, Values
+from sparse_dnm.engine.base import Engine, Evaluated, Neurons, ParameterGradients, Update, Values
 from sparse_dnm.engine.candidates import NOT_FINITE, Candidates, Geometry
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_structure import CpuStructure, check_size
 from sparse_dnm.engine.schedule import Schedule

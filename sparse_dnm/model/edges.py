@@ -15,14 +15,7 @@ from sparse_dnm.checks import CPU, check_shape
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, SCALARS, ManifoldConfig
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Update
-from sparse_dnm.engine.candidates import (
-    Candidates,
-    Geometry,
-    check_candidates,
-    check_slots,
-    digest,
-    with_new_pairs,
-)
+from sparse_dnm.engine.candidates import Candidates, Geometry, check_candidates, check_slots, digest, with_new_pairs
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
 from sparse_dnm.model.followed import Followed

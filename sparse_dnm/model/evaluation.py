@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine.autograd import straight_through
-from sparse_dnm.engine.base import Cost, Engine, Gates, Prices, Values
+from sparse_dnm.engine.base import Engine, Values
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.engine.topology import Topology
 
@@ -30,7 +31,7 @@ class Evaluation:
     """A structure and its values, on the engine that found them.
 
     cutoff  the raw cutoff, (), with its graph
-    graph   None where nobody has asked for one yet; see `strengths`, `closeness` and `flow`
+    graph   None where nobody has asked for one yet: then there are no `strengths`, `closeness` and `flow`
     """
 
     config: ManifoldConfig
@@ -41,30 +42,30 @@ class Evaluation:
     graph: Graph | None = None
     handed_out: bool = False  # somebody may write to the graph's tensors
 
-    def _handed(self) -> Graph | None:
+    def _handed(self) -> Graph:
         """The tensors for somebody who may write to them: from here on their memory is not that of the values."""
-        if self.graph is not None and not self.handed_out:
+        assert self.graph is not None, "DynamicManifold.evaluation has a graph"
+        if not self.handed_out:
             self.handed_out = True
             for tensor in self.graph[:2]:
                 tensor.data = tensor.detach().clone()
         return self.graph
 
     @property
-    def strengths(self) -> Tensor | None:
-        """D of the active edges (n_edges,), in the order of the topology's CSR; None where `graph` is."""
-        graph = self._handed()
-        return None if graph is None else graph.strengths
+    def strengths(self) -> Tensor:
+        """D of the active edges (n_edges,), in the order of the topology's CSR, with its graph."""
+        return self._handed().strengths
 
     @property
-    def closeness(self) -> Tensor | None:
-        """d of the candidates (n_candidates,); as `strengths`."""
-        graph = self._handed()
-        return None if graph is None else graph.closeness
+    def closeness(self) -> Tensor:
+        """d of the candidates (n_candidates,), with its graph."""
+        return self._handed().closeness
 
     @property
-    def flow(self) -> Tensor | None:
-        """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², (); as `strengths`."""
-        return None if self.graph is None else self.graph.flow
+    def flow(self) -> Tensor:
+        """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², (), with its graph."""
+        assert self.graph is not None
+        return self.graph.flow
 
     @property
     def n_edges(self) -> int:

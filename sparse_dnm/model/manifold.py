@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from sparse_dnm.model.edges import EdgeSlots
 from sparse_dnm.model.evaluation import Evaluation, Graph
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
-from sparse_dnm.model.parameters import Parameters, Remembered
+from sparse_dnm.model.parameters import OwnParameters, Parameters, Remembered, without_transforms
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -69,12 +68,11 @@ class DynamicManifold(EdgeSlots):
         self._kappa = 0.0
         self._found: Evaluation | None = None
         self._remembered: Remembered | None = None
-        self._known: Parameters | None = None
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
                 self.register_parameter(name, nn.Parameter(value))
             self._begin(Geometry(config))
-            self._own_parameters()
+            self._own = OwnParameters(self)
             self._first_structure()
         self.to(where)
 
@@ -99,11 +97,11 @@ class DynamicManifold(EdgeSlots):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without what is found anew."""
-        return {**super().__getstate__(), "_found": None, "_remembered": None, "_known": None, "_own": None}
+        return {**super().__getstate__(), "_found": None, "_remembered": None, "_own": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._own_parameters()
+        self._own = OwnParameters(self)
 
     @property
     def kappa(self) -> float:
@@ -122,31 +120,16 @@ class DynamicManifold(EdgeSlots):
         """As torch's; this one is the model's own."""
         super().register_parameter(name, param)
         if param is not None and "_own" in self.__dict__:
-            self._own[name], self._known = weakref.ref(param), None
-
-    def _own_parameters(self) -> None:
-        """Remember which parameters are the model's own: torch.func.functional_call puts others in their place."""
-        self._own = {name: weakref.ref(p) for name, p in self._parameters.items() if p is not None}
-        self._known = None
+            self._own.add(name, param)
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
         super()._apply(fn, recurse)
-        self._own_parameters()
+        self._own = OwnParameters(self)
         return self
-
-    def _present(self) -> Parameters:
-        """The parameters as they are now."""
-        state = self.__dict__
-        known, held = state["_known"], state["_parameters"]
-        if known is not None and known.are(held):
-            return known
-        found = Parameters(self, self._own)
-        state["_known"] = found if found.own and found.plain else None
-        return found
 
     def _named(self) -> dict[str, Tensor]:
         """The parameters by name, or what parametrisations make of them."""
-        return self._present().named
+        return self._own.present(self).named
 
     def arrays(self) -> dict[str, Array]:
         """The numbers of every parameter, by name, in arrays of the engine."""
@@ -181,11 +164,11 @@ class DynamicManifold(EdgeSlots):
         ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
         called before the candidates become others.
         """
-        engine, parameters = self.engine, self._present()
+        engine, parameters = self.engine, self._own.present(self)
         if torch._C._are_functorch_transforms_active():
             from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-            named = {name: _unwrapped(p) for name, p in parameters.named.items()}
+            named = {name: without_transforms(p) for name, p in parameters.named.items()}
             with temporarily_clear_interpreter_stack():  # numbers are read, not recorded
                 return self._find(engine, parameters, engine.read(named), omega, on_change, training)
         if arrays is None:
@@ -193,14 +176,9 @@ class DynamicManifold(EdgeSlots):
         return self._find(engine, parameters, arrays, omega, on_change, training)
 
     def _find(
-        self,
-        engine: Engine,
-        parameters: Parameters,
-        arrays: dict[str, Array],
-        omega: Any = None,
-        on_change: Any = None,
-        training: bool = False,
-    ) -> Evaluation:
+        self, engine: Engine, parameters: Parameters, arrays: dict[str, Array], omega: Any = None,
+        on_change: Any = None, training: bool = False,
+    ) -> Evaluation:  # fmt: skip
         """As `find`."""
         state, own = self.__dict__, parameters.own  # nn.Module's way of setting an attribute takes long
         state["_remembered"] = None
@@ -236,7 +214,7 @@ class DynamicManifold(EdgeSlots):
 
     def _evaluate(self) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        parameters = self._present()
+        parameters = self._own.present(self)
         if torch._C._are_functorch_transforms_active():
             return self._with_graph(self.find(training=torch.is_grad_enabled()), parameters, copies=True)
         engine = self.engine
@@ -275,7 +253,7 @@ class DynamicManifold(EdgeSlots):
             return self._evaluate()
         graph = found.graph
         if graph is None and not torch.is_grad_enabled():
-            return self._with_graph(found, self._present())
+            return self._with_graph(found, self._own.present(self))
         if torch.is_grad_enabled() and (graph is None or not graph.strengths.requires_grad):
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
             if graph is None or not {"weight", "bias"}.issuperset(trained):
@@ -316,21 +294,16 @@ class DynamicManifold(EdgeSlots):
     @property
     def strengths(self) -> Tensor:
         """D of the active edges (n_edges,) in the order of the topology's CSR, with its graph; as `topology`."""
-        found = self.evaluation.strengths
-        assert found is not None
-        return found
+        return self.evaluation.strengths
 
     @property
     def closeness(self) -> Tensor:
         """d of the candidates (n_candidates,), with its graph; as `topology`."""
-        found = self.evaluation.closeness
-        assert found is not None
-        return found
+        return self.evaluation.closeness
 
     def flow(self) -> Tensor:
         """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""
         flow = self.evaluation.flow
-        assert flow is not None
         return flow if torch.is_grad_enabled() else flow.detach()
 
     def soft_edges(self, tau: float) -> Tensor:
@@ -351,26 +324,18 @@ class DynamicManifold(EdgeSlots):
         """
         found, named, config = self.find(), self._named(), self.config
         return SparseDAG(
-            found.topology,
-            found.engine.tensor(found.values.strengths),
-            named["bias"],
-            weight=named["weight"],
-            activation=config.activation,
-            input_neurons=True,
-            linear_outputs=True,
-            output=config.output,
-            dtype=self.alpha.dtype,
-            device=self.alpha.device,
-            executor=self.executor.name,
+            found.topology, found.engine.tensor(found.values.strengths), named["bias"], weight=named["weight"],
+            activation=config.activation, input_neurons=True, linear_outputs=True, output=config.output,
+            dtype=self.alpha.dtype, device=self.alpha.device, executor=self.executor.name,
             threads=self.executor.threads,
-        )
+        )  # fmt: skip
 
     # -- execution -------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         refuse_tracing(TO_DAG)
-        parameters, config = self._present(), self.config
+        parameters, config = self._own.present(self), self.config
         alpha = parameters.named["alpha"]
         rows, leading, precision = rows_of(x, config.n_inputs, alpha.dtype, alpha.device)
         if precision is None:
@@ -413,16 +378,3 @@ class DynamicManifold(EdgeSlots):
         if seen.scales is None:
             seen.scales = found.engine.scales(found.structure, arrays["weight"], arrays["bias"])
         return found.engine.infer(found.structure, found.values.strengths, x, seen.scales)
-
-
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """A tensor without the wrappers of torch.func's transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            raise RuntimeError(
-                "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has a "
-                "structure of its own; loop over them, or use vmap over inputs only"
-            )
-        tensor = functorch.get_unwrapped(tensor)
-    return tensor

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sparse_dnm.engine.autograd import unwrapped
@@ -59,6 +61,27 @@ class Parameters:
             return None
 
 
+class OwnParameters:
+    """Which parameters are a manifold's own, others standing in their place inside torch.func.functional_call."""
+
+    def __init__(self, model: EdgeSlots):
+        self._known: Parameters | None = None
+        self._own = {name: weakref.ref(p) for name, p in model._parameters.items() if p is not None}
+
+    def add(self, name: str, parameter: Tensor) -> None:
+        """One more, or another one of this name."""
+        self._own[name], self._known = weakref.ref(parameter), None
+
+    def present(self, model: EdgeSlots) -> Parameters:
+        """The parameters as they are now."""
+        known = self._known
+        if known is not None and known.are(model._parameters):
+            return known
+        found = Parameters(model, self._own)
+        self._known = found if found.own and found.plain else None
+        return found
+
+
 @dataclass(eq=False, slots=True)
 class Remembered:
     """An evaluation, and what the parameters were: torch's counts of what it wrote to them, and their bits where these
@@ -75,3 +98,16 @@ class Remembered:
         if bits is None or found.engine is not engine or found.structure.candidates is not candidates:
             return False
         return bits.same(arrays)
+
+
+def without_transforms(tensor: Tensor) -> Tensor:
+    """A tensor without the wrappers of torch.func's transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise RuntimeError(
+                "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has a "
+                "structure of its own; loop over them, or use vmap over inputs only"
+            )
+        tensor = functorch.getwithout_transforms(tensor)
+    return tensor
