@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sparse_dnm.engine.autograd import unwrapped
 from sparse_dnm.engine.base import Engine, Memory
@@ -68,7 +69,7 @@ class OwnParameters:
         self._known: Parameters | None = None
         self._own = {name: weakref.ref(p) for name, p in model._parameters.items() if p is not None}
 
-    def add(self, name: str, parameter: Tensor) -> None:
+    def add(self, name: str, parameter: Parameter) -> None:
         """One more, or another one of this name."""
         self._own[name], self._known = weakref.ref(parameter), None
 
@@ -109,5 +110,5 @@ def without_transforms(tensor: Tensor) -> Tensor:
                 "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has a "
                 "structure of its own; loop over them, or use vmap over inputs only"
             )
-        tensor = functorch.getwithout_transforms(tensor)
+        tensor = functorch.get_unwrapped(tensor)
     return tensor
