@@ -243,3 +243,17 @@ def test_a_result_in_place_does_not_touch_its_gradient():
     out = model(x)
     out.mul_(2.0)
     assert torch.equal(torch.autograd.grad(out.sum(), model.bias)[0], expected)
+
+
+def test_a_call_without_a_graph_leaves_none():
+    """Whatever the calls before it left."""
+    model, x = manifold(), rows()
+    for _ in range(3):
+        model(x)
+        assert model.strengths.requires_grad
+    with torch.no_grad():
+        model(x)
+        assert not model.strengths.requires_grad
+        assert not model.closeness.requires_grad
+        assert not model.flow().requires_grad
+    assert model.strengths.requires_grad

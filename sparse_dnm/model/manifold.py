@@ -48,6 +48,7 @@ class DynamicManifold(EdgeSlots):
     cutoff: Tensor
     weight: Tensor
     bias: Tensor
+    _remembered: Remembered | None = None
 
     @torch.inference_mode(False)  # or what is made here could not be trained
     def __init__(
@@ -67,7 +68,6 @@ class DynamicManifold(EdgeSlots):
         self.executor = Executor(executor, threads)
         self._kappa = 0.0
         self._found: Evaluation | None = None
-        self._remembered: Remembered | None = None
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
                 self.register_parameter(name, nn.Parameter(value))
@@ -202,14 +202,19 @@ class DynamicManifold(EdgeSlots):
 
     def _with_graph(self, found: Evaluation, parameters: Parameters, copies: bool = False) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
-        if found.graph is not None:  # which somebody may hold
+        found = self._without_graph(found, parameters)
+        made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
+        found.graph, found.handed_out = Graph(*made), copies
+        return found
+
+    def _without_graph(self, found: Evaluation, parameters: Parameters) -> Evaluation:
+        """The evaluation without a graph: a new one where it has one, which somebody may hold."""
+        if found.graph is not None:
             found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
             if parameters.own:
                 self.__dict__["_found"] = found
                 if self._remembered is not None:
                     self._remembered.found = found
-        made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
-        found.graph, found.handed_out = Graph(*made), copies
         return found
 
     def _evaluate(self) -> Evaluation:
@@ -358,7 +363,7 @@ class DynamicManifold(EdgeSlots):
             arrays = engine.read(named)
             found = self._find_anew(engine, parameters, arrays)
             if parameters.own and not torch.is_grad_enabled():
-                out = self._infer(x, found, arrays)
+                out = self._infer(x, self._without_graph(found, parameters), arrays)
                 return out.mul_(out) if squared else out
             found = self._with_graph(found, parameters)
             scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
