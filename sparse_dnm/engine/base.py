@@ -323,8 +323,15 @@ class Engine(ABC):
         """The outputs of `forward` alone."""
         return self.tensor(self.forward(structure, strengths, self.array(x), scales)[0])
 
-    def outputs(self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
-        """Outputs of a network that its tensors describe, of which nothing is kept for a backward pass."""
+    def outputs(
+        self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, check: Any = None
+    ) -> Tensor:
+        """Outputs of a network of these tensors, of which nothing is kept for a backward pass.
+
+        ``check(strengths, weight, bias)`` is called first, unless they are where they were when it was called last.
+        """
+        if check is not None:
+            check(strengths, weight, bias)
         scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
         return self.infer(structure, self.array(strengths), x, scales)
 

@@ -316,7 +316,7 @@ class CpuSearch(Engine):
 
     def array(self, tensor: Tensor) -> Floats:
         """As a contiguous numpy array."""
-        array: Floats = tensor.detach().numpy()
+        array: Floats = (tensor.detach() if tensor.requires_grad else tensor).numpy()
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def tensor(self, array: Any) -> Tensor:

@@ -250,13 +250,12 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
-        parameters = self._present()
+        recorded = is_recorded()
+        parameters = (self.edge_weight, self.weight, self.bias) if recorded else self._present()
         bias = parameters[2]
         check_dtype(bias.dtype)
-        rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device)
-        if not torch._C._is_tracing():  # as in rows_of
-            self._check_parameters(*parameters)
-        run = self._run_recorded if is_recorded() else self._run
+        rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device, recorded)
+        run = self._run_recorded if recorded else self._run
         if precision is None:
             out = run(rows, *parameters)
         else:
@@ -276,19 +275,25 @@ class SparseDAG(nn.Module):
         dtype, device = bias.dtype, bias.device
         for name, p in (("edge_weight", edge_weight), ("bias", bias), ("weight", weight)):
             shape = self._shapes[name]
-            if p is not None and not (p.shape == shape and p.dtype is dtype and p.device == device):
+            if p is not None and not (p.shape == shape and p.dtype == dtype and p.device == device):
                 check_alike(name, p, "bias", bias)
                 check_shape(name, p, shape)
 
     def _run(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
-        engine = self._engine_on(bias.device)
-        network = Network(engine, self._structure(engine, bias.dtype), self.output == "square")
-        return propagate(network, x, edge_weight, weight, bias)
+        engine, squared = self._engine_on(bias.device), self.output == "square"
+        structure = self._structure(engine, bias.dtype)
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or x.shape[0] == 0:
+            self._check_parameters(edge_weight, weight, bias)
+            return propagate(Network(engine, structure, squared), x, edge_weight, weight, bias)
+        out = engine.outputs(structure, x, edge_weight, weight, bias, self._check_parameters)
+        return out.mul_(out) if squared else out
 
     def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """The same as one operator of torch."""
         from sparse_dnm.model import operator
 
+        if not torch.jit.is_tracing():  # as in rows_of
+            self._check_parameters(edge_weight, weight, bias)
         threads = 0 if self.executor.threads == ALL_THREADS else self.executor.threads
         out: Tensor = operator.propagate(
             *(x, edge_weight, weight, bias, self.indptr, self.indices, self.inputs, self.outputs),
