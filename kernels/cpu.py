@@ -13,6 +13,7 @@ from sparse_dnm.kernels.cpu_edges import (
 )
 from sparse_dnm.kernels.cpu_graph import analyze, digest, schedule
 from sparse_dnm.kernels.cpu_growth import ring_gradient, shifted
+from sparse_dnm.kernels.cpu_loop import copy_words, gather, same_words, scatter
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
@@ -24,18 +25,22 @@ __all__ = [
     "adam",
     "add_tiles",
     "analyze",
+    "copy_words",
     "cross_entropy",
     "digest",
     "evaluate",
     "expected_cost",
     "far_edges",
     "gates",
+    "gather",
     "input_gradients",
     "lone_inputs",
     "make",
     "reference",
     "ring_gradient",
+    "same_words",
     "scan",
+    "scatter",
     "schedule",
     "shifted",
     "squared_error",

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sparse_dnm.checks import CPU
 from sparse_dnm.config import SCALARS
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.base import Prices
 from sparse_dnm.engine.candidates import CROWDED, Candidates
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import CpuEngine, Floats
 from sparse_dnm.engine.cpu_structure import FEW, CpuStructure
 from sparse_dnm.engine.schedule import tile_width, tiles_of

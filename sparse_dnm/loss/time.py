@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sparse_dnm.config import ABLATIONS, CLOCKS, ESTIMATORS, check_choice
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Engine, Prices
+from sparse_dnm.engine.base import Engine
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.loss.controller import Controller
