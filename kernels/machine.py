@@ -31,4 +31,5 @@ _X86 = "mm0" in _CODE
 VECTOR_BYTES = 64 if "zmm" in _CODE else 32 if "ymm" in _CODE else 16
 MASKS = re.search(r"%k[1-7]", _CODE) is not None  # registers of masks: AVX-512
 REGISTERS = 32 if MASKS or not _X86 else 16  # vectors
+MASKED_LOADS = _X86 and VECTOR_BYTES > 16  # a load takes a mask
 AVX2 = VECTOR_BYTES == 32 and _X86 and not MASKS
