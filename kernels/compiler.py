@@ -6,7 +6,7 @@ LLVM's code, tidied up, until the kernel is whole; then the kernel is optimised 
 """
 
 from llvmlite import binding as llvm
-from numba.core import lowering
+from numba.core import lowering, typed_passes, untyped_passes
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import PassManager, register_pass
@@ -101,14 +101,32 @@ class KernelLowering(NativeParforLowering):
             del codegen.create_library
 
 
-def _pipeline(state, lowering_pass):
+# What kernels do not have: with blocks, closures, literal_unroll, literally, exceptions, array expressions
+NEEDLESS = (
+    typed_passes.AnnotateTypes,
+    typed_passes.InlineOverloads,
+    typed_passes.NopythonRewrites,
+    typed_passes.NoPythonSupportedFeatureValidation,
+    untyped_passes.FindLiterallyCalls,
+    untyped_passes.GenericRewrites,
+    untyped_passes.InlineClosureLikes,
+    untyped_passes.InlineInlinables,
+    untyped_passes.LiteralPropagationSubPipelinePass,
+    untyped_passes.LiteralUnroll,
+    untyped_passes.MakeFunctionToJitFunction,
+    untyped_passes.RewriteDynamicRaises,
+    untyped_passes.WithLifting,
+)
+
+
+def _pipeline(state, lowering_pass, without=()):
     builder = DefaultPassBuilder
     manager = PassManager(lowering_pass._name)
-    for part in (builder.define_untyped_pipeline, builder.define_typed_pipeline):
-        manager.passes.extend(part(state).passes)
-    for each in builder.define_nopython_lowering_pipeline(state).passes:
+    parts = builder.define_untyped_pipeline, builder.define_typed_pipeline, builder.define_nopython_lowering_pipeline
+    for each in (each for part in parts for each in part(state).passes):
         is_lowering = each[0] in (NativeLowering, NativeParforLowering)
-        manager.passes.append((lowering_pass, "lowering") if is_lowering else each)
+        if each[0] not in without:
+            manager.passes.append((lowering_pass, "lowering") if is_lowering else each)
     manager.finalize()
     return [manager]
 
@@ -118,7 +136,7 @@ class PartCompiler(CompilerBase):
 
     def define_pipelines(self):
         """See CompilerBase."""
-        return _pipeline(self.state, PartLowering)
+        return _pipeline(self.state, PartLowering, NEEDLESS)
 
 
 class KernelCompiler(CompilerBase):
