@@ -28,6 +28,7 @@ from numba.core import serialize
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, NullCache
 from numba.core.registry import CPUDispatcher
+from sparse_dnm.kernels.compiler import KernelCompiler, PartCompiler
 
 if numba.config.DISABLE_JIT:
     raise ValueError("NUMBA_DISABLE_JIT is set, but the kernels of sparse_dnm run only compiled; unset it")
@@ -43,6 +44,8 @@ def _stamp():
 STAMP = _stamp()
 DIGEST = hashlib.sha256().digest_size
 PLAIN = (int, float, str, type(None), numba.types.Type)  # what a kernel may capture beside functions
+
+PART = {"pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 PARALLEL, ONE_BY_ONE, SEQUENTIAL = range(3)
 
@@ -61,19 +64,21 @@ def kernel(function=None, *, parallel=False, fastmath=False, calls_loops=False):
     """
     if function is None:
         return lambda f: kernel(f, parallel=parallel, fastmath=fastmath, calls_loops=calls_loops)
-    dispatcher = _compiled(function, parallel=parallel, calls_loops=calls_loops, fastmath=fastmath)
+    options = {"pipeline_class": KernelCompiler} if parallel else {}
+    options |= {"calls_loops": calls_loops, "fastmath": fastmath, "no_cfunc_wrapper": True}
+    dispatcher = _compiled(function, parallel=parallel, **options)
     dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
 
 def task(function):
     """Decorate what one thread of a kernel does at a time: compiled by itself, without the passes for `prange`."""
-    return _compiled(function)
+    return _compiled(function, forceinline=False, **PART)
 
 
 def inner(function):
     """Decorate a function that only kernels call: it becomes part of them, so that loops around it vectorise."""
-    return _compiled(function, forceinline=True)
+    return _compiled(function, forceinline=True, **PART)
 
 
 def compile_formulas(module, decorate, **primitives):
