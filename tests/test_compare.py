@@ -61,7 +61,7 @@ def test_other_coefficients_do_not_make_a_difference():
     assert abs(verdict.saving.value) < 0.03
 
 
-def test_figures_that_do_not_meet_are_said_so():
+def test_figures_without_overlap_are_reported():
     far = [dataclasses.replace(r, figure=0.5) for r in results("time")]
     verdict = judge([*results("proxy"), *far], "classification")
     assert verdict.saving is None

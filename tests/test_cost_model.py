@@ -325,7 +325,7 @@ def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
         calibration.read_profile(tmp_path / "none.json")
 
 
-def test_doubts_are_told():
+def test_doubts_are_reported():
     quality = Quality(10, 0.999, 0.01, 1.0, 0.99)
     made = calibration.Calibration(
         CostModel("columns", (1.0,) * 6), Settings(), 2, quality, 0.01, 0, 1.0, 1.0, np.ones((3, 6)), np.ones(3)

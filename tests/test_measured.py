@@ -173,7 +173,7 @@ def test_a_measured_term_leaves_the_model_as_it_is(executor):
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
-def test_the_value_is_what_the_clock_said_of_the_kernels(monkeypatch, mode):
+def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkeypatch, mode):
     model = model_of()
     term = MeasuredTime(model, TimeSettings(mode=mode, batch=8, every=1, **QUICK))
     monkeypatch.setattr(timing, "preemptions", lambda: 0)

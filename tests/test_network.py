@@ -289,7 +289,7 @@ def test_a_state_from_before_there_were_slots_gives_the_same_outputs(edges, left
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "NAdam", "SGD"])
-def test_moments_stay_in_their_slot_and_begin_at_zero_in_one_that_is_filled(kind):
+def test_moments_stay_in_their_slot_and_start_at_zero_for_a_new_edge(kind):
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     options = {"momentum": 0.9} if kind == "SGD" else {}
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01, **options)
@@ -753,7 +753,7 @@ def test_values_that_are_written_to_change_nothing_else():
         assert torch.equal(model(x), before)
 
 
-def test_a_model_that_was_on_meta_begins_anew():
+def test_a_model_that_was_on_meta_starts_over():
     """torch.device("meta") holds no numbers: the candidates stay those that were found before."""
     model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
     x = torch.rand(3, 5)

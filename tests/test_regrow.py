@@ -147,7 +147,7 @@ def test_the_cutoff_gives_a_number_of_edges(edges, share):
         keep_edges(model, 1)
 
 
-def test_rows_that_read_nothing_begin_anew():
+def test_rows_without_edges_get_new_scalars():
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     dead = [3, 7, 100]
     with torch.no_grad():
@@ -300,7 +300,7 @@ def test_a_network_that_cut_itself_in_two_is_connected_again():
     assert found["edges"] > 0
 
 
-def test_a_network_that_does_so_again_and_again_is_told(monkeypatch):
+def test_a_network_that_needs_many_recoveries_is_reported(monkeypatch):
     monkeypatch.setattr("sparse_dnm.train.recovery.MAX_RECOVERIES", 0)
     run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     with pytest.raises(TrainingError, match="the network has cut itself in two"):
