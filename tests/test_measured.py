@@ -317,7 +317,7 @@ def test_the_goal_falls_from_the_start_to_the_budget():
 @pytest.mark.parametrize("budget", [None, 3e-6])
 def test_state_survives_json(budget):
     model = model_of()
-    chosen = TimeSettings(mode="infer", batch=2, every=3, budget=budget, **QUICK)
+    chosen = TimeSettings(mode="infer", batch=4, every=3, budget=budget, **QUICK)
     term, evaluation = MeasuredTime(model, chosen), model.find()
     for _ in range(20):
         term.value(evaluation)
@@ -439,7 +439,7 @@ def test_the_memory_term_counts_edges():
     assert term.value(evaluation) == 1.0
     with torch.no_grad():
         model.cutoff += 1.0
-    model(torch.randn(2, 64))
+    model(torch.randn(4, 64))
     evaluation = model.evaluation
     fewer = edges - evaluation.n_edges
     per_edge = evaluation.engine.edge_bytes(evaluation.structure, 50, True)
@@ -447,7 +447,7 @@ def test_the_memory_term_counts_edges():
     structure = 8 * 200  # levels make the waves shorter
     assert before - term.bytes(evaluation) == pytest.approx(fewer * per_edge, abs=structure)
     (term(model) * 1e3).backward()
-    model(torch.randn(2, 64))
+    model(torch.randn(4, 64))
     soft = model.soft_edges(term.tau)
     expected = torch.autograd.grad(soft * (1e3 * per_edge / before), model.mu)[0]
     torch.testing.assert_close(model.mu.grad, expected, rtol=1e-4, atol=1e-6)
@@ -459,5 +459,5 @@ def test_terms_evaluate_a_model_that_was_never_run():
     model = model_of()
     assert term(model).item() == 1.0
     assert model.evaluation.n_edges == len(model.strengths)
-    assert model(rng_input(model, 2)).shape == (2, 4)
+    assert model(rng_input(model, 3)).shape == (3, 4)
     assert dense_omega(model).shape == (25, 25)
