@@ -64,7 +64,7 @@ def dense(evaluation, values):
 
 
 @given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep):
     config, evaluation = model.config, model.find()
     e, live = evaluation.host_values, evaluation.topology.live
