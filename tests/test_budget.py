@@ -12,8 +12,10 @@ import torch
 from strategies import MANY
 from test_training import dataset
 from test_training import trainer as make_trainer
+from typer.testing import CliRunner
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, data
+from sparse_dnm.cli.app import app
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.timing.probes import Settings
@@ -176,13 +178,13 @@ def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     assert summary["fresh_seconds"] <= 1e-6 * budget
     assert summary["budget_us"] == budget
     assert f"of {budget:g} µs, timed in subprocesses" in done.stdout.replace("\n", " ")
-    evaluated = subprocess.run(
-        [sys.executable, "-m", "sparse_dnm.cli", "evaluate", run], capture_output=True, text=True, check=False
-    )
-    assert "reproduced" in evaluated.stdout, evaluated.stderr  # what was handed over is what was measured
+    evaluated = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert "reproduced" in evaluated.output  # what was handed over is what was measured
 
-    done = command("digits", *rest, "--budget-us", 0.01, "--out", tmp_path / "no", cwd=tmp_path)
-    assert done.returncode == 2
+    done = CliRunner().invoke(
+        app, ["train", "digits", *map(str, rest), "--budget-us", "0.01", "--out", str(tmp_path / "no")]
+    )
+    assert done.exit_code == 2
     assert "budget_us=0.01 cannot be met: the smallest network" in done.stderr
     assert done.stderr.count("\n") == 1
 
