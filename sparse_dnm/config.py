@@ -345,7 +345,7 @@ class TrainConfig:
 def parse_setting(cls: type, text: str) -> tuple[str, Any]:
     """Read ``key=value`` for a field of the dataclass ``cls``; a pair (mean, std) is written ``key=5,0.1``.
 
-    Raises KeyError where ``cls`` has no such field and ValueError where the value is not of its type.
+    Raises KeyError if ``cls`` has no such field, and ValueError if the value is not of its type.
     """
     key, sep, raw = text.partition("=")
     key, raw = key.strip().replace("-", "_"), raw.strip()

@@ -1,6 +1,7 @@
 """Settings of all tests: modules of this tree, two processes, and no time limit for hypothesis (kernels compile)."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow the other process down
@@ -46,3 +47,5 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a job in the background: children would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)

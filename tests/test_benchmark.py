@@ -129,7 +129,7 @@ def test_crossing(ratios, expected):
     assert found == (expected if not expected else pytest.approx(expected))
 
 
-def test_crossover_is_told_in_words():
+def test_crossover_lines_are_sentences():
     said = crossover_lines({"9 neurons": {"forward": None, "both": 0.0, "other": 0.25}})
     assert [line.partition(": ")[2] for line in said] == [
         "sparse is faster at every density measured",

@@ -1,4 +1,4 @@
-"""Budgets: what is trimmed first, a structure that stays, fresh processes, and whole runs."""
+"""Budgets: what is trimmed first, a structure that stays, new processes, and whole runs."""
 
 import dataclasses
 import json
@@ -12,8 +12,10 @@ import torch
 from strategies import MANY
 from test_training import dataset
 from test_training import trainer as make_trainer
+from typer.testing import CliRunner
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, data
+from sparse_dnm.cli.app import app
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.timing.probes import Settings
@@ -139,7 +141,7 @@ def test_what_a_process_is_given_is_the_network(monkeypatch):
     assert x.shape == (7, 5)
 
 
-def test_a_process_that_fails_is_heard(monkeypatch):
+def test_the_error_of_a_process_is_raised_with_its_output(monkeypatch):
     network = dataclasses.replace(Network.of(model_of("toy")), indices=np.array([10**6], np.int32))
     monkeypatch.setattr(Settings, "__post_init__", lambda self: None)
     with pytest.raises(RuntimeError, match=r"(?s)timing in a new process failed, exit status 1: .*clock='sundial'"):
@@ -176,13 +178,13 @@ def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     assert summary["fresh_seconds"] <= 1e-6 * budget
     assert summary["budget_us"] == budget
     assert f"of {budget:g} µs, timed in subprocesses" in done.stdout.replace("\n", " ")
-    evaluated = subprocess.run(
-        [sys.executable, "-m", "sparse_dnm.cli", "evaluate", run], capture_output=True, text=True, check=False
-    )
-    assert "reproduced" in evaluated.stdout, evaluated.stderr  # what was handed over is what was measured
+    evaluated = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert "reproduced" in evaluated.output  # what was handed over is what was measured
 
-    done = command("digits", *rest, "--budget-us", 0.01, "--out", tmp_path / "no", cwd=tmp_path)
-    assert done.returncode == 2
+    done = CliRunner().invoke(
+        app, ["train", "digits", *map(str, rest), "--budget-us", "0.01", "--out", str(tmp_path / "no")]
+    )
+    assert done.exit_code == 2
     assert "budget_us=0.01 cannot be met: the smallest network" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -211,7 +213,7 @@ def test_a_run_stopped_after_its_trim_keeps_the_structure(tmp_path):
     assert [r["time_multiplier"] > 0 for r in records]
 
 
-def test_resume_under_another_executor_calibrates_anew(tmp_path):
+def test_resume_under_another_executor_calibrates_again(tmp_path):
     config = TrainConfig(steps=20, batch_size=16, lr=0.02, clock="perf_counter", checkpoint_every=10)
     make_trainer(tmp_path / "run", config).run()
     again = Trainer.resume(tmp_path / "run", dataset("classification"), 30)
@@ -230,7 +232,7 @@ def test_what_cannot_be_measured_leaves_no_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_does_not_fit_is_told_once(monkeypatch):
+def test_a_cost_model_that_does_not_fit_is_reported_once(monkeypatch):
     monkeypatch.setattr("sparse_dnm.loss.time.MAX_MODEL_ERROR", -1.0)
     run = make_trainer(
         None, TrainConfig(steps=40, batch_size=16, lr=0.02, clock="perf_counter", log_every=10, time_every=1)
@@ -256,7 +258,7 @@ def test_metrics_and_summary_of_a_measured_run(tmp_path):
     assert list(summary["measured"]["seconds_per"]) == ["call", "input", "lone input", "neuron", "edge", "far edge"]
 
 
-def test_a_network_cut_in_two_by_its_budget_says_so(monkeypatch):
+def test_the_error_of_a_network_cut_in_two_names_its_budget(monkeypatch):
     config = TrainConfig(steps=50, batch_size=16, budget_us=1e5, clock="perf_counter", log_every=10)
     run = make_trainer(None, config)
 
@@ -269,7 +271,7 @@ def test_a_network_cut_in_two_by_its_budget_says_so(monkeypatch):
         run.run(cut)
 
 
-def test_data_sets_known_by_name_have_recipes_that_measure():
+def test_presets_of_known_data_sets_measure_time():
     for name in ("toy", "digits", "mnist"):
         assert TrainConfig.preset(name).speed == "time"
     for name in ("original-toy", "original-mnist"):

@@ -261,7 +261,7 @@ def test_there_is_often_no_room(edges):
 
 def test_more_active_edges_than_slots_are_named_with_the_way_out():
     model = DynamicManifold(ManifoldConfig.preset("toy", capacity=1), torch.Generator().manual_seed(0))
-    x, capacity = torch.ones(2, 5), model.capacity
+    x, capacity = torch.ones(3, 5), model.capacity
     before = model(x).detach()
     with torch.no_grad():
         model.cutoff.fill_(-9.0)

@@ -219,10 +219,13 @@ def test_a_signal_while_steps_are_measured_ends_it_at_once(tmp_path, signum):
     settings = ("--threads", "1", "--set", "time_mode=infer", "--set", "time_batch=100000")  # minutes
     command = [sys.executable, "-m", "sparse_dnm.cli", "train", "digits", *settings, "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(8)
-        assert process.poll() is None
-        process.send_signal(signum)
-        _, error = process.communicate(timeout=60)
+        try:
+            time.sleep(8)
+            assert process.poll() is None
+            process.send_signal(signum)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode in (128 + signum, -signum)
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,7 @@ def test_other_coefficients_do_not_make_a_difference():
     assert abs(verdict.saving.value) < 0.03
 
 
-def test_figures_that_do_not_meet_are_said_so():
+def test_figures_without_overlap_are_reported():
     far = [dataclasses.replace(r, figure=0.5) for r in results("time")]
     verdict = judge([*results("proxy"), *far], "classification")
     assert verdict.saving is None
@@ -161,7 +161,7 @@ def command(*arguments, cwd):
     return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
 
 
-def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path):
+def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path, monkeypatch):
     arguments = ("toy", "--steps", 40, "--seeds", 1, "--factors", "1,3", "--threads", 1, "--out", "c")
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -180,13 +180,17 @@ def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path):
     assert (none["figure"], none["edges"]) == (flat["figure"], flat["edges"])  # it is counted, never optimised
 
     stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("checkpoint.safetensors")}
-    again = command(*arguments, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*given):
+        return CliRunner().invoke(app, ["compare", *map(str, given)])
+
+    again = invoke(*arguments)
+    assert again.exit_code == 0, again.output
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
-    other = command(*arguments[:-2], "--lr", 1, cwd=tmp_path)
-    assert other.returncode == 2
-    other = command(*arguments, "--set", "lr=0.5", cwd=tmp_path)
-    assert other.returncode == 2
+    assert invoke(*arguments[:-2], "--lr", 1).exit_code == 2
+    other = invoke(*arguments, "--set", "lr=0.5")
+    assert other.exit_code == 2
     assert "holds a run of other settings than this comparison's" in other.stderr
 
 

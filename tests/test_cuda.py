@@ -136,7 +136,7 @@ def test_it_trains():
     assert losses["cuda"][-1] < losses["cuda"][0]
 
 
-def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
+def test_without_numbas_cuda_target_the_error_says_what_to_install(monkeypatch):
     monkeypatch.delattr("sparse_dnm.kernels.cuda", raising=False)
     monkeypatch.setitem(sys.modules, "sparse_dnm.kernels.cuda", None)
     with pytest.raises(MissingPackageError, match="install numba-cuda"):
@@ -144,7 +144,7 @@ def test_without_numbas_cuda_target_the_way_out_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8, torch.int32, torch.int64, torch.bool])
-def test_memory_of_a_device_is_told_as_torch_and_numpy_have_it(dtype):
+def test_memory_of_a_device_is_described_as_by_torch_and_numpy(dtype):
     """Numpy's twin of the interface reads the same numbers at the same place."""
     tensor = torch.tensor([[1, 0, 1], [0, 1, 1]]).to(dtype)
     about = backend.DeviceMemory(tensor.data_ptr(), tensor.shape, dtype).__cuda_array_interface__
@@ -156,7 +156,7 @@ def test_memory_of_a_device_is_told_as_torch_and_numpy_have_it(dtype):
         backend.launch(None, 1, 1, tensor.T)
 
 
-def test_numba_without_driver_or_compiler_is_told(monkeypatch):
+def test_numba_without_driver_or_compiler_is_reported(monkeypatch):
     monkeypatch.setattr(backend, "_cuda_usable", lambda: False)
     with pytest.raises(MissingPackageError, match="numba did not find both; install numba-cuda"):
         backend.kernels(torch.device("cuda"))

@@ -108,7 +108,7 @@ def test_strengths_and_outputs_match_the_oracle(model):
 
 @pytest.mark.parametrize("edges", ["weighted", "free-closeness"])  # with all factors, between them
 def test_training_is_that_of_the_cpu(edges):
-    """Edges come and go, candidates are looked for anew, moments follow; and no array of it leaves the device."""
+    """Edges come and go, candidates are searched again, moments follow; and no array of it leaves the device."""
     start, x, ran = small(edges), torch.randn(7, 5, dtype=torch.float64), {}
     for name in ("cpu", "cuda"):
         model = moved(start, name)

@@ -33,8 +33,8 @@ def naive_terms(config, inside, raw, omega, cutoff):
 @given(manifolds(n_neurons=14, n_inputs=4, n_outputs=3))
 @settings(max_examples=25)
 def test_values_and_gradients_match_the_oracle(model):
-    model(rng_input(model, 2))
-    model(rng_input(model, 2))
+    model(rng_input(model, 3))
+    model(rng_input(model, 3))
     raw, omega, cutoff = raw_scalars(model), dense_omega(model), model.cutoff.item()
     possible, inside = model.config.possible_edges, naive_candidates(model)
     flow, soft = naive_terms(model.config, inside, raw, omega, cutoff)

@@ -345,7 +345,7 @@ def test_copies_and_pickles_go_on_as_the_original():
     assert model.edge_weight.abs().sum() > 0
 
 
-def test_the_first_reuse_of_a_slot_is_said_where_no_optimiser_is_known():
+def test_the_first_reuse_of_a_slot_warns_if_no_optimiser_is_followed():
     generator = torch.Generator().manual_seed(2)
     model = toy(sigma=(4.0, 0.0))
 

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 
 from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.config import ACTIVATIONS, EDGE_MODES
+from sparse_dnm.engine.schedule import tile_width
 
 BATCHES = (1, 3, 50, 65)  # tiles of 1 and 4 columns, two of 32 and two of 48
 
@@ -74,6 +75,30 @@ def test_outputs_and_gradients_match_the_dense_model(model, batch, executor):
         wanted = torch.zeros_like(gradient) if expected[name] is None else expected[name]
         scale = max(1.0, *wanted.abs().flatten().tolist(), 1.0)
         torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-10, atol=1e-10, msg=name)
+
+
+WIDTHS = {1: 1, 2: 2, 3: 4, 5: 8, 9: 16, 17: 32, 65: 48, 97: 64}  # columns of a tile, by the batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("batch", WIDTHS)
+def test_tiles_of_every_width_match_the_dense_model(batch, dtype, tolerance):
+    assert tile_width(batch) == WIDTHS[batch]
+    config = ManifoldConfig.preset("toy", edges="weighted", activation="silu", weight=(1.0, 0.3), bias=(0.0, 0.3))
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), dtype)
+    x = rng_input(model, batch)
+    dense = DenseManifold.from_manifold(model)
+    expected = gradients(dense, x)
+    for executor in ("columns", "wavefront"):
+        model.executor.name = executor
+        torch.testing.assert_close(model(x), dense(x), rtol=tolerance, atol=tolerance)
+        for name, gradient in in_order(model, gradients(model, x)).items():
+            scale = max(1.0, float(expected[name].abs().max()))
+            torch.testing.assert_close(
+                gradient / scale, expected[name] / scale, rtol=tolerance, atol=tolerance, msg=f"{executor}, {name}"
+            )
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("edges", EDGE_MODES)
@@ -289,7 +314,7 @@ def test_a_state_from_before_there_were_slots_gives_the_same_outputs(edges, left
 
 
 @pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "NAdam", "SGD"])
-def test_moments_stay_in_their_slot_and_begin_at_zero_in_one_that_is_filled(kind):
+def test_moments_stay_in_their_slot_and_start_at_zero_for_a_new_edge(kind):
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     options = {"momentum": 0.9} if kind == "SGD" else {}
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01, **options)
@@ -449,7 +474,7 @@ def test_terms_have_gradients_after_a_call_without():
     for before in (lambda: model(torch.zeros(1, 5)), lambda: None):
         model(torch.zeros(1, 5))
         with torch.no_grad():
-            model(torch.zeros(2, 5))
+            model(torch.zeros(3, 5))
         before()
         model.zero_grad()
         model.soft_edges(0.03).backward()
@@ -700,9 +725,9 @@ def test_a_first_call_in_inference_mode_leaves_a_model_that_trains(edges):
     config = ManifoldConfig.preset("toy", edges=edges)
     model, other = (DynamicManifold(config, torch.Generator().manual_seed(0)) for _ in range(2))
     with torch.inference_mode():
-        model(torch.ones(2, 5))
+        model(torch.ones(3, 5))
     for each in (model, other):
-        each(torch.ones(2, 5)).sum().backward()
+        each(torch.ones(3, 5)).sum().backward()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter.grad, getattr(other, name).grad)
 
@@ -745,7 +770,7 @@ def test_parameters_may_be_strided_but_not_of_another_size():
 
 def test_values_that_are_written_to_change_nothing_else():
     model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
-    x = torch.ones(2, 5)
+    x = torch.ones(3, 5)
     with torch.no_grad():
         before = model(x)
         model.strengths.abs_()
@@ -753,7 +778,7 @@ def test_values_that_are_written_to_change_nothing_else():
         assert torch.equal(model(x), before)
 
 
-def test_a_model_that_was_on_meta_begins_anew():
+def test_a_model_that_was_on_meta_starts_over():
     """torch.device("meta") holds no numbers: the candidates stay those that were found before."""
     model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
     x = torch.rand(3, 5)

@@ -246,7 +246,7 @@ def test_a_regression_without_images(chromium, tmp_path):
         assert "3 of 7 snapshots shown" in view.inner_text("header")
 
 
-def test_zeros_are_told_where_an_axis_is_logarithmic(run, tmp_path):
+def test_zeros_left_out_of_a_logarithmic_axis_are_reported(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     for line in lines[1:]:

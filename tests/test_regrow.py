@@ -6,8 +6,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import naive
 import numpy as np
@@ -15,8 +13,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from strategies import candidate_pairs, omega_of, raw_scalars
+from typer.testing import CliRunner
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
+from sparse_dnm.cli.app import app
 from sparse_dnm.config import EDGE_MODES, OMEGA_IN_CLOSENESS
 from sparse_dnm.model.growth import MIN_FACTOR, NEW_EDGE_CLOSENESS, grow_edges, reinitialize_rows
 from sparse_dnm.presets import PRESETS
@@ -147,7 +147,7 @@ def test_the_cutoff_gives_a_number_of_edges(edges, share):
         keep_edges(model, 1)
 
 
-def test_rows_that_read_nothing_begin_anew():
+def test_rows_without_edges_get_new_scalars():
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     dead = [3, 7, 100]
     with torch.no_grad():
@@ -300,21 +300,20 @@ def test_a_network_that_cut_itself_in_two_is_connected_again():
     assert found["edges"] > 0
 
 
-def test_a_network_that_does_so_again_and_again_is_told(monkeypatch):
+def test_a_network_that_needs_many_recoveries_is_reported(monkeypatch):
     monkeypatch.setattr("sparse_dnm.train.recovery.MAX_RECOVERIES", 0)
     run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     with pytest.raises(TrainingError, match="the network has cut itself in two"):
         run.run()
 
 
-def test_the_command_takes_edges_or_density(tmp_path):
+def test_the_command_takes_edges_or_density(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def command(*arguments, code=0):
-        full = [sys.executable, "-m", "sparse_dnm.cli", "train", "toy", "--threads", "1", *map(str, arguments)]
-        done = subprocess.run(
-            full, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ, timeout=300
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return " ".join((done.stdout + done.stderr).split())
+        done = CliRunner().invoke(app, ["train", "toy", "--threads", "1", *map(str, arguments)])
+        assert done.exit_code == code, done.output
+        return " ".join(done.output.split())
 
     command("--edges", 40, "--steps", 800, "--out", "a")
     assert json.loads((tmp_path / "a/summary.json").read_text())["edges"] == 40

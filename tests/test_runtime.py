@@ -313,7 +313,7 @@ def test_kernels_that_differ_in_what_they_capture_work_together_in_a_third_proce
     assert words(f"{start}print(doubles.use(2), doubles.use(3))", **env) == ["True", "True"]
 
 
-def test_what_a_kernel_may_capture_is_said(tmp_path):
+def test_a_kernel_with_a_wrong_capture_is_refused(tmp_path):
     code = """
     from sparse_dnm.kernels import jit
     array = [1, 2]

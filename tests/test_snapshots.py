@@ -1,4 +1,4 @@
-"""Snapshots: what is written is read again, damage is told, and a training is not changed by them."""
+"""Snapshots: what is written is read again, damage is reported, and a training is not changed by them."""
 
 import dataclasses
 import os
@@ -58,7 +58,7 @@ def snapshot_bytes(tmp_path_factory):
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_told_or_read_as_a_dag(snapshot_bytes, data):
+def test_a_damaged_file_is_refused_or_read_as_a_dag(snapshot_bytes, data):
     config, good = snapshot_bytes
     bad = bytearray(good[: data.draw(st.integers(0, len(good)))])
     for _ in range(data.draw(st.integers(0, 3))):

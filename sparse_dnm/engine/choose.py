@@ -14,7 +14,7 @@ from sparse_dnm.engine.cpu import CpuEngine
 def engine_for(executor: Executor, device: torch.device, config: ManifoldConfig | None = None) -> Engine:
     """The engine that runs ``executor`` on a device; with the ``config`` of a manifold it finds structures, too.
 
-    Raises ValueError where the device has no kernels, and MissingPackageError where a package is missing.
+    Raises ValueError if the device has no kernels, and MissingPackageError if a package is missing.
     """
     backend.kernels(device)
     if executor.name == "torch-sparse":
