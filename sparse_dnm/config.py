@@ -275,7 +275,7 @@ class TrainConfig:
     checkpoint_every: Positive = 1000  # steps between checkpoints
     snapshot_every: Count = 0  # steps between snapshots of the structure; 0: a hundredth of all steps
     executor: ExecutorName = "auto"
-    threads: Count = 0  # threads of the engine; 0: all cores
+    threads: Count = 0  # threads of the engine; 0: chosen by measurement, again and again
     device: Device = "cpu"  # cpu, cuda or cuda:N
 
     @model_validator(mode="after")

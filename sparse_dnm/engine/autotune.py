@@ -11,6 +11,7 @@ from sparse_dnm.checks import require_torch_sparse
 from sparse_dnm.config import EXECUTORS, check_choice
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.schedule import tiles_of
+from sparse_dnm.engine.thread_choice import ThreadChoice
 
 
 class Sized(Protocol):
@@ -46,7 +47,8 @@ class Executor:
     ``auto`` needs no extra runs: the first calls of a phase (forward, backward) at a batch size alternate between
     the two, one unmeasured call each and then ``samples``; the smaller median is kept until edges or depth have
     changed by a fifth.  If every thread gets a tile of its own (always so on one thread), ``columns`` runs without a
-    trial: it needs no barrier.
+    trial: it needs no barrier.  With ``threads=0`` their number is chosen by measurement, up to all that this process
+    may use, and one is compared with another again and again.
     """
 
     samples = 5
@@ -56,12 +58,17 @@ class Executor:
         if name == "torch-sparse":
             require_torch_sparse()
         self.name = name
-        self.threads = backend.check_threads(threads)
+        self.asked = threads  # 0: chosen by measurement
+        self.threads = self.most = backend.check_threads(threads)  # of the next call, and at most
+        self._thread_choices: dict[tuple[str, int], ThreadChoice] | None = None
+        if threads == 0 and self.most > 1 and name != "torch-sparse":
+            self._thread_choices = {}
+        self.paced = False  # whole steps are measured, not passes
         self._trials: dict[tuple[str, int], _Trial] = {}
 
     def choose(self, phase: str, batch: int, structure: Sized) -> str:
         """The executor of the next call of ``phase`` on the CPU."""
-        if self.name == "auto" and self.threads <= tiles_of(batch):
+        if self._untried(batch):
             return "columns"
         return self.choose_by_trial(phase, batch, structure)
 
@@ -81,7 +88,21 @@ class Executor:
         if not self._trials:
             return False
         trial = self._trials.get((phase, batch))
-        return trial is not None and trial.choice is None
+        return trial is not None and trial.choice is None and not self._untried(batch)
+
+    def _untried(self, batch: int) -> bool:
+        """`columns` runs without a trial on the CPU."""
+        return self.name == "auto" and self.threads <= tiles_of(batch)
+
+    def choose_threads(self, what: str, batch: int) -> ThreadChoice | None:
+        """Choose the number of threads of the next call, where that is open: its seconds are to be recorded then."""
+        if self._thread_choices is None:
+            return None
+        choice = self._thread_choices.get((what, batch))
+        if choice is None:
+            choice = self._thread_choices[what, batch] = ThreadChoice(self.most)
+        self.threads = choice.next()
+        return choice
 
     def record(self, phase: str, batch: int, name: str, seconds: float) -> None:
         """Record the seconds that the kernel of a call of ``phase`` took."""

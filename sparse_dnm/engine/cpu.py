@@ -96,8 +96,11 @@ class CpuEngine(CpuSearch):
         size = tiles_of(batch) * count * topology.n_neurons
         x_all, m_all = (self.buffers.aligned(size, strengths.dtype) for _ in range(2))
         out = np.empty((batch, len(topology.outputs)), strengths.dtype)
+        paced = clock is not None or executor.paced
+        choice = None if paced else executor.choose_threads("forward", batch)
         name = executor.choose("forward", batch, structure)
-        read = clock or (time.perf_counter if executor.tries("forward", batch) else None)
+        tries = executor.tries("forward", batch)
+        read = clock or (time.perf_counter if tries or choice is not None else None)
         run = KERNELS.make(count)[0]
         with executor.threads_of(name, batch):
             start = read() if read else 0.0
@@ -108,8 +111,10 @@ class CpuEngine(CpuSearch):
                 *(x_all, m_all, out),
             )
             seconds = read() - start if read else float("nan")
-        if read:
+        if tries:
             executor.record("forward", batch, name, seconds)
+        elif choice is not None:
+            choice.record(executor.threads, seconds)
         return out, Saved(batch, scales, x_all, m_all, seconds)
 
     def infer(self, structure: CpuStructure, strengths: Floats, x: Tensor, scales: tuple[Floats, Floats]) -> Tensor:
@@ -133,8 +138,12 @@ class CpuEngine(CpuSearch):
         if ready.threads == 0:
             ready.run(*ready.head, table, *ready.tail, out)
         else:
-            with backend.use_threads(ready.threads):
+            choice = self.executor.choose_threads("forward", batch)
+            threads, start = self.executor.threads, time.perf_counter()
+            with backend.use_threads(min(threads, ready.threads)):
                 ready.run(*ready.head, table, *ready.tail, out)
+            if choice is not None:
+                choice.record(threads, time.perf_counter() - start)
         self._ready.append(ready)
         return torch.from_numpy(out)
 
@@ -150,7 +159,7 @@ class CpuEngine(CpuSearch):
             return None
         x_all, m_all = (self.buffers.aligned(size, strengths.dtype) for _ in range(2))
         parts = executor.parts_for(name)
-        threads = executor.threads if name != "columns" else min(executor.threads, tiles)
+        threads = executor.most if name != "columns" else min(executor.most, tiles)
         return Prepared(
             *(structure, strengths, scales, batch, KERNELS.make(count)[0], len(topology.outputs)),
             threads if parts * tiles > 1 else 0,

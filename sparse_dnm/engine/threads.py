@@ -12,8 +12,11 @@ cached on disk like the others).  Start a process that needs threads by ``spawn`
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import threading
+from pathlib import Path
 
 import numba
 import torch
@@ -75,15 +78,60 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def quota(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """How many CPUs' time the control groups of this process allow it, as a container's limit does; else infinity.
+
+    cpu.max of version 2 of Linux's control groups, cpu.cfs_quota_us of version 1, of the group and those above it.
+    """
+    try:
+        lines = process.read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = math.inf
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers if controllers else root
+        group = top / name.lstrip("/")
+        for folder in (group, *group.parents):
+            found = min(found, _quota_of(folder))
+            if folder == top:
+                break
+    return found
+
+
+def _quota_of(folder: Path) -> float:
+    """CPUs that one group allows."""
+    try:
+        if (folder / "cpu.max").exists():
+            limit, period = (folder / "cpu.max").read_text().split()
+        else:
+            limit, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if limit in ("max", "-1") else int(limit) / int(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+@functools.cache
+def _all() -> int:
+    """Threads that are of use: those that Numba starts, which keeps to the CPUs of the process's affinity, and no more
+    than the quota pays for."""
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return max(1, min(most, math.ceil(min(quota(), most))))
+
+
 def check_threads(threads: int) -> int:
-    """``threads`` if this process may use so many, all of them for 0; 1 in a forked process.
+    """``threads`` if this process may use so many, for 0 as many as are of use; 1 in a forked process.
 
     Raises ValueError otherwise.
     """
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     if not 0 <= threads <= most:
-        raise ValueError(f"threads={threads} must be 0 (all) or 1 .. {most}; NUMBA_NUM_THREADS sets the limit")
-    return 1 if _forked else threads or most
+        raise ValueError(
+            f"threads={threads} must be 0 (chosen by measurement) or 1 .. {most}; NUMBA_NUM_THREADS sets the limit"
+        )
+    return 1 if _forked else threads or _all()
 
 
 class use_threads:

@@ -95,7 +95,7 @@ class MeasuredTime:
         evaluation = model.find()
         self._bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
         name = state["executor"] if state and model.executor.name == "auto" else model.executor.name
-        self.executor = self._bench.settle(Executor(name, model.executor.threads))
+        self.executor = self._bench.settle(Executor(name, model.executor.most))
         only = ("call", "edge") if settings.ablation == "edges-only" else COUNTS
         self._measuring = self._bench.settings(self.executor, settings.probes, settings.repeats, only)
         self.clock = Clock.of(self._measuring.clock)

@@ -332,7 +332,7 @@ class DynamicManifold(EdgeSlots):
             found.topology, found.engine.tensor(found.values.strengths), named["bias"], weight=named["weight"],
             activation=config.activation, input_neurons=True, linear_outputs=True, output=config.output,
             dtype=self.alpha.dtype, device=self.alpha.device, executor=self.executor.name,
-            threads=self.executor.threads,
+            threads=self.executor.asked,
         )  # fmt: skip
 
     # -- execution -------------------------------------------------------------------------------------------

@@ -295,10 +295,9 @@ class SparseDAG(nn.Module):
 
         if not torch.jit.is_tracing():  # as in rows_of
             self._check_parameters(edge_weight, weight, bias)
-        threads = 0 if self.executor.threads == ALL_THREADS else self.executor.threads
         out: Tensor = operator.propagate(
             *(x, edge_weight, weight, bias, self.indptr, self.indices, self.inputs, self.outputs),
-            *(self.activation, self.input_neurons, self.linear_outputs, self.executor.name, threads),
+            *(self.activation, self.input_neurons, self.linear_outputs, self.executor.name, self.executor.asked),
         )
         return out * out if self.output == "square" else out
 

@@ -13,6 +13,7 @@ from sparse_dnm.train.state import Run
 from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
 
+TIMED_STEPS = 4  # by one call, whose seconds count in the choice of threads: of fewer, Python takes a good part
 MOST_STEPS = 64  # that one call makes, and
 LONGEST_CALL = 0.05  # seconds that it may take: no signal is handled until it returns
 
@@ -31,10 +32,15 @@ class Ahead:
     def choose(self) -> None:
         """The way of making a single step may be another."""
         run = self._run
+        run.model.executor.paced = isinstance(run.making, KernelStep)
         if not isinstance(run.making, KernelStep):
             self._fused = None
         elif self._fused is None or self._fused.making is not run.making:
             self._fused, self._alone = FusedSteps(run.making, run.data, run.optimizer), True
+
+    def end(self) -> None:
+        """The training ends: passes are measured again."""
+        self._run.model.executor.paced = False
 
     def before_step(self) -> None:
         """Ask the constraint, once for every step, and the recovery."""
@@ -64,7 +70,8 @@ class Ahead:
         count = self._count(stopping, snapshots)
         if count == 0 or not self._fused.ready():
             return False
-        steps = range(step, step + count)
+        steps, executor = range(step, step + count), run.model.executor
+        choice = executor.choose_threads("steps", run.config.batch_size)
         made = self._fused.run(
             self._draws.ahead(count),
             [kappa(run.config, k) for k in steps],
@@ -78,6 +85,8 @@ class Ahead:
         run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
         seconds = (time.perf_counter() - start) / made.steps
         self._times += [seconds] * made.steps
+        if choice is not None and made.steps >= TIMED_STEPS:
+            choice.record(executor.threads, seconds)
         self._most = max(1, min(MOST_STEPS, int(LONGEST_CALL / seconds)))
         return True
 

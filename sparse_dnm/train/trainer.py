@@ -125,6 +125,7 @@ class Trainer:
         signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
+            stack.callback(self._ahead.end)
             stack.callback(self._run.settle)
             self._prepare()  # a bad profile or clock, or a signal, ends it before a run directory exists
             if self.out:
