@@ -7,7 +7,8 @@ little; with more than one thread, where CPU seconds count waiting, wall seconds
 the same: same seeds, same inputs, public names only, so that the other checkout may be an old one.
 
     step NAME       a whole training step of the Trainer: batch, structure, loss with the proxy, backward, Adam
-    model(x) NAME   a call with a graph, in a loop of one's own; and a call and backward
+    model(x) NAME   a call with a graph, in a loop of one's own; a call and backward; these and a step of torch's SGD,
+                    after which no parameter is what it was
     latency         batch 1 under no_grad, a network of about 6,000 edges
 
 Ends with exit code 1 where the upper end of an interval is above --limit.
@@ -35,7 +36,7 @@ from bench.checkout import mount
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 0.02  # seconds of a block of calls, at least
-STEPS = 10  # training steps of a block
+STEPS = 100  # training steps of a block, after which a training writes its line, as by default
 EDGES = 6_000  # of the network whose latency is measured
 LIMIT = 1.05  # times as slow as the other checkout, from which on it is said
 Run = Callable[[int], float]  # seconds of as many calls
@@ -120,8 +121,15 @@ def _loops(name: str, batch: int, threads: int) -> dict[str, Run]:
         model.zero_grad(set_to_none=True)
         model(x).sum().backward()
 
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        both()
+        optimizer.step()
+
     what = f"model(x), {name}, batch {batch}"
-    return {what: _calls(lambda: model(x), threads), f"{what}, and backward": _calls(both, threads)}
+    calls = {"": lambda: model(x), ", and backward": both, ", backward and SGD": step}
+    return {f"{what}{rest}": _calls(call, threads) for rest, call in calls.items()}
 
 
 def _latency(threads: int) -> Run:

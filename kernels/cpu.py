@@ -1,5 +1,6 @@
 """The CPU kernels, by name."""
 
+from sparse_dnm.kernels.cpu_adam import adam
 from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, reference
 from sparse_dnm.kernels.cpu_edges import (
     CHUNK,
@@ -10,8 +11,9 @@ from sparse_dnm.kernels.cpu_edges import (
     scan,
     strength_back,
 )
-from sparse_dnm.kernels.cpu_graph import analyze, schedule
+from sparse_dnm.kernels.cpu_graph import analyze, digest, schedule
 from sparse_dnm.kernels.cpu_growth import ring_gradient, shifted
+from sparse_dnm.kernels.cpu_loop import copy_words, gather, same_words, scatter
 from sparse_dnm.kernels.cpu_objective import cross_entropy, squared_error
 from sparse_dnm.kernels.cpu_propagate import add_tiles, input_gradients, make
 
@@ -20,19 +22,25 @@ __all__ = [
     "OMEGA_LIMIT",
     "PICKS",
     "ROWS",
+    "adam",
     "add_tiles",
     "analyze",
+    "copy_words",
     "cross_entropy",
+    "digest",
     "evaluate",
     "expected_cost",
     "far_edges",
     "gates",
+    "gather",
     "input_gradients",
     "lone_inputs",
     "make",
     "reference",
     "ring_gradient",
+    "same_words",
     "scan",
+    "scatter",
     "schedule",
     "shifted",
     "squared_error",

@@ -187,14 +187,14 @@ def _fresh_omega(seed, i, j, mean, std):
 
 
 @inner
-def _scan_closeness(i, first, last, line, periodic, threshold, omega, write, indices, at):
-    """Pairs of a window with |d| > threshold; ``omega`` has the model's dtype."""
+def _scan_closeness(i, first, last, line, periodic, threshold, omega, write, indices, at, end):
+    """Pairs of a window with |d| > threshold, to the places from ``at`` to ``end``; ``omega`` has the model's dtype."""
     count = 0
     for j in range(first, last + 1, lanes.COUNT):
         mask, sources = lanes.first(last + 1 - j), lanes.ramp(j)
         near = mask & (abs(_closeness(_steps(sources, line, omega), line, periodic)) > threshold)
         if write:
-            lanes.pack(indices, at + count, near, sources)
+            lanes.append(indices, at + count, end, near, sources)
         count += lanes.count(near)
     return count
 
@@ -285,7 +285,8 @@ def scan(
                 )  # fmt: skip
             else:
                 line = _line(rows, r, i, n_sources, offsets[r], period, periodic, omega)
-                count = _scan_closeness(i, first, last, line, periodic, threshold, omega, write, indices, at)
+                to = indptr[r + 1] if write else 0
+                count = _scan_closeness(i, first, last, line, periodic, threshold, omega, write, indices, at, to)
                 if omega_in_strength is not None and write:
                     _carry(i, at, count, seed, mean, std, k, end, old_indices, old_omega, indices, omega, origin)
         elif write:
@@ -310,28 +311,31 @@ def _row_closeness(r, line, periodic, omega_in_closeness, c, threshold, indptr, 
 
 
 @inner
-def _compact(r, c, n_inputs, omega_in_strength, indptr, indices, d, omega, before, at, sources, strengths):
-    """Write a row's active candidates from place ``at`` on.
+def _compact(
+    r, c, n_inputs, hidden, omega_in_strength, indptr, indices, d, omega, before, at, last, sources, strengths
+):  # fmt: skip
+    """Write a row's active candidates to the places from ``at`` to ``last``.
 
-    Returns the sums of |strength| of inputs' and of other sources, and how many sources differ from ``before``, which
-    is empty where that is known.
+    Returns the sum of |strength| of inputs where the row is ``hidden``, else of other sources, and how many sources
+    differ from ``before``, which is empty where that is known.
     """
-    low, high, other = lanes.fill(d, 0.0), lanes.fill(d, 0.0), 0
+    sizes, other = lanes.fill(d, 0.0), 0
     for e in range(indptr[r], indptr[r + 1], lanes.COUNT):
         mask = lanes.first(indptr[r + 1] - e)
         value, source = lanes.load(d, e, mask, 0.0), lanes.load(indices, e, mask, 0)
         active, strength = abs(value) > c, _strength(value, c)
         if omega_in_strength is not None:
             strength *= lanes.load(omega, e, mask, 0.0)
-        lanes.pack(sources, at, active, source)
-        lanes.pack(strengths, at, active, strength)
+        found = lanes.count(active)
+        lanes.append(sources, at, last, active, source)
+        lanes.append(strengths, at, last, active, strength)
         if before.size:
-            other += lanes.count(active & (lanes.unpack(before, at, active) != source))
-        size, is_input = lanes.select(active, abs(strength), 0.0), source < n_inputs
-        low += lanes.select(is_input, size, 0.0)
-        high += lanes.select(is_input, 0.0, size)
-        at += lanes.count(active)
-    return lanes.total(low), lanes.total(high), other
+            kept = lanes.first(found)
+            other += lanes.count(kept & (lanes.load(before, at, kept, 0) != lanes.pack(active, source)))
+        counted = active & (source < n_inputs) if hidden else active & (source >= n_inputs)
+        sizes += lanes.select(counted, abs(strength), 0.0)
+        at += found
+    return lanes.total(sizes), other
 
 
 @kernel(parallel=True)
@@ -369,11 +373,11 @@ def evaluate(
     known = before if same else before[:0]
     for row in numba.prange(n_rows):
         r = np.int64(row)
-        at, hidden = row_starts[n_inputs + r], n_inputs + r < n_sources
-        low, high, parts[3, r] = _compact(
-            r, c, n_inputs, omega_in_strength, indptr, indices, d, omega, known, at, sources, strengths
+        at, last, hidden = row_starts[n_inputs + r], row_starts[n_inputs + r + 1], n_inputs + r < n_sources
+        size, parts[3, r] = _compact(
+            r, c, n_inputs, hidden, omega_in_strength, indptr, indices, d, omega, known, at, last, sources, strengths
         )
-        parts[0, r], parts[1, r] = low if hidden else 0.0, 0.0 if hidden else high
+        parts[0, r], parts[1, r] = size if hidden else 0.0, 0.0 if hidden else size
     same = same and _total(parts[3]) == 0.0
     return False, int(_total(parts[2])), n_edges, same, _total(parts[0]) - _total(parts[1])
 

@@ -179,3 +179,13 @@ def schedule(inputs, outputs, levels, order, live, executed, column, waves, colu
     for k in range(outputs.size):
         column_of[outputs[k]] = k
     return n_inputs, count
+
+
+@kernel
+def digest(array, k):
+    """A sum over a 1-D array of int64 or int32 that depends on the places of its numbers and on ``k``; it wraps around
+    at 2**63."""
+    total = np.int64(0)
+    for i in range(array.size):
+        total += (np.int64(array[i]) + 1) * (np.int64(i + 1) * np.int64(2654435761) + k)
+    return total

@@ -22,11 +22,38 @@ STRIP = 16  # inputs that are read at a time in a tile of one column
 FAR = 100_000  # edges from which on the backward pass prefetches what it needs AHEAD neurons later
 AHEAD = 8
 LINE = 16  # numbers of float32 in a cache line
-NARROW = 32  # columns, up to which a row has several sums at once
 
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
 _tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
 _silu, _silu_back = inner(formulas.silu), inner(formulas.silu_back)
+
+
+@task
+def _curved(x, m, first, last, weight, bias, kind):
+    """m = act(weight * x + bias) from element ``first`` to ``last``, where act is no `leaky`."""
+    if kind == LOGISTIC:
+        for c in range(first, last):
+            m[c] = _logistic(weight * x[c] + bias)
+    elif kind == TANH:
+        for c in range(first, last):
+            m[c] = _tanh(weight * x[c] + bias)
+    else:
+        for c in range(first, last):
+            m[c] = _silu(weight * x[c] + bias)
+
+
+@task
+def _curved_back(x, g, first, last, weight, bias, kind):
+    """From the gradient g of m to that of z, in place, as `_curved`."""
+    if kind == LOGISTIC:
+        for c in range(first, last):
+            g[c] = _logistic_back(weight * x[c] + bias, g[c])
+    elif kind == TANH:
+        for c in range(first, last):
+            g[c] = _tanh_back(weight * x[c] + bias, g[c])
+    else:
+        for c in range(first, last):
+            g[c] = _silu_back(weight * x[c] + bias, g[c])
 
 
 @inner
@@ -37,16 +64,7 @@ def _activate(x, m, at, width, weight, bias, kind, slope):
         z = simd.affine(weight, simd.load(x, at, width), bias)
         simd.store(m, at, simd.leaky(z, z, slope))
     else:
-        first, last = at, at + width.count
-        if kind == LOGISTIC:
-            for c in range(first, last):
-                m[c] = _logistic(weight * x[c] + bias)
-        elif kind == TANH:
-            for c in range(first, last):
-                m[c] = _tanh(weight * x[c] + bias)
-        else:
-            for c in range(first, last):
-                m[c] = _silu(weight * x[c] + bias)
+        _curved(x, m, at, at + width.count, weight, bias, kind)
 
 
 @inner
@@ -55,16 +73,7 @@ def _activate_back(x, g, at, gradient, width, weight, bias, kind, slope):
     if kind == LEAKY:
         return simd.leaky(simd.affine(weight, simd.load(x, at, width), bias), gradient, slope)
     simd.store(g, at, gradient)
-    first, last = at, at + width.count
-    if kind == LOGISTIC:
-        for c in range(first, last):
-            g[c] = _logistic_back(weight * x[c] + bias, g[c])
-    elif kind == TANH:
-        for c in range(first, last):
-            g[c] = _tanh_back(weight * x[c] + bias, g[c])
-    else:
-        for c in range(first, last):
-            g[c] = _silu_back(weight * x[c] + bias, g[c])
+    _curved_back(x, g, at, at + width.count, weight, bias, kind)
     return simd.load(g, at, width)
 
 
@@ -132,7 +141,7 @@ def _read_row(first, last, tile, n, inputs, column, n_columns, table, weight, bi
     return q
 
 
-@inner
+@task
 def _read_inputs(width, first, last, tile, n, inputs, column, rows, n_columns, table, weight, bias, kind, slope, x, m):
     """Values and messages of the executed inputs first .. last, in one tile; neighbours are read together."""
     w = width.count
@@ -168,7 +177,8 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
     total = simd.zeros(x, width)
     e, last = indptr[i], indptr[i + 1]
     if i < first_linear:
-        if w <= NARROW:  # several sums side by side: at every edge, one alone would wait for itself
+        sums = simd.sums(x, width)  # side by side: at every edge, one alone would wait for itself
+        if sums == 4:
             a, b, c = total, total, total
             while e + 4 <= last:
                 total = _weighted(total, e, base, indices, values, m, width)
@@ -177,6 +187,13 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
                 c = _weighted(c, e + 3, base, indices, values, m, width)
                 e += 4
             total = simd.add(simd.add(total, a), simd.add(b, c))
+        elif sums == 2:
+            other = total
+            while e + 2 <= last:
+                total = _weighted(total, e, base, indices, values, m, width)
+                other = _weighted(other, e + 1, base, indices, values, m, width)
+                e += 2
+            total = simd.add(total, other)
         for rest in range(e, last):
             total = _weighted(total, rest, base, indices, values, m, width)
     else:
@@ -219,7 +236,7 @@ def _edges_back(width, total, message, k, last, base, t_edges, values, g, edge_a
     return total
 
 
-@inner
+@task
 def _prefetch(j, base, w, indptr, t_indptr, t_edges, values, x, m, g, edge_at, edge_gradient):
     """Prefetch what neuron j needs, and the edges of its own row, whose sources come next: processors foresee ascending
     addresses, not the descending ones of the backward pass."""
@@ -278,24 +295,8 @@ def _part(first, last, part, parts):
     return first + size * part // parts, first + size * (part + 1) // parts
 
 
-@functools.cache
-def make(count):
-    """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
-
-    ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into:
-    then a stage is the inputs or a level, otherwise all of a tile.
-    ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
-    neurons, for `wavefront` by level, ``waves`` where each level starts in it; ``column_of`` the output column of a
-    neuron, or -1.
-
-    forward(parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
-            slope, outputs, x, m, out)
-    backward(parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
-             column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
-    with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
-    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,).  What is not executed is not written: the
-    caller has put zeros there.
-    """
+def _make_forward(count):
+    """Kernel `forward` of `make`."""
 
     @task
     def forward_outputs(tile, rows, weight, bias, outputs, n, x, out):
@@ -333,6 +334,35 @@ def make(count):
         if parts == 1:
             forward_outputs(tile, rows, *scales, outputs, n, all_x, out)
 
+    @kernel(parallel=True)
+    def forward(
+        parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
+        outputs, x, m, out,
+    ):  # fmt: skip
+        """Values, messages and outputs of all tiles; see `make`."""
+        n, zero = indptr.size - 1, np.int64(0)  # no literals, for which Numba would compile what it calls twice
+        shares = x.size // (n * count) * parts
+        if shares == 1:  # waking threads costs as much as a pass over one column
+            forward_stage(
+                zero, parts, zero, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight,
+                bias, kind, slope, outputs, x, m, out,
+            )  # fmt: skip
+        else:
+            for stage in range(waves.size if parts > 1 else 1):
+                for k in numba.prange(shares):
+                    forward_stage(
+                        stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
+                        first_linear, weight, bias, kind, slope, outputs, x, m, out,
+                    )  # fmt: skip
+            for tile in range(shares // parts if parts > 1 else 0):
+                forward_outputs(tile, table.shape[0], weight, bias, outputs, n, x, out)
+
+    return forward
+
+
+def _make_backward(count):
+    """Kernel `backward` of `make`."""
+
     @task
     def backward_stage(
         stage, parts, k, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
@@ -361,37 +391,17 @@ def make(count):
             )  # fmt: skip
 
     @kernel(parallel=True)
-    def forward(
-        parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
-        outputs, x, m, out,
-    ):  # fmt: skip
-        n = indptr.size - 1
-        shares = x.size // (n * count) * parts
-        if shares == 1:  # waking threads costs as much as a pass over one column
-            forward_stage(
-                0, parts, 0, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias,
-                kind, slope, outputs, x, m, out,
-            )  # fmt: skip
-        else:
-            for stage in range(waves.size if parts > 1 else 1):
-                for k in numba.prange(shares):
-                    forward_stage(
-                        stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
-                        first_linear, weight, bias, kind, slope, outputs, x, m, out,
-                    )  # fmt: skip
-            for tile in range(shares // parts if parts > 1 else 0):
-                forward_outputs(tile, table.shape[0], weight, bias, outputs, n, x, out)
-
-    @kernel(parallel=True)
     def backward(
         parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
         column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
     ):  # fmt: skip
+        """Gradients of all tiles, from those of the outputs; see `make`."""
+        zero = np.int64(0)
         shares = x.size // ((t_indptr.size - 1) * count) * parts
         if shares == 1:
             backward_stage(
-                0, parts, 0, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight,
-                bias, kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
+                zero, parts, zero, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias,
+                kind, slope, column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias,
             )  # fmt: skip
         else:
             stages = waves.size if parts > 1 else 1
@@ -404,7 +414,28 @@ def make(count):
                         partial_weight, partial_bias,
                     )  # fmt: skip
 
-    return forward, backward
+    return backward
+
+
+@functools.cache
+def make(count):
+    """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
+
+    ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into:
+    then a stage is the inputs or a level, otherwise all of a tile.
+    ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
+    neurons, for `wavefront` by level, ``waves`` where each level starts in it; ``column_of`` the output column of a
+    neuron, or -1.
+
+    forward(parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
+            slope, outputs, x, m, out)
+    backward(parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+             column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
+    with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat
+    (tiles * n_edges,) in the order of the CSR, the other parts (tiles * n,).  What is not executed is not written: the
+    caller has put zeros there.
+    """
+    return _make_forward(count), _make_backward(count)
 
 
 @kernel

@@ -28,6 +28,7 @@ from numba.core import serialize
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, NullCache
 from numba.core.registry import CPUDispatcher
+from sparse_dnm.kernels.compiler import KernelCompiler, PartCompiler
 
 if numba.config.DISABLE_JIT:
     raise ValueError("NUMBA_DISABLE_JIT is set, but the kernels of sparse_dnm run only compiled; unset it")
@@ -44,6 +45,8 @@ STAMP = _stamp()
 DIGEST = hashlib.sha256().digest_size
 PLAIN = (int, float, str, type(None), numba.types.Type)  # what a kernel may capture beside functions
 
+PART = {"pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 PARALLEL, ONE_BY_ONE, SEQUENTIAL = range(3)
 
 before_first_call = []  # functions that are called before a kernel with parallel loops is loaded or compiled
@@ -53,27 +56,29 @@ _loops = set()  # linker's names of the bodies of parallel loops in this process
 _warned = False
 
 
-def kernel(function=None, *, parallel=False, fastmath=False):
+def kernel(function=None, *, parallel=False, fastmath=False, calls_loops=False):
     """Decorate an entry point: compiled on its first call, kept on disk.
 
     fastmath: LLVM's flags for the arithmetic written in the function itself; {"reassoc"} lets it add a sum up in
-    several lanes.
+    several lanes.  ``calls_loops``: it calls kernels with parallel loops by their addresses.
     """
     if function is None:
-        return lambda f: kernel(f, parallel=parallel, fastmath=fastmath)
-    dispatcher = _compiled(function, parallel=parallel, fastmath=fastmath)
+        return lambda f: kernel(f, parallel=parallel, fastmath=fastmath, calls_loops=calls_loops)
+    options = {"pipeline_class": KernelCompiler} if parallel else {}
+    options |= {"calls_loops": calls_loops, "fastmath": fastmath, "no_cfunc_wrapper": True}
+    dispatcher = _compiled(function, parallel=parallel, **options)
     dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
 
 def task(function):
     """Decorate what one thread of a kernel does at a time: compiled by itself, without the passes for `prange`."""
-    return _compiled(function)
+    return _compiled(function, forceinline=False, **PART)
 
 
 def inner(function):
     """Decorate a function that only kernels call: it becomes part of them, so that loops around it vectorise."""
-    return _compiled(function, forceinline=True)
+    return _compiled(function, forceinline=True, **PART)
 
 
 def compile_formulas(module, decorate, **primitives):
@@ -92,11 +97,11 @@ def compile_formulas(module, decorate, **primitives):
     return types.SimpleNamespace(**{name: namespace[name] for name in names})
 
 
-def _compiled(function, *, parallel=False, **options):
+def _compiled(function, *, parallel=False, calls_loops=False, **options):
     dispatcher = numba.njit(_named(function), parallel=parallel, error_model="numpy", **options)
     called = [cell.cell_contents for cell in function.__closure__ or ()]
     called += [function.__globals__.get(name) for name in function.__code__.co_names]
-    if parallel or any(f is one for f in called for one in _with_loops):
+    if parallel or calls_loops or any(f is one for f in called for one in _with_loops):
         _with_loops.append(dispatcher)
         _apply_mode(dispatcher)
     return dispatcher

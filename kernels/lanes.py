@@ -1,8 +1,10 @@
-"""Sixteen numbers side by side for Numba: what the edge kernels compute with.
+"""Numbers side by side for Numba, as many as COUNT: what the edge kernels compute with.
 
 Loops over `Lanes` are vector instructions whatever LLVM's loop vectoriser makes of them, without a scalar loop for
 the rest of a row: loads and stores take a mask.  A scalar beside Lanes is rounded to their dtype, literals included,
 so the same text computes in float32 and in float64.  LLVM splits vectors that the machine is too narrow for.
+Sixteen float32 fill a register of AVX-512, eight one of AVX2 or two of NEON's; where masks have no registers of their
+own, a store looks first whether its mask is full, and AVX2 moves chosen lanes together by a table.
 Places are in elements; nothing is bounds-checked.
 """
 
@@ -13,8 +15,9 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, lower_builtin, type_callable
+from sparse_dnm.kernels import machine
 
-COUNT = 16
+COUNT = 16 if machine.VECTOR_BYTES == 64 else 8
 SCALARS = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
@@ -178,6 +181,18 @@ def lanewise(name, count):
 
 
 @intrinsic
+def hold(typingctx, x, low, high):
+    """x within low .. high, NaN where it is NaN: one instruction each."""
+
+    def codegen(context, builder, signature, args):
+        value, low, high = args
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+    return x(x, x, x), codegen
+
+
+@intrinsic
 def fill(typingctx, array, value):
     """The same number, of the array's dtype, in every lane."""
 
@@ -267,8 +282,23 @@ def _address(context, builder, kind, array, at):
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
 
+def _bytes(dtype):
+    return 1 if dtype == types.boolean else dtype.bitwidth // 8
+
+
 def _aligned(dtype):
-    return ir.Constant(ir.IntType(32), 1 if dtype == types.boolean else dtype.bitwidth // 8)
+    return ir.Constant(ir.IntType(32), _bytes(dtype))
+
+
+def _bits(builder, mask):
+    """A mask as an integer."""
+    return builder.bitcast(mask, ir.IntType(mask.type.count))
+
+
+def _full(builder, mask):
+    """Are all lanes set?"""
+    bits = _bits(builder, mask)
+    return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
 
 
 @intrinsic
@@ -280,9 +310,39 @@ def load(typingctx, array, at, mask, other):
         address = _address(context, builder, array, args[0], context.cast(builder, args[1], at, types.int64))
         rest = lift(context, builder, args[3], other, dtype)
         name = f"llvm.masked.load.v{COUNT}{SUFFIXES[dtype]}.p0"
-        return call(builder, name, vector(dtype), address, _aligned(dtype), args[2], rest)
+        arguments = vector(dtype), address, _aligned(dtype), args[2], rest
+        if machine.MASKED_LOADS:
+            return call(builder, name, *arguments)
+        out = cgutils.alloca_once(builder, vector(dtype))
+        with builder.if_else(_full(builder, args[2])) as (whole, part):
+            with whole:
+                builder.store(_load_all(builder, address, dtype), out)
+            with part:
+                builder.store(call(builder, name, *arguments), out)
+        return builder.load(out)
 
     return Lanes(dtype)(array, at, mask, other), codegen
+
+
+def _load_all(builder, address, dtype):
+    return builder.load(builder.bitcast(address, vector(dtype).as_pointer()), align=_bytes(dtype))
+
+
+def _store(builder, address, mask, value, suffix, size, full=None):
+    """Write the lanes of the mask; without registers of masks first look whether that is all (``full``)."""
+
+    def masked():
+        name = f"llvm.masked.store.v{value.type.count}{suffix}.p0"
+        call(builder, name, ir.VoidType(), value, address, ir.Constant(ir.IntType(32), size), mask)
+
+    if machine.MASKS:
+        masked()
+        return
+    with builder.if_else(_full(builder, mask) if full is None else full, likely=True) as (whole, part):
+        with whole:
+            builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=size)
+        with part:
+            masked()
 
 
 @intrinsic
@@ -295,8 +355,7 @@ def store(typingctx, array, at, mask, x):
         value, suffix = lift(context, builder, args[3], x, dtype), SUFFIXES[dtype]
         if dtype == types.boolean:  # a byte in memory
             value, suffix = builder.zext(value, ir.VectorType(ir.IntType(8), COUNT)), "i8"
-        name = f"llvm.masked.store.v{COUNT}{suffix}.p0"
-        call(builder, name, ir.VoidType(), value, address, _aligned(dtype), args[2])
+        _store(builder, address, args[2], value, suffix, _bytes(dtype))
         return context.get_dummy_value()
 
     return types.none(array, at, mask, x), codegen
@@ -304,7 +363,8 @@ def store(typingctx, array, at, mask, x):
 
 @intrinsic
 def column(typingctx, matrix, row, at, mask):
-    """Column ``at`` of the rows from ``row`` on of a C-contiguous matrix, 0 where the mask is not set."""
+    """Column ``at`` of the rows from ``row`` on of a C-contiguous matrix; where the mask is not set, of the last row or
+    0."""
     dtype = matrix.dtype
 
     def codegen(context, builder, signature, args):
@@ -312,35 +372,96 @@ def column(typingctx, matrix, row, at, mask):
         line, wide = builder.extract_value(array.strides, 0), vector(types.int64)
         start = builder.ptrtoint(_address(context, builder, matrix, args[0], args[2]), ir.IntType(64))
         rows = builder.add(_splat(builder, args[1]), builder.sext(_iota(), wide))
+        chosen = args[3]
+        if not machine.MASKS:  # LLVM would ask for every lane whether it is set
+            last = builder.sub(builder.extract_value(array.shape, 0), ir.Constant(ir.IntType(64), 1))
+            last = _splat(builder, last)
+            rows = builder.select(builder.icmp_signed("<", rows, last), rows, last)
+            chosen = ir.Constant(chosen.type, [ir.Constant(ir.IntType(1), 1)] * COUNT)
         places = builder.add(builder.mul(rows, _splat(builder, line)), _splat(builder, start))
         addresses = builder.inttoptr(places, ir.VectorType(ir.PointerType(), COUNT))
         name = f"llvm.masked.gather.v{COUNT}{SUFFIXES[dtype]}.v{COUNT}p0"
-        return call(builder, name, vector(dtype), addresses, _aligned(dtype), args[3], constant(0, dtype))
+        return call(builder, name, vector(dtype), addresses, _aligned(dtype), chosen, constant(0, dtype))
 
     return Lanes(dtype)(matrix, row, at, mask), codegen
 
 
+def _orders(apart):
+    """For each mask of 8 lanes the lanes in the order of the mask: those set first; or, ``apart``, the number of lanes
+    set before each, which undoes that."""
+    byte = ir.IntType(8)
+    rows = []
+    for bits in range(256):
+        chosen = [lane for lane in range(8) if bits >> lane & 1]
+        row = [sum(k < lane for k in chosen) for lane in range(8)] if apart else (chosen + [0] * 8)[:8]
+        rows.append(ir.Constant(ir.VectorType(byte, 8), row))
+    return ir.Constant(ir.ArrayType(ir.VectorType(byte, 8), 256), rows)
+
+
+def _rearrange(builder, mask, value, apart):
+    """8 lanes of 32 bits in the order that `_orders` has for the mask, by AVX2."""
+    name = f"lanes.{'apart' if apart else 'together'}"
+    table = builder.module.globals.get(name) or cgutils.global_constant(builder.module, name, _orders(apart))
+    table.linkage = "internal"
+    row = builder.zext(_bits(builder, mask), ir.IntType(64))
+    zero, single = ir.Constant(ir.IntType(64), 0), isinstance(value.type.element, ir.FloatType)
+    order = builder.load(builder.gep(table, [zero, row]), align=8)
+    order = builder.zext(order, ir.VectorType(ir.IntType(32), 8))
+    return call(builder, f"llvm.x86.avx2.perm{'ps' if single else 'd'}", value.type, value, order)
+
+
+def _by_table(dtype):
+    return machine.AVX2 and COUNT == 8 and dtype.bitwidth == 32
+
+
+def _found(builder, mask):
+    """How many lanes are set, int32."""
+    return builder.ctpop(builder.zext(_bits(builder, mask), ir.IntType(32)))
+
+
 @intrinsic
-def pack(typingctx, array, at, mask, x):
-    """Write the lanes of the mask one after the other, from place ``at`` on."""
+def pack(typingctx, mask, x):
+    """The lanes of the mask one after the other, in front; what is behind them is undefined."""
+
+    def codegen(context, builder, signature, args):
+        chosen, value = args
+        if _by_table(x.dtype):
+            return _rearrange(builder, chosen, value, False)
+        undefined = ir.Constant(value.type, ir.Undefined)
+        name = f"llvm.experimental.vector.compress.v{COUNT}{SUFFIXES[x.dtype]}"
+        return call(builder, name, value.type, value, chosen, undefined)
+
+    return x(mask, x), codegen
+
+
+@intrinsic
+def append(typingctx, array, at, last, mask, x):
+    """Write the lanes of the mask one after the other, from place ``at`` on; up to ``last`` all places are ours."""
     dtype = array.dtype
     parts = dtype.bitwidth * COUNT // 512 or 1  # LLVM 22 stores halves of a longer vector at a wrong alignment
     size = COUNT // parts
 
     def codegen(context, builder, signature, args):
-        address = _address(context, builder, array, args[0], context.cast(builder, args[1], at, types.int64))
+        place, end = (context.cast(builder, args[k], kind, types.int64) for k, kind in ((1, at), (2, last)))
+        address = _address(context, builder, array, args[0], place)
         for part in range(parts):
-            chosen, value = (_slice(builder, whole, part * size, size) for whole in args[2:])
+            chosen, value = (_slice(builder, whole, part * size, size) for whole in args[3:])
             suffix = f"v{size}{SUFFIXES[dtype]}"
-            undefined = ir.Constant(value.type, ir.Undefined)
-            packed = call(builder, f"llvm.experimental.vector.compress.{suffix}", value.type, value, chosen, undefined)
-            found = builder.ctpop(builder.zext(builder.bitcast(chosen, ir.IntType(size)), ir.IntType(32)))
+            if _by_table(dtype):
+                packed = _rearrange(builder, chosen, value, False)
+            else:
+                undefined = ir.Constant(value.type, ir.Undefined)
+                name = f"llvm.experimental.vector.compress.{suffix}"
+                packed = call(builder, name, value.type, value, chosen, undefined)
+            found = _found(builder, chosen)
             kept = builder.icmp_signed("<", _iota(0, size), _splat(builder, found, size))
-            call(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), packed, address, _aligned(dtype), kept)
+            room = builder.icmp_signed("<=", builder.add(place, ir.Constant(place.type, size)), end)
+            _store(builder, address, kept, packed, SUFFIXES[dtype], _bytes(dtype), room)
             address = builder.gep(address, [found])
+            place = builder.add(place, builder.zext(found, place.type))
         return context.get_dummy_value()
 
-    return types.none(array, at, mask, x), codegen
+    return types.none(array, at, last, mask, x), codegen
 
 
 @intrinsic
@@ -350,7 +471,13 @@ def unpack(typingctx, array, at, mask):
 
     def codegen(context, builder, signature, args):
         address = _address(context, builder, array, args[0], context.cast(builder, args[1], at, types.int64))
+        zero, chosen = constant(0, dtype), args[2]
+        if _by_table(dtype):
+            kept = builder.icmp_signed("<", _iota(), _splat(builder, _found(builder, chosen)))
+            name = f"llvm.masked.load.v{COUNT}{SUFFIXES[dtype]}.p0"
+            packed = call(builder, name, vector(dtype), address, _aligned(dtype), kept, zero)
+            return builder.select(chosen, _rearrange(builder, chosen, packed, True), zero)
         name = f"llvm.masked.expandload.v{COUNT}{SUFFIXES[dtype]}"
-        return call(builder, name, vector(dtype), address, args[2], constant(0, dtype))
+        return call(builder, name, vector(dtype), address, chosen, zero)
 
     return Lanes(dtype)(array, at, mask), codegen

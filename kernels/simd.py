@@ -11,8 +11,10 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload_attribute
+from sparse_dnm.kernels import machine
 
 PART_BYTES = 64
+NARROW = 32  # numbers of a Vector up to which several sums are made at once
 GROUP = 8  # edges whose dot products are reduced together by `lane_sums`
 
 
@@ -115,6 +117,20 @@ def width_of(typingctx, count):
 def _count(width):
     count = width.count
     return lambda width: count
+
+
+@intrinsic
+def sums(typingctx, array, width):
+    """How many Vectors of sums fit the registers beside what is added to them: 1, 2 or 4."""
+    vectors = -(-width.count * array.dtype.bitwidth // (8 * machine.VECTOR_BYTES))
+    fitting = machine.REGISTERS // 2 // vectors if width.count <= NARROW else 1
+    count = 4 if fitting >= 4 else max(fitting, 1)
+    count = 2 if count == 3 else count
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(types.int64, count)
+
+    return types.int64(array, width), codegen
 
 
 @intrinsic

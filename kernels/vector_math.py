@@ -125,7 +125,7 @@ def _split(typingctx, x):
 @inner
 def exp(x):
     """e**x; held at the ends of -87 .. 88 (float32) or -708 .. 709 outside them."""
-    x = min(max(x, _lowest(x)), _highest(x))
+    x = lanes.hold(x, _lowest(x), _highest(x))
     k = rint(x * LOG2_E)
     r = fma(k, -_ln2_low(x), fma(k, -_ln2_high(x), x))
     return (1.0 + fma(r * r, _exp(r), r)) * _power_of_two(k)

@@ -22,7 +22,7 @@ from sparse_dnm.cli.app import app
 from sparse_dnm.config import ACTIVATIONS
 from sparse_dnm.engine import cuda as cuda_engine
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autograd import Network, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cuda import CudaEngine
@@ -90,7 +90,7 @@ def test_every_gradient_is_that_of_the_cpu(model, batch):
         neurons = engine.neurons(head.kind, head.slope, head.first_linear, head.weighted)
         structure = engine.given(found.topology, neurons)
         given = [leaf.detach().to(engine.device).clone().requires_grad_() for leaf in leaves]
-        out = propagate(engine, structure, *given)
+        out = propagate(Network(engine, structure), *given)
         gradients = torch.autograd.grad(
             (out * torch.arange(1.0, out.numel() + 1).reshape(out.shape).to(out)).sum(), given
         )

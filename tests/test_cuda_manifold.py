@@ -22,7 +22,7 @@ from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine import cuda as cuda_engine
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Prices
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure
 from sparse_dnm.loss import time as measured
 from sparse_dnm.loss.memory import MeasuredMemory

@@ -24,7 +24,8 @@ from sparse_dnm import (
     TrainConfig,
 )
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Neurons, Prices
+from sparse_dnm.engine.base import Neurons
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import check_profile

@@ -15,7 +15,7 @@ from strategies import dags, manifolds, rng_input
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer, data
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.config import ACTIVATIONS
-from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autograd import Network, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.choose import engine_for
 
@@ -94,7 +94,7 @@ def test_every_neuron_may_have_an_activation_of_its_own(dag, random):
     for name in ("torch-sparse", "columns"):
         engine = engine_for(Executor(name), torch.device("cpu"))
         structure = engine.given(topology, engine.neurons(kind, slope, n, slice(0, n)))
-        out = propagate(engine, structure, *tensors)
+        out = propagate(Network(engine, structure), *tensors)
         gradients = torch.autograd.grad(out.square().sum(), tensors, allow_unused=True)
         found[name] = dict(zip(("out", "x", "values", "weight", "bias"), (out.detach(), *gradients), strict=True))
     assert_same(found["torch-sparse"], found["columns"])

@@ -15,7 +15,7 @@ DTYPES = [np.float32, np.float64]
 
 @numba.njit
 def apply(function, x, out):
-    for k in range(0, x.size, 16):
+    for k in range(0, x.size, lanes.COUNT):
         inside = lanes.first(x.size - k)
         lanes.store(out, k, inside, function(lanes.load(x, k, inside, 0.5)))
 

@@ -7,6 +7,7 @@ batched input alone in one pass.  There are no second derivatives: asked for, th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ NO_SECOND = (
     "differentiated again. Leave out create_graph=True; for a Hessian, or a loss that contains gradients, build the "
     "network of plain torch operations (of a DynamicManifold: DenseManifold), or take differences of first gradients"
 )
+MANY = 128  # columns from which on the gradients begin arrays of several times their size: copies are kept instead
 
 
 def _direct() -> bool:
@@ -27,8 +29,12 @@ def _direct() -> bool:
 
 
 def plain(function: Any) -> Any:
-    """``function`` applied directly, without torch.func: for a function with a setup_context, torch binds the signature
-    at every call, which takes longer than the kernels of a small network."""
+    """``function`` as it is applied outside of torch.func.
+
+    There torch binds the signature of a function that has a setup_context at every call, and looks whether arguments
+    are left from a transform that has ended; that takes longer than the kernels of a small network.  Callers see to it
+    that none is (`unwrapped`).
+    """
 
     def forward(ctx: Any, *args: Any) -> Any:
         out = function.forward(*args)
@@ -37,11 +43,15 @@ def plain(function: Any) -> Any:
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     made: Any = type(function.__name__, (torch.autograd.Function,), methods)
+    bare = super(torch.autograd.Function, made).apply  # Function.apply, without what it does before
 
     def apply(*args: Any) -> Any:
-        return (function if torch._C._are_functorch_transforms_active() else made).apply(*args)
+        return (function.apply if torch._C._are_functorch_transforms_active() else bare)(*args)
 
     return apply
+
+
+unwrapped = torch._C._functorch.unwrap_if_dead  # a tensor, without what a transform that has ended left around it
 
 
 def _looped(function: Callable[..., Any], size: int, in_dims: Any, args: Any) -> tuple[Any, Any]:
@@ -87,22 +97,14 @@ def _edges_back(
     by_imbalance: Any = 0.0
     if by_flow is not None:
         by_imbalance = 2.0 * values.imbalance * (by_flow.item() if by_flow.device.type == "cpu" else by_flow.double())
-    strength, closeness = (None if t is None else engine.array(t) for t in (by_strength, by_closeness))
+    strength = None if by_strength is None else engine.array(by_strength)
+    closeness = None if by_closeness is None else engine.array(by_closeness)
     found = engine.edges_backward(structure, values, strength, closeness, by_imbalance)
-    scalars = engine.tensor(found.scalars)
-    by_cutoff = torch.as_tensor(found.cutoff, dtype=scalars.dtype, device=scalars.device).reshape(())
     by_omega = None
     if structure.candidates.slots is not None:
-        by_omega = scatter(engine, structure, engine.tensor(found.omega), like)
-    return by_cutoff, by_omega, scalars
-
-
-def scatter(engine: Engine, structure: Any, by_omega: Tensor, like: Tensor) -> Tensor:
-    """Numbers of the candidates at their slots, 0 elsewhere; temporary candidates, without a slot, are left out."""
-    slots = engine.tensor(structure.candidates.slots)
-    if structure.candidates.fleeting:
-        by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
-    return torch.zeros_like(like).scatter_(0, slots, by_omega)
+        by_omega = engine.tensor(engine.scatter(found.omega, structure.candidates, len(like)))
+    scalars = engine.tensor(found.scalars)
+    return engine.number(found.cutoff, scalars), by_omega, scalars
 
 
 class _EdgesBack(_Once):
@@ -117,33 +119,44 @@ class _EdgesBack(_Once):
         return _looped(_EdgesBack.apply, info.batch_size, in_dims, args)
 
 
+@dataclass(eq=False, slots=True)
+class Found:
+    """A structure and its values, on the engine that found them.
+
+    copies  what is handed out may be written to; else it is in the memory of the values
+    """
+
+    engine: Engine
+    structure: Any
+    values: Values
+    copies: bool
+
+
 class EdgeStrength(torch.autograd.Function):
     """Strengths of the active edges, closeness of the candidates and the flow loss, with gradients (DESIGN, 2, 3).
 
-    apply(engine, structure, values, cutoff, edge_weight, *scalars)
-        -> strengths (n_edges,), closeness (n_candidates,), flow ()
+    apply(found, cutoff, edge_weight, *scalars) -> strengths (n_edges,), closeness (n_candidates,), flow ()
 
     ``scalars`` are those of SCALARS that the edge mode has, each (n_rows,); ``edge_weight`` (capacity,) or None.
     """
 
     @staticmethod
     def forward(
-        engine: Engine, structure: Any, values: Values, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
+        found: Found, cutoff: Tensor, edge_weight: Tensor | None, *scalars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return copies of what was found: the caller may write to them."""
-        strengths, closeness = engine.tensor(values.strengths).clone(), engine.tensor(values.d).clone()
-        square = values.imbalance**2
-        if isinstance(square, Tensor):
-            return strengths, closeness, square.to(closeness.dtype).reshape(())
-        return strengths, closeness, closeness.new_full((), square)
+        """Return what was found."""
+        engine, values = found.engine, found.values
+        strengths, closeness = engine.tensor(values.strengths), engine.tensor(values.d)
+        if found.copies:
+            strengths, closeness = strengths.clone(), closeness.clone()
+        return strengths, closeness, engine.number(values.imbalance**2, closeness)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Save the structure; and omega, so that torch refuses a backward pass after an in-place change of it."""
-        ctx.engine, ctx.structure, ctx.values, cutoff, edge_weight, *_ = inputs
+        ctx.found, cutoff, edge_weight, *_ = inputs
         ctx.set_materialize_grads(False)
-        ctx.has_omega = edge_weight is not None
-        ctx.save_for_backward(edge_weight if ctx.has_omega else cutoff)
+        ctx.save_for_backward(cutoff if edge_weight is None else edge_weight)
 
     @staticmethod
     def backward(
@@ -152,11 +165,12 @@ class EdgeStrength(torch.autograd.Function):
         """Gradients of the raw scalars."""
         (like,) = ctx.saved_tensors  # raises where omega has changed
         function = _edges_back if _direct() else _EdgesBack.apply
+        found = ctx.found
         by_cutoff, by_omega, scalars = function(
-            ctx.engine, ctx.structure, ctx.values, like, by_strength, by_closeness, by_flow
+            found.engine, found.structure, found.values, like, by_strength, by_closeness, by_flow
         )
         columns = scalars.unbind(0)
-        return None, None, None, by_cutoff, by_omega, *(columns[k] for k in ctx.engine.geometry.places)
+        return None, by_cutoff, by_omega, *[columns[k] for k in found.engine.geometry.places]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -193,22 +207,47 @@ class StraightThrough(torch.autograd.Function):
 # -- outputs of a DAG ----------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False, slots=True)
+class Network:
+    """What runs: a structure on an engine, its outputs ``squared`` or not; its ring, where that gets a gradient; and
+    strengths, and weight and bias of every neuron, as arrays of the engine, where the caller has them."""
+
+    engine: Engine
+    structure: Any
+    squared: bool = False
+    ring: Ring | None = None
+    strengths: Any = None
+    scales: Any = None
+
+
+@dataclass(eq=False, slots=True)
+class Kept:
+    """What a forward pass saved, and its outputs before they were squared, where they were."""
+
+    saved: Saved
+    linear: Any
+
+
 def _run(
-    engine: Engine, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
-) -> tuple[Tensor, Saved | None]:
+    network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor
+) -> tuple[Tensor, Kept | None]:
     """Outputs, and what the backward pass needs."""
-    if len(x) == 0:
+    engine, structure, values, scales = network.engine, network.structure, network.strengths, network.scales
+    if x.shape[0] == 0:
         return x.new_empty(0, len(structure.outputs)), None
-    scales = engine.scales(structure, None if weight is None else engine.array(weight), engine.array(bias))
-    out, saved = engine.forward(structure, engine.array(strengths), engine.array(x), scales)
-    return engine.tensor(out), saved
+    if scales is None:
+        scales = engine.scales(structure, None if weight is None else engine.array(weight), engine.array(bias))
+    out, saved = engine.forward(
+        structure, engine.array(strengths) if values is None else values, engine.array(x), scales
+    )
+    if network.squared:
+        return engine.tensor(out * out), Kept(saved, out)
+    return engine.tensor(out), Kept(saved, None)
 
 
 def _run_back(
-    engine: Engine,
-    structure: Any,
-    ring: Ring | None,
-    saved: Saved | None,
+    network: Network,
+    kept: Kept | None,
     by_input: bool,
     gradient: Tensor,
     x: Tensor,
@@ -217,25 +256,30 @@ def _run_back(
     bias: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (where ``by_input``), strengths, weight, bias and of the closeness of the ring."""
-    if saved is None:
+    engine, structure, ring, values = network.engine, network.structure, network.ring, network.strengths
+    if kept is None:
         zeros = (None if t is None else torch.zeros_like(t) for t in (x if by_input else None, strengths, weight, bias))
         closeness = None if ring is None else torch.zeros_like(engine.tensor(ring.values.d))
         return *zeros, closeness
-    values = engine.array(strengths)
-    found = engine.backward(structure, values, saved, engine.array(gradient))
+    if values is None:
+        values = engine.array(strengths)
+    saved, linear = kept.saved, kept.linear
+    by_output = engine.array(gradient)
+    if linear is not None:
+        by_output = by_output * linear
+        by_output += by_output
+    found = engine.backward(structure, values, saved, by_output)
     weighted, by_closeness, by_x = structure.neurons.weighted, None, None
     if ring is not None:
         by_closeness = engine.tensor(engine.ring_gradient(ring, saved, found, values, engine.array(x)))
     if by_input:
         by_x = engine.tensor(engine.input_gradient(structure, saved, found, x.shape[1]))
-    by_weight, by_bias = (engine.tensor(by[weighted]).clone() for by in (found.weight, found.bias))
-    return (
-        by_x,
-        engine.tensor(found.strengths).clone(),
-        by_weight if weight is not None else None,
-        by_bias,
-        by_closeness,
-    )
+    by_strength, by_bias = engine.tensor(found.strengths), engine.tensor(found.bias[weighted])
+    by_weight = None if weight is None else engine.tensor(found.weight[weighted])
+    if saved.batch > MANY:
+        by_strength, by_bias = by_strength.clone(), by_bias.clone()
+        by_weight = None if by_weight is None else by_weight.clone()
+    return by_x, by_strength, by_weight, by_bias, by_closeness
 
 
 class _RunBack(_Once):
@@ -249,10 +293,10 @@ class _RunBack(_Once):
         """One after the other; the saved tensors are used again if only the gradient is batched."""
 
         def run(*slices: Any) -> tuple[Tensor | None, ...]:
-            engine, structure, ring, saved, by_input, gradient, *rest = slices
-            if any(isinstance(dim, int) for dim in in_dims[6:]):
-                _, saved = Propagate.apply(engine, structure, ring, *rest, None)
-            found: tuple[Tensor | None, ...] = _RunBack.apply(engine, structure, ring, saved, by_input, gradient, *rest)
+            network, kept, by_input, gradient, *rest = slices
+            if any(isinstance(dim, int) for dim in in_dims[4:]):
+                _, kept = Propagate.apply(network, *rest, None)
+            found: tuple[Tensor | None, ...] = _RunBack.apply(network, kept, by_input, gradient, *rest)
             return found
 
         return _looped(run, info.batch_size, in_dims, args)
@@ -261,31 +305,24 @@ class _RunBack(_Once):
 class Propagate(torch.autograd.Function):
     """Outputs of a DAG of neurons (DESIGN, sections 2 and 4).
 
-    apply(engine, structure, ring, x, strengths, weight, bias, closeness)[0] -> (batch, n_outputs)
+    apply(network, x, strengths, weight, bias, closeness)[0] -> (batch, n_outputs)
 
     x (batch, n_inputs); strengths (n_edges,) in CSR order; weight (n_weighted,) or None; bias (n_weighted,).
-    With a ``ring``, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
+    With a ring, the ``closeness`` (n_candidates,) of its candidates below the cutoff gets a gradient.
     """
 
     @staticmethod
     def forward(
-        engine: Engine,
-        structure: Any,
-        ring: Ring | None,
-        x: Tensor,
-        strengths: Tensor,
-        weight: Tensor | None,
-        bias: Tensor,
-        closeness: Tensor | None,
-    ) -> tuple[Tensor, Saved | None]:
-        """Outputs, and what the backward pass needs."""
-        return _run(engine, structure, x, strengths, weight, bias)
+        network: Network, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, closeness: Tensor | None
+    ) -> tuple[Tensor, Kept | None]:
+        """A forward pass, and what it saved."""
+        return _run(network, x, strengths, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save the tensors for the backward pass."""
-        ctx.engine, ctx.structure, ctx.ring, *tensors, _ = inputs
-        ctx.saved = output[1]
+        """Keep what was saved."""
+        ctx.network, *tensors, _ = inputs
+        ctx.kept = output[1]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -293,18 +330,17 @@ class Propagate(torch.autograd.Function):
         """A backward pass over the transpose."""
         x, strengths, weight, bias = ctx.saved_tensors
         function = _run_back if _direct() else _RunBack.apply
-        by_input = ctx.needs_input_grad[3]
-        head = ctx.engine, ctx.structure, ctx.ring, ctx.saved, by_input
-        return None, None, None, *function(*head, gradient, x, strengths, weight, bias)
+        found = function(ctx.network, ctx.kept, ctx.needs_input_grad[1], gradient, x, strengths, weight, bias)
+        return None, *found
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         """A batched input becomes a larger batch; if other tensors are batched, one call after the other."""
-        engine, structure, ring, x, *rest = args
-        if isinstance(in_dims[3], int) and not any(isinstance(dim, int) for dim in in_dims[4:]):
-            x = x.movedim(in_dims[3], 0)
-            out, saved = Propagate.apply(engine, structure, ring, x.reshape(-1, x.shape[-1]), *rest)
-            return (out.reshape(info.batch_size, -1, out.shape[-1]), saved), (0, None)
+        network, x, *rest = args
+        if isinstance(in_dims[1], int) and not any(isinstance(dim, int) for dim in in_dims[2:]):
+            x = x.movedim(in_dims[1], 0)
+            out, kept = Propagate.apply(network, x.reshape(-1, x.shape[-1]), *rest)
+            return (out.reshape(info.batch_size, -1, out.shape[-1]), kept), (0, None)
         (out, _), _ = _looped(Propagate.apply, info.batch_size, in_dims, args)
         return (out, None), (0, None)
 
@@ -313,17 +349,18 @@ edge_strength, straight_through, _propagate = plain(EdgeStrength), plain(Straigh
 
 
 def propagate(
-    engine: Engine,
-    structure: Any,
+    network: Network,
     x: Tensor,
     strengths: Tensor,
     weight: Tensor | None,
     bias: Tensor,
-    ring: Ring | None = None,
     closeness: Tensor | None = None,
 ) -> Tensor:
     """Outputs (batch, n_outputs), with a graph where gradients are wanted."""
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        out: Tensor = _propagate(engine, structure, ring, x, strengths, weight, bias, closeness)[0]
+        out: Tensor = _propagate(network, x, strengths, weight, bias, closeness)[0]
         return out
-    return _run(engine, structure, x, strengths, weight, bias)[0]
+    if x.shape[0] == 0:
+        return x.new_empty(0, len(network.structure.outputs))
+    out = network.engine.outputs(network.structure, x, strengths, weight, bias)
+    return out.mul_(out) if network.squared else out

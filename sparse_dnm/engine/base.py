@@ -6,6 +6,7 @@ back.  No code outside this package asks which kind they are.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_dnm.engine.candidates import CROWDED, Candidates, Geometry, OverCapacity, assign_slots, compose
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 
 if TYPE_CHECKING:
     from sparse_dnm.engine.autotune import Executor
@@ -39,6 +41,11 @@ class Neurons:
     slope: Array
     first_linear: int
     weighted: Any
+
+    @functools.cached_property
+    def blank(self) -> tuple[Array, Array]:
+        """1 and 0 for every neuron: their weights and biases but for the weighted."""
+        return self.slope * 0 + 1, self.slope * 0
 
 
 class Structure(Protocol):
@@ -161,33 +168,6 @@ class ParameterGradients(NamedTuple):
     omega: Array
 
 
-class Gates(NamedTuple):
-    """Soft number of edges, its derivative by the raw cutoff, and those by the candidates' closeness."""
-
-    total: Any
-    by_cutoff: Any
-    by_closeness: Array
-
-
-class Prices(NamedTuple):
-    """Seconds that one more of each costs: an edge, an executed input, another executed neuron, a level."""
-
-    edge: float
-    input: float
-    neuron: float
-    level: float
-
-
-class Cost(NamedTuple):
-    """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
-    probability that each exists, (n_candidates,) both; arrays of the CPU."""
-
-    value: float
-    by_cutoff: float
-    by_closeness: Any
-    by_gate: Any
-
-
 class Ring(NamedTuple):
     """The candidates below the cutoff get a gradient, times ``kappa``: that of the strength that an edge in their place
     would have (RigL, Evci et al. 2020)."""
@@ -195,6 +175,13 @@ class Ring(NamedTuple):
     kappa: float
     structure: Any
     values: Values
+
+
+class Memory(Protocol):
+    """The bits that some arrays had."""
+
+    def same(self, arrays: Mapping[str, Array]) -> bool:
+        """Arrays of the same names have them still."""
 
 
 class Stopwatch(Protocol):
@@ -332,6 +319,22 @@ class Engine(ABC):
     ) -> tuple[Array, Saved]:
         """Outputs (batch, n_outputs) of x (batch, n_inputs) with ``strengths`` on the edges, in CSR order."""
 
+    def infer(self, structure: Any, strengths: Array, x: Tensor, scales: tuple[Array, Array]) -> Tensor:
+        """The outputs of `forward` alone."""
+        return self.tensor(self.forward(structure, strengths, self.array(x), scales)[0])
+
+    def outputs(
+        self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, check: Any = None
+    ) -> Tensor:
+        """Outputs of a network of these tensors, of which nothing is kept for a backward pass.
+
+        ``check(strengths, weight, bias)`` is called first, unless they are where they were when it was called last.
+        """
+        if check is not None:
+            check(strengths, weight, bias)
+        scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
+        return self.infer(structure, self.array(strengths), x, scales)
+
     @abstractmethod
     def backward(
         self, structure: Any, strengths: Array, saved: Saved, gradient: Array, clock: Clock | None = None
@@ -379,7 +382,11 @@ class Engine(ABC):
         """omega of the candidates from their slots."""
 
     @abstractmethod
-    def bits(self, arrays: Mapping[str, Array]) -> list[bytes] | None:
+    def scatter(self, by_omega: Array, candidates: Candidates, capacity: int) -> Array:
+        """Numbers of the candidates at their slots of ``capacity``, 0 elsewhere; those without a slot are left out."""
+
+    @abstractmethod
+    def remember(self, arrays: Mapping[str, Array]) -> Memory | None:
         """The bits of arrays, to see whether one has changed; None if that would need a transfer."""
 
     @abstractmethod
@@ -393,3 +400,7 @@ class Engine(ABC):
     @abstractmethod
     def tensor(self, array: Array) -> Tensor:
         """An array as a tensor, without a copy."""
+
+    @abstractmethod
+    def number(self, value: Any, like: Tensor) -> Tensor:
+        """A number as a new tensor () of the dtype of another."""

@@ -60,18 +60,24 @@ class BufferPool:
 
     def aligned(self, size: int, dtype: DTypeLike) -> NDArray[Any]:
         """An array of ``size`` numbers that starts at a cache line; one of a few lines may start anywhere."""
-        dtype = np.dtype(dtype)
+        if not isinstance(dtype, np.dtype):
+            dtype = np.dtype(dtype)
         need = size * dtype.itemsize
         if need <= SMALL:
             return np.empty(size, dtype)
-        # Garbage collection or another thread may change the dict at any time: search a copy, and skip what another
-        # thread has taken meanwhile.
-        idle = self._idle.copy()
-        fits = [(memory.nbytes, key) for key, memory in idle.items() if need <= memory.nbytes <= 2 * need]
-        memory = self._idle.pop(min(fits)[1], None) if fits else None
+        new = need + need // 8
+        # Garbage collection, or another thread, may change the dict at any time: a copy is looked through, and what
+        # somebody else has taken meanwhile is not there any more.
+        best, found = 2 * need + 1, None
+        for key, piece in self._idle.copy().items():
+            if need <= piece.nbytes < best:
+                best, found = piece.nbytes, key
+                if best == new:  # what was made for an array of this size
+                    break
+        memory = None if found is None else self._idle.pop(found, None)
         if memory is None:
-            memory = _aligned_memory(need + need // 8)
-        # The base of a view is the array that it was taken of, unless that is itself based on an array.
+            memory = _aligned_memory(new)
+        # The base of a view is the array that it was first taken of, unless that stands on an array in its turn.
         array = np.frombuffer(memory, dtype, size)
         loan = _Loan(array, self._back)
         loan.memory = memory

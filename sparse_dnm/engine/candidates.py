@@ -22,8 +22,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sparse_dnm.checks import CPU
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, ROW_SCALARS, SCALARS, ManifoldConfig
+from sparse_dnm.engine import device as backend
 
+KERNELS = backend.kernels(CPU)
 CROWDED = 64  # a list longer than this is searched again when most of it is below the threshold
 SPARE = 1.25  # slots for every candidate of the first structure
 LEAST_SLOTS = 4096  # or all possible edges, where they are fewer
@@ -144,8 +147,11 @@ def digest(indptr: Tensor, indices: Tensor, slots: Tensor) -> Tensor:
     """int64 (): a checksum that differs for arrays that were averaged or do not belong together."""
     total = indptr.new_zeros(())
     for k, array in enumerate((indptr, indices, slots)):
-        numbers = torch.arange(1, len(array) + 1, device=array.device)
-        total = total + ((array.long() + 1) * (numbers * 2654435761 + k)).sum()
+        if array.device.type == "cpu":
+            total += KERNELS.digest(array.contiguous().numpy(), k)
+        else:
+            numbers = torch.arange(1, len(array) + 1, device=array.device)
+            total += ((array.long() + 1) * (numbers * 2654435761 + k)).sum()
     return total
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_dnm.checks import CPU
+from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
-from sparse_dnm.engine.buffers import footprint
-from sparse_dnm.engine.cpu_structure import CpuSearch, CpuStructure
+from sparse_dnm.engine.buffers import BIG, footprint
+from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
 from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
@@ -23,8 +28,37 @@ FAR = 256  # edges that the backward pass may visit before an edge's neighbour i
 Floats = NDArray[np.floating]
 
 
+class Prepared(NamedTuple):
+    """A forward pass but for its input: the kernel, and its arguments before and after that."""
+
+    structure: CpuStructure
+    strengths: Floats
+    scales: tuple[Floats, Floats]
+    batch: int
+    run: Any
+    n_outputs: int
+    threads: int  # 0: it has no parallel loop
+    head: tuple[Any, ...]
+    tail: tuple[Any, ...]
+
+
+def _taken(held: list[Any]) -> Any:
+    """The last of a list, which no other thread gets then; None where there is none."""
+    try:
+        return held.pop()
+    except IndexError:
+        return None
+
+
 class CpuEngine(CpuSearch):
     """Numba's kernels on the threads of the CPU."""
+
+    def __init__(self, executor: Executor, config: ManifoldConfig | None = None):
+        super().__init__(executor, config)
+        # Each is taken out by the thread that uses it
+        self._ready: list[Prepared] = []
+        self._blanks: list[tuple[Neurons, bool, tuple[Floats, Floats]]] = []
+        self._given, self._checked = Arrays(), dict[str, Floats]()
 
     def given(self, topology: Topology, neurons: Neurons) -> CpuStructure:
         """The structure of a graph that is given."""
@@ -34,14 +68,19 @@ class CpuEngine(CpuSearch):
         self, structure: CpuStructure, weight: Floats | None, bias: Floats, out: tuple[Floats, Floats] | None = None
     ) -> tuple[Floats, Floats]:
         """Weight and bias of every neuron; ``out``: where to write them, with 1 and 0 where the others are."""
-        neurons = structure.neurons
+        weighted = structure.neurons.weighted
         if out is None:
-            n, dtype = len(neurons.kind), neurons.slope.dtype
-            out = np.ones(n, dtype), np.zeros(n, dtype)
+            out = self._blank(structure.neurons)
         if weight is not None:
-            out[0][neurons.weighted] = weight
-        out[1][neurons.weighted] = bias
+            out[0][weighted] = weight
+        out[1][weighted] = bias
         return out
+
+    @staticmethod
+    def _blank(neurons: Neurons) -> tuple[Floats, Floats]:
+        """1 and 0 for every neuron, new."""
+        ones, zeros = neurons.blank
+        return ones.copy(), zeros.copy()
 
     def forward(
         self,
@@ -72,6 +111,79 @@ class CpuEngine(CpuSearch):
         if read:
             executor.record("forward", batch, name, seconds)
         return out, Saved(batch, scales, x_all, m_all, seconds)
+
+    def infer(self, structure: CpuStructure, strengths: Floats, x: Tensor, scales: tuple[Floats, Floats]) -> Tensor:
+        """See `Engine.infer`.
+
+        What the pass of the last call was given is used again where only the input is another one.
+        """
+        table = self.array(x)
+        batch, ready = len(table), _taken(self._ready)
+        if (
+            ready is None
+            or ready.batch != batch
+            or ready.structure is not structure
+            or ready.strengths is not strengths
+            or ready.scales is not scales
+        ):
+            ready = self._prepared(structure, strengths, scales, batch)
+            if ready is None:
+                return torch.from_numpy(self.forward(structure, strengths, table, scales)[0])
+        out = np.empty((batch, ready.n_outputs), strengths.dtype)
+        if ready.threads == 0:
+            ready.run(*ready.head, table, *ready.tail, out)
+        else:
+            with backend.use_threads(ready.threads):
+                ready.run(*ready.head, table, *ready.tail, out)
+        self._ready.append(ready)
+        return torch.from_numpy(out)
+
+    def _prepared(
+        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], batch: int
+    ) -> Prepared | None:
+        """What a pass is given but for its input; None where it needs much memory, or how it runs is not chosen yet."""
+        s, neurons, executor, count = structure.schedule, structure.neurons, self.executor, tile_width(batch)
+        topology, tiles = s.topology, tiles_of(batch)
+        size = tiles * count * topology.n_neurons
+        name = executor.choose("forward", batch, structure)
+        if batch == 0 or size * strengths.itemsize > BIG or executor.tries("forward", batch):
+            return None
+        x_all, m_all = (self.buffers.aligned(size, strengths.dtype) for _ in range(2))
+        parts = executor.parts_for(name)
+        threads = executor.threads if name != "columns" else min(executor.threads, tiles)
+        return Prepared(
+            *(structure, strengths, scales, batch, KERNELS.make(count)[0], len(topology.outputs)),
+            threads if parts * tiles > 1 else 0,
+            (parts, s.inputs, s.column),
+            (
+                *(s.sequence_of(name), s.waves, topology.indptr, topology.indices, strengths, neurons.first_linear),
+                *(*scales, neurons.kind, neurons.slope, topology.outputs, x_all, m_all),
+            ),
+        )
+
+    def outputs(
+        self,
+        structure: CpuStructure,
+        x: Tensor,
+        strengths: Tensor,
+        weight: Tensor | None,
+        bias: Tensor,
+        check: Callable[[Tensor, Tensor | None, Tensor], None] | None = None,
+    ) -> Tensor:
+        """See `Engine.outputs`."""
+        named = {"strengths": strengths, "bias": bias}
+        if weight is not None:
+            named["weight"] = weight
+        arrays, blank = self._given.of(named), _taken(self._blanks)
+        if check is not None and arrays is not self._checked:
+            check(strengths, weight, bias)
+            self._checked = arrays
+        if blank is None or blank[0] is not structure.neurons or blank[1] is not (weight is None):
+            blank = structure.neurons, weight is None, self._blank(structure.neurons)
+        scales = self.scales(structure, arrays.get("weight"), arrays["bias"], blank[2])
+        out = self.infer(structure, arrays["strengths"], x, scales)
+        self._blanks.append(blank)
+        return out
 
     def complete(self, structure: CpuStructure, strengths: Floats, saved: Saved, x: Floats) -> None:
         """Also compute values and messages of the neurons that reach no output, into ``saved``."""

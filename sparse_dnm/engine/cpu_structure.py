@@ -15,9 +15,10 @@ from sparse_dnm.checks import CPU, DTYPES, check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Values
-from sparse_dnm.engine.buffers import BufferPool
+from sparse_dnm.engine.base import Engine, Evaluated, Neurons, ParameterGradients, Values
+from sparse_dnm.engine.buffers import BIG, BufferPool
 from sparse_dnm.engine.candidates import NOT_FINITE, Candidates, Geometry
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
@@ -67,24 +68,57 @@ class CpuStructure:
 
 
 class Arrays:
-    """The parameters of a model as numpy arrays by name; a new array is made only for one whose memory has moved."""
+    """Tensors as numpy arrays by name, made anew only where one has moved."""
 
     def __init__(self) -> None:
-        self._places: list[tuple[int, int, bool]] = []
-        self._arrays: dict[str, Floats] = {}
+        self._held: tuple[list[Any] | None, dict[str, Floats]] = None, {}
 
-    def of(self, parameters: Mapping[str, Tensor], config: ManifoldConfig) -> dict[str, Floats]:
-        """The arrays by name; they share memory with the parameters.
+    def of(self, tensors: Mapping[str, Tensor], config: ManifoldConfig | None = None) -> dict[str, Floats]:
+        """Their numbers, by name; what is written to the tensors shows in the arrays, whose dict is the same while none
+        has moved.
 
-        Raises ValueError where the parameters are not as the kernels need them.
+        Raises ValueError where they are not the parameters of a manifold of this ``config`` as the kernels need them.
         """
-        places = [(p.data_ptr(), p.numel(), p.is_contiguous()) for p in parameters.values()]
-        if places != self._places:
-            check_parameters(parameters, config)
-            self._arrays = {name: p.detach().contiguous().numpy() for name, p in parameters.items()}
-            # what is not contiguous is copied each time
-            self._places = places if all(contiguous for _, _, contiguous in places) else []
-        return self._arrays
+        values = tensors.values()
+        contiguous = all(map(_IS_CONTIGUOUS, values))
+        places = [*map(_DATA_PTR, values), *map(_NUMEL, values), contiguous]
+        before, arrays = self._held
+        if places != before:
+            if config is not None:
+                check_parameters(tensors, config)
+            arrays = {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
+            self._held = (places if contiguous else None), arrays  # a copy of what is not contiguous is made each time
+        return arrays
+
+
+_DATA_PTR, _NUMEL, _IS_CONTIGUOUS = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous
+
+
+class Bits:
+    """`base.Memory`: a copy of the bits of some arrays, which compiled code compares with what they are now."""
+
+    def __init__(self, arrays: Mapping[str, Floats]):
+        self._arrays = arrays
+        self._addresses, self._sizes = self._places(arrays)
+        self._copy = np.empty(int(self._sizes.sum()), np.uint32)
+        self._address = self._copy.ctypes.data
+        KERNELS.copy_words(self._addresses, self._sizes, self._copy)
+
+    @staticmethod
+    def _places(arrays: Mapping[str, Floats]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Addresses of contiguous arrays, and their numbers of words."""
+        values = arrays.values()
+        return np.array([a.ctypes.data for a in values]), np.array([a.nbytes // 4 for a in values])
+
+    def same(self, arrays: Mapping[str, Floats]) -> bool:
+        """See `base.Memory`."""
+        addresses, sizes = self._addresses, self._sizes
+        if arrays is not self._arrays:
+            addresses, sizes = self._places(arrays)
+            if not np.array_equal(sizes, self._sizes):
+                return False
+        same: bool = KERNELS.same_words(addresses, sizes, self._address)
+        return same
 
 
 class CpuSearch(Engine):
@@ -104,7 +138,7 @@ class CpuSearch(Engine):
 
     def serves(self, device: torch.device) -> bool:
         """See `Engine.serves`."""
-        return not backend.on_cuda(device) and self.executor.name != "torch-sparse"
+        return device.type != "cuda" and self.executor.name != "torch-sparse"
 
     def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Floats]:
         """The numbers of every parameter, by name."""
@@ -125,8 +159,9 @@ class CpuSearch(Engine):
         check: bool = True,
     ) -> Evaluated:
         """See `Engine.evaluate`; on one thread where the candidates are few."""
-        config, geometry, found, empty = self.config, self.geometry, candidates, self.buffers.empty
+        config, geometry, found = self.config, self.geometry, candidates
         size, n_rows = len(found.indices), config.n_rows
+        empty = np.empty if 8 * max(size, KERNELS.ROWS * n_rows) < BIG else self.buffers.empty
         c = geometry.cutoff(float(parameters["cutoff"]))
         threshold = geometry.threshold(c)
         threads = self.executor.threads if size > FEW else 1
@@ -261,11 +296,19 @@ class CpuSearch(Engine):
 
     def gather(self, edge_weight: Floats, slots: NDArray[np.int64]) -> Floats:
         """See `Engine.gather`."""
-        return edge_weight.take(slots, mode="clip")  # in range, as checked before: clip only skips the check
+        omega = self.buffers.empty(len(slots), edge_weight.dtype)
+        KERNELS.gather(edge_weight, slots, omega)
+        return omega
 
-    def bits(self, arrays: Mapping[str, Floats]) -> list[bytes]:
-        """See `Engine.bits`."""
-        return [array.tobytes() for array in arrays.values()]
+    def scatter(self, by_omega: Floats, candidates: Candidates, capacity: int) -> Floats:
+        """See `Engine.scatter`."""
+        out = self.buffers.empty(capacity, by_omega.dtype)
+        KERNELS.scatter(by_omega, candidates.slots, out)
+        return out
+
+    def remember(self, arrays: Mapping[str, Floats]) -> Bits:
+        """See `Engine.remember`."""
+        return Bits(arrays)
 
     def host_values(self, structure: CpuStructure, values: Values) -> Values:
         """As they are."""
@@ -273,11 +316,16 @@ class CpuSearch(Engine):
 
     def array(self, tensor: Tensor) -> Floats:
         """As a contiguous numpy array."""
-        return tensor.detach().contiguous().numpy()
+        array: Floats = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def tensor(self, array: Any) -> Tensor:
         """As a tensor of the same memory."""
         return torch.from_numpy(array)
+
+    def number(self, value: Any, like: Tensor) -> Tensor:
+        """See `Engine.number`."""
+        return torch.from_numpy(np.array(value, DTYPES[like.dtype]))
 
     def neurons(self, kind: NDArray[np.int8], slope: Floats, first_linear: int, weighted: Any) -> Neurons:
         """As they are."""

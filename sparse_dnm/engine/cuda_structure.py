@@ -19,8 +19,9 @@ from sparse_dnm.checks import CPU, check_parameters
 from sparse_dnm.config import SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Cost, Engine, Evaluated, Gates, Neurons, ParameterGradients, Prices, Update, Values
+from sparse_dnm.engine.base import Engine, Evaluated, Neurons, ParameterGradients, Update, Values
 from sparse_dnm.engine.candidates import NOT_FINITE, Candidates, Geometry
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_structure import CpuStructure, check_size
 from sparse_dnm.engine.schedule import Schedule
@@ -338,8 +339,15 @@ class CudaSearch(Engine):
         """See `Engine.gather`."""
         return edge_weight[slots]
 
-    def bits(self, arrays: Mapping[str, Tensor]) -> None:
-        """See `Engine.bits`."""
+    def scatter(self, by_omega: Tensor, candidates: Candidates, capacity: int) -> Tensor:
+        """See `Engine.scatter`."""
+        slots = candidates.slots
+        if candidates.fleeting:
+            by_omega, slots = by_omega[slots >= 0], slots[slots >= 0]
+        return by_omega.new_zeros(capacity).scatter_(0, slots, by_omega)
+
+    def remember(self, arrays: Mapping[str, Tensor]) -> None:
+        """See `Engine.remember`."""
 
     def host_values(self, structure: CudaStructure, values: Values) -> Values:
         """The values of a structure in arrays of the CPU."""
@@ -361,6 +369,10 @@ class CudaSearch(Engine):
         """As it is."""
         out: Tensor = array
         return out
+
+    def number(self, value: Any, like: Tensor) -> Tensor:
+        """See `Engine.number`."""
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
     def neurons(self, kind: Any, slope: Any, first_linear: int, weighted: Any) -> Neurons:
         """Uploaded."""

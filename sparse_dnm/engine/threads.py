@@ -17,12 +17,14 @@ import threading
 
 import numba
 import torch
+from numba.np.ufunc import parallel
 
 from sparse_dnm.kernels import jit
 
 _lock = threading.Lock()
 _ready = False  # this process has its threads
 _forked = False
+_get, _set = numba.get_num_threads, numba.set_num_threads
 
 
 def start() -> None:
@@ -35,6 +37,7 @@ def start() -> None:
         if jit.mode() != jit.SEQUENTIAL and not _ready:
             _start_numba()
         torch.set_num_threads(before)
+        _find_setters()
         _ready = True
 
 
@@ -45,6 +48,14 @@ def _start_numba() -> None:
         numba.get_num_threads()
     if numba.threading_layer() == "workqueue":
         jit.set_mode(jit.ONE_BY_ONE)
+
+
+def _find_setters() -> None:
+    """Numba's functions take two locks at every call, and with their checks a few microseconds; what they end in is
+    called directly where it has the name that it has today."""
+    global _get, _set
+    _get = getattr(parallel, "_get_num_threads", numba.get_num_threads)
+    _set = getattr(parallel, "_set_num_threads", numba.set_num_threads)
 
 
 def _after_fork() -> None:
@@ -78,31 +89,28 @@ def check_threads(threads: int) -> int:
 class use_threads:
     """Inside ``with``, kernels run on ``threads`` threads."""
 
-    _current = threading.local()
+    __slots__ = "outside", "threads"
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def __enter__(self) -> None:
-        self.before: int | None = getattr(self._current, "threads", None)
-        if self.before != self.threads:
-            start()
-            self._numba_before = _get() if self.before is None else self.before
-            _set(self.threads)
-            self._current.threads = self.threads
+        self.outside = _exchange(self.threads)
 
     def __exit__(self, *_: object) -> None:
-        if self.before != self.threads:
-            _set(self._numba_before)
-            self._current.threads = self.before
+        if self.outside != self.threads:
+            _exchange(self.outside)
 
 
-def _get() -> int:
-    return 1 if _forked else numba.get_num_threads()
-
-
-def _set(threads: int) -> None:
+def _exchange(threads: int) -> int:
+    """Set the number of threads of this thread's kernels; returns that before."""
+    if not _ready:
+        start()
     if not _forked:
-        numba.set_num_threads(threads)
-    elif jit.mode() != jit.SEQUENTIAL:
+        before = _get()
+        if before != threads:
+            _set(threads)
+        return before
+    if jit.mode() != jit.SEQUENTIAL:
         numba.set_num_threads(1)
+    return 1

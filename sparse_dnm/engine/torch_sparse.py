@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_dnm.checks import require_torch_sparse
-from sparse_dnm.engine.base import Gradients, Ring
+from sparse_dnm.engine.base import Engine, Gradients, Ring
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_structure import CpuStructure, Floats
 from sparse_dnm.engine.device import LEAKY, LOGISTIC, SILU, TANH
@@ -178,6 +178,7 @@ class TorchSparseEngine(CpuEngine):
     """The engine of the CPU, but passes over the DAG are torch-sparse's products and torch's own autograd."""
 
     fused = False
+    infer, outputs = Engine.infer, Engine.outputs
 
     def serves(self, device: torch.device) -> bool:
         """See `Engine.serves`."""

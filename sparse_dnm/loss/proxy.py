@@ -43,7 +43,8 @@ class SparsityProxy:
             raise ValueError(f"tau={tau!r} must be a finite number > 0, in closeness")
         if power < 1:
             raise ValueError(f"power={power!r} must be >= 1")
-        self.tau, self.power, self._flat = tau, power, gradient == "none"
+        self.tau, self.power = tau, power
+        self.flat = gradient == "none"  # without a gradient
 
     def value(self, evaluation: Evaluation) -> float:
         """The term, without gradient."""
@@ -51,7 +52,7 @@ class SparsityProxy:
 
     def gradient(self, evaluation: Evaluation) -> Gradient | None:
         """Gradient of the term; None if it has none."""
-        if self._flat:
+        if self.flat:
             return None
         slope = self.power * evaluation.density ** (self.power - 1) / evaluation.config.possible_edges
         _, by_cutoff, by_closeness = evaluation.gates(self.tau)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sparse_dnm.config import ABLATIONS, CLOCKS, ESTIMATORS, check_choice
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Engine, Prices
+from sparse_dnm.engine.base import Engine
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.loss.controller import Controller
@@ -179,6 +180,15 @@ class MeasuredTime:
             self._time(evaluation, ran if self.takes_steps and self._began else None)
         return self.seconds / self.reference
 
+    @property
+    def untimed_calls(self) -> int:
+        """How many calls of `value` follow before the next timed step."""
+        return 0 if math.isnan(self.seconds) else -self.calls % self.settings.every
+
+    def pass_calls(self, count: int) -> None:
+        """So many calls of `value` before the next timed step are not made: the caller knows what they return."""
+        self.calls += count
+
     def _time(self, evaluation: Evaluation, ran: float | None) -> None:
         """Time a step; update prices and multiplier."""
         before = self.clock.disturbances()
@@ -220,10 +230,20 @@ class MeasuredTime:
             self._prices = self.prices(evaluation)
         if self.settings.estimator == "spsa":
             return self._spsa(evaluation)
-        p, r = self._prices, self.reference
-        scaled = Prices(p.edge / r, p.input / r, p.neuron / r, p.level / r)
-        cost = evaluation.expected_cost(self.settings.tau, scaled)
+        cost = evaluation.expected_cost(self.settings.tau, self._relative(self._prices))
         return Gradient(cost.by_cutoff, cost.by_closeness)
+
+    def _relative(self, p: Prices) -> Prices:
+        """Prices over the reference."""
+        r = self.reference
+        return Prices(p.edge / r, p.input / r, p.neuron / r, p.level / r)
+
+    def known_prices(self) -> Prices | None:
+        """The prices that `gradient` goes by, over the reference; None where it goes by no prices, or by those of a
+        structure that it has not seen."""
+        if self._prices is None or self.settings.estimator == "spsa":
+            return None
+        return self._relative(self._prices)
 
     def _spsa(self, evaluation: Evaluation) -> Gradient:
         """Simultaneous perturbation (Spall 1992), without a cost model: the closeness of every candidate is moved by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,20 +12,26 @@ from torch import Tensor
 
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine.autograd import straight_through
-from sparse_dnm.engine.base import Cost, Engine, Gates, Prices, Values
+from sparse_dnm.engine.base import Engine, Values
+from sparse_dnm.engine.costs import Cost, Gates, Prices
 from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.engine.topology import Topology
+
+
+class Graph(NamedTuple):
+    """What an `EdgeStrength` handed out: strengths, closeness and flow of an evaluation, with their graph."""
+
+    strengths: Tensor
+    closeness: Tensor
+    flow: Tensor
 
 
 @dataclass(eq=False)
 class Evaluation:
     """A structure and its values, on the engine that found them.
 
-    strengths  D of the active edges (n_edges,), in the order of the topology's CSR
-    closeness  d of the candidates (n_candidates,)
-    flow       (sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², ()
-    cutoff     the raw cutoff, ()
-    The four are tensors with a graph; the first three are None until a graph is asked for.
+    cutoff  the raw cutoff, (), with its graph
+    graph   None where nobody has asked for one yet: then there are no `strengths`, `closeness` and `flow`
     """
 
     config: ManifoldConfig
@@ -33,9 +39,33 @@ class Evaluation:
     structure: Any  # base.Structure
     values: Values
     cutoff: Tensor
-    strengths: Tensor | None = None
-    closeness: Tensor | None = None
-    flow: Tensor | None = None
+    graph: Graph | None = None
+    handed_out: bool = False  # somebody may write to the graph's tensors
+
+    def _handed(self) -> Graph:
+        """The tensors for somebody who may write to them: from here on their memory is not that of the values."""
+        assert self.graph is not None, "DynamicManifold.evaluation has a graph"
+        if not self.handed_out:
+            self.handed_out = True
+            for tensor in self.graph[:2]:
+                tensor.data = tensor.detach().clone()
+        return self.graph
+
+    @property
+    def strengths(self) -> Tensor:
+        """D of the active edges (n_edges,), in the order of the topology's CSR, with its graph."""
+        return self._handed().strengths
+
+    @property
+    def closeness(self) -> Tensor:
+        """d of the candidates (n_candidates,), with its graph."""
+        return self._handed().closeness
+
+    @property
+    def flow(self) -> Tensor:
+        """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)², (), with its graph."""
+        assert self.graph is not None
+        return self.graph.flow
 
     @property
     def n_edges(self) -> int:
@@ -90,7 +120,8 @@ class Evaluation:
         return self.engine.expected_cost(self.structure, self.values, tau, prices)
 
     def straight_through(self, value: Any, by_cutoff: Any, by_closeness: Any) -> Tensor:
-        """``value`` as a scalar with a given gradient: ``by_cutoff`` by the raw cutoff, ``by_closeness``
-        (n_candidates,) by the candidates' closeness."""
-        out: Tensor = straight_through(value, by_cutoff, by_closeness, self.closeness, self.cutoff)
+        """``value`` as a scalar whose gradient was found otherwise: ``by_cutoff`` is that by the raw cutoff, and
+        ``by_closeness`` (n_candidates,) that by the candidates' closeness."""
+        assert self.graph is not None
+        out: Tensor = straight_through(value, by_cutoff, by_closeness, self.graph.closeness, self.cutoff)
         return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +11,16 @@ from torch import Tensor, nn
 
 from sparse_dnm.checks import check_dtype
 from sparse_dnm.config import ManifoldConfig
-from sparse_dnm.engine.autograd import edge_strength, propagate
+from sparse_dnm.engine.autograd import Found, Network, edge_strength, propagate
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Array, Ring, Update
+from sparse_dnm.engine.base import Array, Engine, Ring, Update
 from sparse_dnm.engine.candidates import Geometry
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.edges import EdgeSlots
-from sparse_dnm.model.evaluation import Evaluation
+from sparse_dnm.model.evaluation import Evaluation, Graph
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
+from sparse_dnm.model.parameters import OwnParameters, Parameters, Remembered, without_transforms
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -48,6 +48,7 @@ class DynamicManifold(EdgeSlots):
     cutoff: Tensor
     weight: Tensor
     bias: Tensor
+    _remembered: Remembered | None = None
 
     @torch.inference_mode(False)  # or what is made here could not be trained
     def __init__(
@@ -67,19 +68,17 @@ class DynamicManifold(EdgeSlots):
         self.executor = Executor(executor, threads)
         self._kappa = 0.0
         self._found: Evaluation | None = None
-        self._bits: list[bytes] | None = None
-        self._scales: Any = None
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
                 self.register_parameter(name, nn.Parameter(value))
             self._begin(Geometry(config))
-            self._own_parameters()
+            self._own = OwnParameters(self)
             self._first_structure()
         self.to(where)
 
     def _first_structure(self) -> None:
         """Find the first candidates, and allocate slots for them and some more."""
-        update = self._update(torch.empty(0, dtype=self.alpha.dtype), capacity=None)
+        update = self._update(self.engine, self.arrays(), torch.empty(0, dtype=self.alpha.dtype), None)
         candidates, n = update.structure.candidates, len(update.structure.candidates.indices)
         capacity = self._geometry.capacity(n)
         if self._geometry.free:
@@ -98,11 +97,11 @@ class DynamicManifold(EdgeSlots):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out what the next forward computes again."""
-        return {**super().__getstate__(), "_found": None, "_bits": None, "_scales": None, "_own": None}
+        return {**super().__getstate__(), "_found": None, "_remembered": None, "_own": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._own_parameters()
+        self._own = OwnParameters(self)
 
     @property
     def kappa(self) -> float:
@@ -121,27 +120,16 @@ class DynamicManifold(EdgeSlots):
         """As torch's; the parameter counts as the model's own."""
         super().register_parameter(name, param)
         if param is not None and "_own" in self.__dict__:
-            self._own[name] = weakref.ref(param)
-
-    def _own_parameters(self) -> None:
-        """Remember which parameters are the model's own: torch.func.functional_call puts others in their place."""
-        self._own = {name: weakref.ref(p) for name, p in self._parameters.items() if p is not None}
+            self._own.add(name, param)
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicManifold:
         super()._apply(fn, recurse)
-        self._own_parameters()
+        self._own = OwnParameters(self)
         return self
-
-    @property
-    def _is_own(self) -> bool:
-        """All parameters are the model's own: torch.func.functional_call has replaced none."""
-        own = self._own
-        return all(name not in own or own[name]() is p for name, p in self._parameters.items())
 
     def _named(self) -> dict[str, Tensor]:
         """The parameters by name; where one is parametrised, its computed value."""
-        parameters = self._parameters
-        return {n: p if (p := parameters.get(n)) is not None else getattr(self, n) for n in self._geometry.parameters}
+        return self._own.present(self).named
 
     def arrays(self) -> dict[str, Array]:
         """The numbers of every parameter, by name, in arrays of the engine."""
@@ -149,25 +137,24 @@ class DynamicManifold(EdgeSlots):
 
     # -- structure -------------------------------------------------------------------------------------------
 
-    def _update(self, omega: Any = None, arrays: dict[str, Array] | None = None, capacity: int | None = -1) -> Update:
-        """The structure of the present parameters.
+    def _update(self, engine: Engine, arrays: dict[str, Array], omega: Any, capacity: int | None) -> Update:
+        """The structure of parameters whose numbers are ``arrays``.
 
         ``omega`` of the candidates, where the caller has it; ``capacity``: that of the model, or None for a structure
         that the model does not keep.
         """
-        engine, candidates = self.engine, self._candidates()
-        if arrays is None:
-            arrays = self.arrays()
+        candidates, found = self._candidates(), self._found
         if omega is None:
             omega = arrays["alpha"][:0]
             if self._geometry.free:
-                self._check_room()
+                slots: Any = self._buffers["candidate_indices"]
+                if arrays["edge_weight"].shape != slots.shape:
+                    self._check_room()
                 omega = engine.gather(arrays["edge_weight"], candidates.slots)
         elif isinstance(omega, Tensor):
             omega = engine.array(omega)
-        previous = None if self._found is None or self._found.engine is not engine else self._found.structure
-        room = self.capacity if capacity == -1 else capacity
-        return engine.update(arrays, omega, candidates, previous, room, everything=self._kappa > 0)
+        previous = None if found is None or found.engine is not engine else found.structure
+        return engine.update(arrays, omega, candidates, previous, capacity, everything=self._kappa > 0)
 
     def find(
         self, arrays: dict[str, Array] | None = None, omega: Any = None, on_change: Any = None, training: bool = False
@@ -177,17 +164,25 @@ class DynamicManifold(EdgeSlots):
         ``arrays``: what `arrays` returns, ``omega``: of the candidates, where the caller has them; ``on_change`` is
         called before the candidates change.
         """
-        state = self.__dict__  # nn.Module's way of setting an attribute takes long
-        state["_bits"] = None
-        own = self._is_own
+        engine, parameters = self.engine, self._own.present(self)
         if torch._C._are_functorch_transforms_active():
             from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-            named = {name: _unwrapped(p) for name, p in self._named().items()}
+            named = {name: without_transforms(p) for name, p in parameters.named.items()}
             with temporarily_clear_interpreter_stack():  # numbers are read, not recorded
-                update = self._update(omega, self.engine.read(named), -1 if own else None)
-        else:
-            update = self._update(omega, arrays, -1 if own else None)
+                return self._find(engine, parameters, engine.read(named), omega, on_change, training)
+        if arrays is None:
+            arrays = engine.read(parameters.named)
+        return self._find(engine, parameters, arrays, omega, on_change, training)
+
+    def _find(
+        self, engine: Engine, parameters: Parameters, arrays: dict[str, Array], omega: Any = None,
+        on_change: Any = None, training: bool = False,
+    ) -> Evaluation:  # fmt: skip
+        """As `find`."""
+        state, own = self.__dict__, parameters.own  # nn.Module's way of setting an attribute takes long
+        state["_remembered"] = None
+        update = self._update(engine, arrays, omega, self.capacity if own else None)
         if own and update.origin is not None:
             if "edge_weight" not in self._parameters and self._geometry.free:
                 raise ValueError(
@@ -197,32 +192,57 @@ class DynamicManifold(EdgeSlots):
             if on_change is not None:
                 on_change()
             self._commit(update, training)
-        cutoff = self._parameters.get("cutoff")
-        raw = self.cutoff if cutoff is None else cutoff
-        found = Evaluation(self.config, self.engine, update.structure, update.values, raw)
+        found = Evaluation(self.config, engine, update.structure, update.values, parameters.named["cutoff"])
         if own:
             state["_found"] = found
         return found
 
     def _forget(self) -> None:
-        self.__dict__.update(_found=None, _bits=None, _scales=None)
+        self.__dict__.update(_found=None, _remembered=None)
 
-    def _with_tensors(self, found: Evaluation, named: dict[str, Tensor]) -> Evaluation:
+    def _with_graph(self, found: Evaluation, parameters: Parameters, copies: bool = False) -> Evaluation:
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
-        omega = named["edge_weight"] if self._geometry.free else None
-        scalars = (named[name] for name in self._geometry.scalars)
-        engine, structure, values = found.engine, found.structure, found.values
-        made = edge_strength(engine, structure, values, named["cutoff"], omega, *scalars)
-        found.strengths, found.closeness, found.flow = made
+        found = self._without_graph(found, parameters)
+        made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
+        found.graph, found.handed_out = Graph(*made), copies
+        return found
+
+    def _without_graph(self, found: Evaluation, parameters: Parameters) -> Evaluation:
+        """The evaluation without a graph: a new one where it has one, which somebody may hold."""
+        if found.graph is not None:
+            found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
+            if parameters.own:
+                self.__dict__["_found"] = found
+                if self._remembered is not None:
+                    self._remembered.found = found
         return found
 
     def _evaluate(self) -> Evaluation:
         """Find the structure of the present parameters and its values, with a graph where gradients are wanted."""
-        training, arrays = torch.is_grad_enabled(), None
-        named = self._named()
-        if not torch._C._are_functorch_transforms_active():
-            arrays = self.engine.read(named)
-        return self._with_tensors(self.find(arrays, training=training), named)
+        parameters = self._own.present(self)
+        if torch._C._are_functorch_transforms_active():
+            return self._with_graph(self.find(training=torch.is_grad_enabled()), parameters, copies=True)
+        engine = self.engine
+        return self._with_graph(self._find_anew(engine, parameters, engine.read(parameters.named)), parameters)
+
+    def _find_anew(self, engine: Engine, parameters: Parameters, arrays: dict[str, Array]) -> Evaluation:
+        """The evaluation of the present parameters: the last one where none of their bits has changed since.
+
+        With a graph torch's counts of what it wrote to them are compared first, since a step of training changes all,
+        and bits are kept only where the counts have stayed the same.  What was written through ``data`` or an array of
+        numpy is not counted: only equal bits are unchanged parameters.
+        """
+        before, training, again = self._remembered, torch.is_grad_enabled(), False
+        if not parameters.own:
+            return self._find(engine, parameters, arrays, training=training)
+        if before is not None:
+            again = not training or before.versions == parameters.versions()
+            if again and before.holds(engine, self._candidates(), arrays):
+                return before.found
+        found = self._find(engine, parameters, arrays, training=training)
+        bits = engine.remember(arrays) if again or not training else None
+        self.__dict__["_remembered"] = Remembered(found, parameters.versions(), bits)
+        return found
 
     @property
     def evaluation(self) -> Evaluation:
@@ -236,11 +256,12 @@ class DynamicManifold(EdgeSlots):
             found = self._found
         if found is None:
             return self._evaluate()
-        if found.strengths is None and not torch.is_grad_enabled():
-            return self._with_tensors(found, self._named())
-        if torch.is_grad_enabled() and (found.strengths is None or not found.strengths.requires_grad):
+        graph = found.graph
+        if graph is None and not torch.is_grad_enabled():
+            return self._with_graph(found, self._own.present(self))
+        if torch.is_grad_enabled() and (graph is None or not graph.strengths.requires_grad):
             trained = (name for name, p in self.named_parameters() if p.requires_grad)
-            if found.strengths is None or not {"weight", "bias"}.issuperset(trained):
+            if graph is None or not {"weight", "bias"}.issuperset(trained):
                 return self._evaluate()
         return found
 
@@ -278,21 +299,16 @@ class DynamicManifold(EdgeSlots):
     @property
     def strengths(self) -> Tensor:
         """D of the active edges (n_edges,) in the order of the topology's CSR, with its graph; as `topology`."""
-        found = self.evaluation.strengths
-        assert found is not None
-        return found
+        return self.evaluation.strengths
 
     @property
     def closeness(self) -> Tensor:
         """d of the candidates (n_candidates,), with its graph; as `topology`."""
-        found = self.evaluation.closeness
-        assert found is not None
-        return found
+        return self.evaluation.closeness
 
     def flow(self) -> Tensor:
         """(sum |D| of input -> hidden edges - sum |D| of hidden -> output edges)² of the last forward; scalar."""
         flow = self.evaluation.flow
-        assert flow is not None
         return flow if torch.is_grad_enabled() else flow.detach()
 
     def soft_edges(self, tau: float) -> Tensor:
@@ -313,79 +329,57 @@ class DynamicManifold(EdgeSlots):
         """
         found, named, config = self.find(), self._named(), self.config
         return SparseDAG(
-            found.topology,
-            found.engine.tensor(found.values.strengths),
-            named["bias"],
-            weight=named["weight"],
-            activation=config.activation,
-            input_neurons=True,
-            linear_outputs=True,
-            output=config.output,
-            dtype=self.alpha.dtype,
-            device=self.alpha.device,
-            executor=self.executor.name,
+            found.topology, found.engine.tensor(found.values.strengths), named["bias"], weight=named["weight"],
+            activation=config.activation, input_neurons=True, linear_outputs=True, output=config.output,
+            dtype=self.alpha.dtype, device=self.alpha.device, executor=self.executor.name,
             threads=self.executor.threads,
-        )
+        )  # fmt: skip
 
     # -- execution -------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
         refuse_tracing(TO_DAG)
-        alpha = self.alpha
-        rows, leading, precision = rows_of(x, self.config.n_inputs, alpha.dtype, alpha.device)
+        parameters, config = self._own.present(self), self.config
+        alpha = parameters.named["alpha"]
+        rows, leading, precision = rows_of(x, config.n_inputs, alpha.dtype, alpha.device)
         if precision is None:
-            out = self._outputs(rows)
+            out = self._outputs(rows, parameters)
         else:
             with precision:
-                out = self._outputs(rows)
-        return restored(out * out if self.config.output == "square" else out, leading)
+                out = self._outputs(rows, parameters)
+        return out if leading is None else restored(out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
 
-    def _outputs(self, x: Tensor) -> Tensor:
-        """Outputs (batch, n_outputs) before they are squared."""
-        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
-            out = self._infer(x)
-            if out is not None:
-                return out
-        found = self._evaluate()
-        assert found.strengths is not None
-        ring = self.ring(found)
-        closeness = found.closeness if ring else None
-        weight, bias = self.weight, self.bias
-        return propagate(found.engine, found.structure, x, found.strengths, weight, bias, ring, closeness)
+    def _outputs(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Outputs (batch, n_outputs)."""
+        named, squared = parameters.named, self.config.output == "square"
+        if torch._C._are_functorch_transforms_active():
+            found = self._evaluate()
+            network = Network(found.engine, found.structure, squared, self.ring(found))
+        else:
+            engine = self._engine_on(named["alpha"].device)
+            arrays = engine.read(named)
+            found = self._find_anew(engine, parameters, arrays)
+            if parameters.own and not torch.is_grad_enabled():
+                out = self._infer(x, self._without_graph(found, parameters), arrays)
+                return out.mul_(out) if squared else out
+            found = self._with_graph(found, parameters)
+            scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
+            ring, strengths = self.ring(found), found.values.strengths
+            network = Network(engine, found.structure, squared, ring, strengths, scales)
+        graph = found.graph
+        assert graph is not None
+        closeness = graph.closeness if network.ring else None
+        return propagate(network, x, graph.strengths, named["weight"], named["bias"], closeness)
 
-    def _infer(self, x: Tensor) -> Tensor | None:
-        """Outputs without a graph; structure is found again only where a bit of a parameter has changed.
-
-        None if one has changed and torch.func.functional_call has replaced the model's own parameters.
-        """
-        engine = self.engine
-        arrays = engine.read(self._named())
-        if self._touched:
-            self._candidates()
-        bits, found = engine.bits(arrays), self._found
-        if found is None or bits is None or self._bits != bits or found.engine is not engine:
-            if not self._is_own:
-                return None
-            found = self.find(arrays)
-            arrays = self.arrays()
-            bits = engine.bits(arrays)
-            self.__dict__.update(_bits=bits, _scales=engine.scales(found.structure, arrays["weight"], arrays["bias"]))
-        if len(x) == 0:
+    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array]) -> Tensor:
+        """Outputs without a graph."""
+        if x.shape[0] == 0:
             return x.new_empty(0, self.config.n_outputs)
-        return engine.tensor(engine.forward(found.structure, found.values.strengths, engine.array(x), self._scales)[0])
-
-
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """A tensor without the wrappers of torch.func's transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            raise RuntimeError(
-                "torch.func.vmap over the parameters of a DynamicManifold is not possible: each set of them has a "
-                "structure of its own; loop over them, or use vmap over inputs only"
-            )
-        tensor = functorch.get_unwrapped(tensor)
-    return tensor
+        seen = self._remembered
+        assert seen is not None
+        if seen.scales is None:
+            seen.scales = found.engine.scales(found.structure, arrays["weight"], arrays["bias"])
+        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sparse_dnm.checks import check_alike, check_dtype, check_input, check_shape
-from sparse_dnm.engine.autograd import NO_SECOND, _looped, _run, _run_back
+from sparse_dnm.engine.autograd import NO_SECOND, Network, _looped, _run, _run_back
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
@@ -61,7 +61,7 @@ def _structure(
     engine, structure = _made_of(arrays, bias, settings)
     check_input(x, len(arrays[2]), bias.dtype, bias.device)
     check_shape("x", x, (len(x), len(arrays[2])))
-    size = len(structure.neurons.weighted)
+    size = len(structure.neurons.kind[structure.neurons.weighted])
     for name, tensor, n in (
         ("edge_weight", edge_weight, len(arrays[1])),
         ("weight", weight, size),
@@ -82,7 +82,8 @@ NETWORK = (
 @torch.library.custom_op("sparse_dnm::propagate", mutates_args=(), schema=f"({NETWORK}) -> Tensor")
 def propagate(*network: Any) -> Tensor:
     """Outputs (batch, n_outputs) of a SparseDAG."""
-    return _run(*_structure(*network), *network[:N_TENSORS])[0]
+    engine, structure = _structure(*network)
+    return _run(Network(engine, structure), *network[:N_TENSORS])[0]
 
 
 @propagate.register_fake
@@ -101,8 +102,9 @@ def propagate_backward(gradient: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
     *network, by_input = rest
     engine, structure = _structure(*network)
     tensors = network[:N_TENSORS]
-    _, saved = _run(engine, structure, *tensors)
-    found = _run_back(engine, structure, None, saved, by_input, gradient, *tensors)
+    both = Network(engine, structure)
+    _, saved = _run(both, *tensors)
+    found = _run_back(both, saved, by_input, gradient, *tensors)
     by_x, by_edge, by_weight, by_bias = (network[3].new_empty(0) if t is None else t for t in found[:N_TENSORS])
     return by_x, by_edge, by_weight, by_bias
 

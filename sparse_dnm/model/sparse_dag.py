@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparse_dnm.checks import CPU, DTYPES, check_alike, check_dtype, check_shape
 from sparse_dnm.config import ACTIVATIONS, OUTPUTS, check_choice
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.autograd import propagate
+from sparse_dnm.engine.autograd import Network, propagate, unwrapped
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 ARRAYS = ("indptr", "indices", "inputs", "outputs")  # these define a topology
+NAMES = {"edge_weight", "bias", "weight"}
 ALL_THREADS = backend.check_threads(0)
 FUNCTIONS: dict[str, tuple[Any, ...]] = {  # the buffer ``functions`` holds an index into each of these, in this order
     "activation": ACTIVATIONS,
@@ -90,7 +91,7 @@ class SparseDAG(nn.Module):
         self.executor = Executor(executor, threads)
         n_edges, n_biased = (
             topology.n_edges,
-            len(_neurons(topology, activation, self.input_neurons, self.linear_outputs)[-1]),
+            _weighted(topology, activation, self.input_neurons, self.linear_outputs),
         )
         self.n_inputs, self.n_outputs = len(topology.inputs), len(topology.outputs)
         self._shapes = {"edge_weight": (n_edges,), "bias": (n_biased,), "weight": (n_biased,)}
@@ -250,59 +251,76 @@ class SparseDAG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
-        bias = self.bias
+        recorded = is_recorded()
+        parameters = (self.edge_weight, self.weight, self.bias) if recorded else self._present()
+        bias = parameters[2]
         check_dtype(bias.dtype)
-        rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device)
-        if not torch.jit.is_tracing():  # as in rows_of
-            self._check_parameters()
-        run = self._run_recorded if is_recorded() else self._run
+        rows, leading, precision = rows_of(x, self.n_inputs, bias.dtype, bias.device, recorded)
+        run = self._run_recorded if recorded else self._run
         if precision is None:
-            out = run(rows)
+            out = run(rows, *parameters)
         else:
             with precision:
-                out = run(rows)
-        return restored(out * out if self.output == "square" else out, leading)
+                out = run(rows, *parameters)
+        return restored(out, leading)
 
-    def _check_parameters(self) -> None:
-        bias = self.bias
+    def _present(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """edge_weight, weight and bias, or what parametrisations make of them."""
+        held: Any = self._parameters
+        if held.keys() != NAMES:
+            return self.edge_weight, self.weight, self.bias
+        weight = held["weight"]
+        return unwrapped(held["edge_weight"]), None if weight is None else unwrapped(weight), unwrapped(held["bias"])
+
+    def _check_parameters(self, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> None:
         dtype, device = bias.dtype, bias.device
-        for name, shape in self._shapes.items():
-            p = getattr(self, name)
+        for name, p in (("edge_weight", edge_weight), ("bias", bias), ("weight", weight)):
+            shape = self._shapes[name]
             if p is not None and not (p.shape == shape and p.dtype == dtype and p.device == device):
                 check_alike(name, p, "bias", bias)
                 check_shape(name, p, shape)
 
-    def _run(self, x: Tensor) -> Tensor:
-        engine = self.engine
-        return propagate(engine, self._structure(engine), x, self.edge_weight, self.weight, self.bias)
+    def _run(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
+        engine, squared = self._engine_on(bias.device), self.output == "square"
+        structure = self._structure(engine, bias.dtype)
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or x.shape[0] == 0:
+            self._check_parameters(edge_weight, weight, bias)
+            return propagate(Network(engine, structure, squared), x, edge_weight, weight, bias)
+        out = engine.outputs(structure, x, edge_weight, weight, bias, self._check_parameters)
+        return out.mul_(out) if squared else out
 
-    def _run_recorded(self, x: Tensor) -> Tensor:
+    def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """Outputs by one registered operator of torch."""
         from sparse_dnm.model import operator
 
+        if not torch.jit.is_tracing():  # as in rows_of
+            self._check_parameters(edge_weight, weight, bias)
         threads = 0 if self.executor.threads == ALL_THREADS else self.executor.threads
         out: Tensor = operator.propagate(
-            *(x, self.edge_weight, self.weight, self.bias, self.indptr, self.indices, self.inputs, self.outputs),
+            *(x, edge_weight, weight, bias, self.indptr, self.indices, self.inputs, self.outputs),
             *(self.activation, self.input_neurons, self.linear_outputs, self.executor.name, threads),
         )
-        return out
+        return out * out if self.output == "square" else out
 
     @property
     def engine(self) -> Engine:
         """The engine of the device that holds the parameters."""
-        engine, device = self._engine, self.bias.device
+        return self._engine_on(self.bias.device)
+
+    def _engine_on(self, device: torch.device) -> Engine:
+        engine = self._engine
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
-            self._engine = engine = engine_for(self.executor, device)
-            self._structures = {}
+            engine = engine_for(self.executor, device)
+            self.__dict__.update(_engine=engine, _structures={})
         return engine
 
-    def _structure(self, engine: Engine) -> Any:
+    def _structure(self, engine: Engine, dtype: torch.dtype) -> Any:
         """How the engine runs the topology in the dtype of the parameters."""
-        dtype = self.bias.dtype
-        if dtype not in self._structures:
+        found = self._structures.get(dtype)
+        if found is None:
             functions = self.activation, self.input_neurons, self.linear_outputs
-            self._structures[dtype] = structure_of(engine, self.topology, dtype, *functions)
-        return self._structures[dtype]
+            found = self._structures[dtype] = structure_of(engine, self.topology, dtype, *functions)
+        return found
 
 
 def structure_of(engine: Engine, topology: Topology, dtype: torch.dtype, *functions: Any) -> Any:
@@ -330,7 +348,16 @@ def _neurons(topology: Topology, activation: str, input_neurons: bool, linear_ou
                 f"reads and that are no inputs; here they are {topology.outputs.tolist()}: number the neurons so"
             )
         biased[first_linear:] = False
-    return kinds, slopes, first_linear, np.flatnonzero(biased).astype(np.int32)
+    places = np.flatnonzero(biased).astype(np.int32)
+    if len(places) and places[-1] - places[0] == len(places) - 1:  # a slice is read and written faster
+        return kinds, slopes, first_linear, slice(int(places[0]), int(places[-1]) + 1)
+    return kinds, slopes, first_linear, places
+
+
+def _weighted(topology: Topology, *functions: Any) -> int:
+    """Number of neurons that have a bias."""
+    kinds, *_, places = _neurons(topology, *functions)
+    return len(kinds[places])
 
 
 def _differences(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from sparse_dnm.engine.base import Prices
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")

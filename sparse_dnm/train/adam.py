@@ -1,13 +1,23 @@
-"""Adam by one call of torch's fused kernel, also for numbers that a step holds outside the parameters."""
+"""Adam by one kernel, also for numbers that a step holds outside the parameters; on CUDA by torch's fused kernel."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.device import count_up
+
+KERNELS = backend.kernels(torch.device("cpu"))
+
+
+def factors_of(t: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:
+    """Of update t = 1, 2, ..: lr / (1 - beta1**t) and sqrt(1 - beta2**t)."""
+    return lr / (1 - beta1**t), math.sqrt(1 - beta2**t)
 
 
 class Adam(torch.optim.Adam):
@@ -22,8 +32,7 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def update(self, instead: dict[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-        """A step: torch's fused kernel without the Python around it, which costs more than forward and backward of the
-        DAG.
+        """A step without the Python of torch's around it, which costs more than forward and backward of the DAG.
 
         ``instead``: for a parameter that is held elsewhere, its numbers, gradient and two moments there.
         """
@@ -39,6 +48,8 @@ class Adam(torch.optim.Adam):
                 parameters[k], gradients[k], first[k], second[k] = instead[p]
         for step in {id(step): step for step in steps}.values():
             count_up(step)
+        if parameters and parameters[0].device.type == "cpu":
+            return self._update_on_cpu(zip(parameters, gradients, first, second, steps, strict=True))
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             *(parameters, gradients, first, second, [], steps),
@@ -50,6 +61,18 @@ class Adam(torch.optim.Adam):
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
         )
+
+    def _update_on_cpu(self, arguments: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """By the kernel that `fused.FusedSteps` uses, too."""
+        (group,) = self.param_groups
+        beta1, beta2 = group["betas"]
+        factors: dict[int, tuple[float, float]] = {}
+        for *tensors, step in arguments:
+            if id(step) not in factors:
+                factors[id(step)] = factors_of(int(step), group["lr"], beta1, beta2)
+            size, root = factors[id(step)]
+            arrays = [t.detach().view(-1).numpy() for t in tensors]
+            KERNELS.adam(*arrays, size, beta1, beta2, root, group["eps"])
 
     def forget(self) -> None:
         """The state was replaced: look it up again."""

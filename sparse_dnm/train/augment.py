@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_dnm.config import TrainConfig
-from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.engine import device as backend
 
 KERNELS = backend.kernels(torch.device("cpu"))
+
+
+class Draw(NamedTuple):
+    """What is drawn at random for a step.
+
+    rows    int64 (batch,)           the samples
+    shifts  int64 (2, batch)         by how many lines and columns each image moves; None: it stays
+    kept    bool (batch, n_inputs)   inputs that are not set to 0; None: all
+    """
+
+    rows: Tensor
+    shifts: Tensor | None
+    kept: Tensor | None
 
 
 class Augmentation:
@@ -22,7 +39,8 @@ class Augmentation:
 
     def __init__(self, config: TrainConfig, data: Dataset, generator: torch.Generator):
         self._shift, self._dropout, self._generator = config.shift, config.input_dropout, generator
-        self._width, n = int(data.period), data.n_inputs
+        self._width, self._n = int(data.period), data.n_inputs
+        n = self._n
         if self._shift and (self._width != data.period or not 1 < self._width < n or n % self._width):
             raise ValueError(
                 f"shift={self._shift} moves images, but {data.name} has {n} inputs and period {data.period:g}: no "
@@ -33,13 +51,42 @@ class Augmentation:
                 f"shift={self._shift} moves images of {n // self._width} x {self._width} out of sight; give less"
             )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The batch x (batch, n_inputs), changed; x itself if neither is configured."""
+    def draw(self, rows: Tensor) -> Draw:
+        """What chance does to the samples ``rows`` of a batch."""
+        shifts = kept = None
         if self._shift:
-            shifts = torch.randint(-self._shift, self._shift + 1, (2, len(x)), generator=self._generator).numpy()
-            out = np.empty(x.shape, x.numpy().dtype)
+            shifts = torch.randint(-self._shift, self._shift + 1, (2, len(rows)), generator=self._generator)
+        if self._dropout:
+            kept = torch.rand((len(rows), self._n), generator=self._generator) >= self._dropout
+        return Draw(rows, shifts, kept)
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        """The batch x (batch, n_inputs), changed; x itself where nothing is asked for."""
+        if draw.shifts is not None:
+            out, shifts = np.empty(x.shape, x.numpy().dtype), draw.shifts.numpy()
             KERNELS.shifted(x.contiguous().numpy(), self._width, shifts[0], shifts[1], out)
             x = torch.from_numpy(out)
-        if self._dropout:
-            x = x * (torch.rand(x.shape, generator=self._generator) >= self._dropout)
-        return x
+        return x if draw.kept is None else x * draw.kept
+
+
+class Draws:
+    """What is drawn for every step, in the order of the steps: drawn ahead, it waits."""
+
+    def __init__(self, order: BatchOrder, augment: Augmentation):
+        self._order, self._augment = order, augment
+        self._waiting: deque[Draw] = deque()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def ahead(self, count: int) -> list[Draw]:
+        """Those of the next ``count`` steps, which wait until they are `taken`."""
+        while len(self._waiting) < count:
+            self._waiting.append(self._augment.draw(self._order.next()))
+        return list(itertools.islice(self._waiting, count))
+
+    def take(self, count: int) -> list[Draw]:
+        """Those of the next ``count`` steps, which are made now."""
+        self.ahead(count)
+        return [self._waiting.popleft() for _ in range(count)]

@@ -58,6 +58,11 @@ class Constraint:
     def after_step(self, number: int) -> None:
         """Called after update ``number``."""
 
+    def steps_ahead(self, step: int) -> int:
+        """How many updates may follow ``step`` before this is to be asked again, and before one that it looks at the
+        model after: the last before the trim."""
+        return self.last - 1 - step if step < self.last else self.run.config.steps
+
     def trim(self) -> None:
         """Cut the network to its size, and keep its structure from here on."""
         assert self.run.costs is not None
@@ -193,7 +198,14 @@ class EdgeCount(Constraint):
         super().before_step()
         assert self.controller is not None
         if self.run.step % STEER_EVERY == 0:
-            self.controller.update(self.run.model.n_edges)
+            self.controller.update(self.run.n_edges)
+
+    def steps_ahead(self, step: int) -> int:
+        """Up to the next look at the number of edges."""
+        steps = STEER_EVERY - step % STEER_EVERY
+        if self._holds_number and step >= self.last:
+            steps -= 1
+        return min(steps, super().steps_ahead(step))
 
     def after_step(self, number: int) -> None:
         """If the structure is not kept, move the cutoff so that the number of edges is."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+import torch
+
 from sparse_dnm.model.growth import reinitialize_rows
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.trim import keep_edges
@@ -42,7 +44,8 @@ class Recovery:
         self.count += 1
         for redraw in (False, True):
             if redraw:
-                reinitialize_rows(run.model, run.generator)
+                # a generator of its own: that of the run may have drawn batches ahead
+                reinitialize_rows(run.model, torch.Generator().manual_seed(run.config.seed * 1_000_003 + run.step))
             count = max(2 * run.edges, EDGES_PER_OUTPUT * run.data.n_outputs)
             for _ in range(DOUBLINGS):
                 with contextlib.suppress(ValueError):

@@ -34,7 +34,8 @@ class Run:
     making     the kind of step in use
     save       writes a checkpoint
     saved      step of the checkpoint in ``out``
-    edges      number of them in the last forward
+    edges      number of them in the last forward of a step
+    fused      that step was made by `fused.FusedSteps`: the model itself knows an earlier one
     notes      lines for the user
     """
 
@@ -50,6 +51,7 @@ class Run:
     step: int = 0
     saved: int | None = None
     edges: int = 0
+    fused: bool = False
     last_loss: float = math.nan
     notes: list[str] = field(default_factory=list)
 
@@ -58,6 +60,11 @@ class Run:
         """The term of measured time, where there is one."""
         speed = self.costs and self.costs.speed
         return speed if isinstance(speed, MeasuredTime) else None
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges in the last forward."""
+        return self.edges if self.fused else self.model.n_edges
 
     def settle(self) -> None:
         """Write back to the model what the step keeps outside it."""

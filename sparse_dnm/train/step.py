@@ -101,7 +101,7 @@ class KernelStep:
         self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs, optimizer: torch.optim.Optimizer
     ):
         self.model, self.config, self.costs = model, config, costs
-        self._objective = "cross_entropy" if task == "classification" else "squared_error"
+        self.objective = "cross_entropy" if task == "classification" else "squared_error"  # name of a kernel
         self.edges = CompactEdges(model, optimizer) if model.config.edges != "closeness" else None
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
         self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
@@ -110,9 +110,9 @@ class KernelStep:
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_cutoff = np.zeros((), dtype)
         self._seconds: float | None = None  # of the last backward pass, where a clock was read
-        self._engine: Any = model.engine
+        self.engine: Any = model.engine
         rows = torch.from_numpy(self._by_scalar)
-        self._gradients = {name: rows[SCALARS.index(name)] for name in self._engine.geometry.scalars}
+        self._gradients = {name: rows[SCALARS.index(name)] for name in self.engine.geometry.scalars}
         self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
         for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
             self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
@@ -126,7 +126,7 @@ class KernelStep:
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
         model, edges = self.model, self.edges
-        self._engine = engine = model.engine
+        self.engine = engine = model.engine
         arrays, scales, omega = model.arrays(), self._scales, None
         if edges is not None:
             edges.load()
@@ -146,7 +146,7 @@ class KernelStep:
     def loss(self, y: Tensor, report: bool) -> Terms:
         """Loss of the last forward, against the targets y."""
         self._by_output = np.empty_like(self._outputs)
-        kernel = getattr(KERNELS, self._objective)
+        kernel = getattr(KERNELS, self.objective)
         scale = self.config.objective * (2.0 if self._squared else 1.0)
         objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
         if self._squared:
@@ -162,7 +162,7 @@ class KernelStep:
 
     def backward(self) -> None:
         """Gradient of that loss."""
-        model, config, engine, e = self.model, self.config, self._engine, self._evaluation
+        model, config, engine, e = self.model, self.config, self.engine, self._evaluation
         strengths, time = e.values.strengths, self._time
         clock = None if time is None else time.clock.read
         found = engine.backward(e.structure, strengths, self._saved, self._by_output, clock)
@@ -197,6 +197,12 @@ class KernelStep:
         optimizer.update(instead)
         if frozen is not None and edges is not None:
             frozen.hold(edges.omega, edges.slots)
+
+    def passed(self, steps: int) -> None:
+        """So many steps were made by `fused.FusedSteps`."""
+        speed = self.costs.speed
+        if isinstance(speed, MeasuredTime):
+            speed.pass_calls(steps)
 
     @property
     def evaluation(self) -> Evaluation:

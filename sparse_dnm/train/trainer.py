@@ -27,7 +27,8 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
 from sparse_dnm.train.adam import Adam
-from sparse_dnm.train.augment import Augmentation
+from sparse_dnm.train.ahead import Ahead
+from sparse_dnm.train.augment import Augmentation, Draw, Draws
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.checks import check_data, check_fit
 from sparse_dnm.train.constraints import constraint_of
@@ -69,6 +70,7 @@ class Trainer:
         self._optimizer = Adam(list(model.parameters()), config.lr)
         model.follow(self._optimizer)
         self._augment = Augmentation(config, data, self._generator)
+        self._draws = Draws(self._order, self._augment)
         check_data(data, model)
         making = step_for(model, data.task, config, self._optimizer)
         where = None if out is None else Path(out)
@@ -76,6 +78,7 @@ class Trainer:
         self.notes = self._run.notes
         self._constraint, self._recovery = constraint_of(self._run), Recovery(self._run)
         self._metrics = Metrics(self._run)
+        self._ahead = Ahead(self._run, self._draws, self._constraint, self._recovery, self._metrics.times)
         self._saved_costs: Record = {}  # SAVED_COSTS of a checkpoint
         self._description = describe(data)
         self._on_snapshot: Callable[[Snapshot], None] | None = None
@@ -133,11 +136,11 @@ class Trainer:
                 self._snapshot()
                 on_log(first)
             while self.step < self.config.steps:
-                if signals.received is not None and self.out:
+                if signals.received is not None and self.out and not self._draws:
                     self._test()
                     self._save()
                     raise Interrupted(signals.received, self.step, self.out)
-                line = self._advance_or_say_why()
+                line = self._advance_or_say_why(signals.received is not None)
                 if line is not None:
                     on_log(line)
                     self._choose_step()  # hooks may have been added, or parameters frozen
@@ -183,11 +186,12 @@ class Trainer:
         if type(made) is not type(run.making) or run.making.costs is not made.costs:
             run.settle()
             run.making = made
+        self._ahead.choose()
 
-    def _advance_or_say_why(self) -> Record | None:
-        """`_advance`; a ValueError of the engine is due to the last update, and becomes a TrainingError."""
+    def _advance_or_say_why(self, stopping: bool) -> Record | None:
+        """Updates ahead, or else one; a ValueError is due to the last update, and becomes a TrainingError."""
         try:
-            return self._advance()
+            return None if self._ahead.advance(stopping, self._keeps_snapshots) else self._advance()
         except TrainingError:
             raise
         except ValueError as error:
@@ -198,12 +202,11 @@ class Trainer:
         config, run, constraint, number = self.config, self._run, self._constraint, self.step + 1
         saving = number == config.steps or number % config.checkpoint_every == 0
         logging = saving or number % config.log_every == 0
-        constraint.before_step()
-        if run.costs is not None:
-            run.costs.paused = self._recovery.quiet
+        self._ahead.before_step()
         self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
-        x, y = self._batch()
+        (draw,) = self._draws.take(1)
+        x, y = self._batch(draw)
         outputs, terms = self._loss(x, y, logging)
         run.making.backward()
         constraint.after_backward()
@@ -226,10 +229,10 @@ class Trainer:
             self._save()
         return line
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """The next samples and their targets, augmented, on the device."""
-        rows = self._order.next()
-        x, y = self._augment(self.data.x_train.index_select(0, rows)), self.data.y_train.index_select(0, rows)
+    def _batch(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Samples and their targets, augmented, on the device."""
+        x = self._augment.apply(self.data.x_train.index_select(0, draw.rows), draw)
+        y = self.data.y_train.index_select(0, draw.rows)
         if self._device.type != "cpu":
             x, y = x.to(self._device), y.to(self._device)
         return x, y
@@ -241,7 +244,7 @@ class Trainer:
         if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
             outputs = self._forward(x)
         run.check_connected()
-        run.edges = self.model.n_edges
+        run.edges, run.fused = self.model.n_edges, False
         terms = run.making.loss(y, report)
         if not math.isfinite(terms.total):
             raise run.diverged(f"the loss became {terms.total} in step {self.step + 1}")
@@ -282,9 +285,13 @@ class Trainer:
         self._run.check_connected()
         return test
 
+    @property
+    def _keeps_snapshots(self) -> bool:
+        return self.out is not None or self._on_snapshot is not None
+
     def _snapshot(self) -> None:
         """Write a snapshot of the structure of the last forward."""
-        if self.out is None and self._on_snapshot is None:
+        if not self._keeps_snapshots:
             return
         found = self._run.making.evaluation
         snapshot = Snapshot(self.step, found.topology, found.host_values.strengths.astype(np.float32))

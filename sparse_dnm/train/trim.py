@@ -157,11 +157,20 @@ class Frozen:
             if name not in self.TRAINED:
                 parameter.grad = None
 
+    def of_slots(self, slots: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of all slots or of these: omega of then, the least |omega| of an active edge, and which are active; None
+        where edges have none that their structure depends on."""
+        if not self._omega_in_closeness:
+            return None
+        arrays = self._kept, self._least, self._active
+        return arrays if slots is None else (arrays[0][slots], arrays[1][slots], arrays[2][slots])
+
     @torch.no_grad()
     def hold(self, omega: Tensor, slots: Tensor | None = None) -> None:
         """After an update of ``omega`` (of all slots, or of these): keep every edge on its side of the cutoff."""
-        if not self._omega_in_closeness:
+        arrays = self.of_slots(slots)
+        if arrays is None:
             return
-        kept, least, active = (a if slots is None else a[slots] for a in (self._kept, self._least, self._active))
+        kept, least, active = arrays
         held = torch.where(kept < 0, torch.minimum(omega, -least), torch.maximum(omega, least))
         omega.copy_(torch.where(active, held, kept))

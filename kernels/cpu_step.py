@@ -1,0 +1,344 @@
+"""Many steps of training by one call of compiled code (DESIGN, section 4.7).
+
+A step takes its batch, evaluates the structure, runs it forward, computes the loss, runs it backward, finds the
+gradients of the parameters and moves them by Adam.  The parts are the kernels that a single step calls one by one from
+Python, called by their addresses, in the same order and with the same bits.
+"""
+
+import math
+
+from numba.core import types
+from sparse_dnm.kernels import lanes
+from sparse_dnm.kernels.blocks import at_address, call, head, item, length, put, row
+from sparse_dnm.kernels.jit import inner, kernel
+from sparse_dnm.kernels.vector_math import fma
+
+# what numba.set_num_threads calls, which could not be kept on disk
+_set_threads = types.ExternalFunction("set_num_threads", types.void(types.int32))
+_get_threads = types.ExternalFunction("get_num_threads", types.int32())
+
+
+# -- parts that a single step leaves to numpy and torch ------------------------------------------------------------
+
+
+@kernel
+def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
+    """The samples of a step and their targets, augmented: x (batch, n_inputs), y (batch, numbers of a target).
+
+    rows int64 (steps, batch); shifts int64 (steps, 2 batch): by how many lines of ``width``, and by how many columns,
+    each image moves, where width is not 0; kept bool (steps, batch n_inputs): inputs that are not set to 0, or (0, 0).
+    """
+    batch, n = x.shape
+    for r in range(batch):
+        sample = rows[step, r]
+        for c in range(y.shape[1]):
+            y[r, c] = targets[sample, c]
+        if width == 0:
+            for c in range(n):
+                x[r, c] = samples[sample, c]
+        else:
+            down, right, height = shifts[step, r], shifts[step, batch + r], n // width
+            for line in range(height):
+                for c in range(width):
+                    from_line, from_c = line - down, c - right
+                    inside = 0 <= from_line < height and 0 <= from_c < width
+                    x[r, line * width + c] = samples[sample, from_line * width + from_c] if inside else 0.0
+        if kept.size:
+            for c in range(n):
+                x[r, c] *= 1.0 if kept[step, r * n + c] else 0.0
+
+
+@kernel
+def rest_of(live, inputs, order, rest_inputs, rest_order):
+    """What is not executed: the inputs, and the others in the order of ``order``; returns how many of each."""
+    n_inputs, n_others = 0, 0
+    for k in range(inputs.size):
+        if not live[inputs[k]]:
+            rest_inputs[n_inputs] = inputs[k]
+            n_inputs += 1
+    for q in range(order.size):
+        if order[q] >= inputs.size and not live[order[q]]:  # inputs are the first neurons
+            rest_order[n_others] = order[q]
+            n_others += 1
+    return n_inputs, n_others
+
+
+@kernel
+def multiply(a, b, out):
+    """out = a b, element by element."""
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[r, c] = a[r, c] * b[r, c]
+
+
+@kernel
+def fill(array, value):
+    """The same number everywhere."""
+    for k in range(array.size):
+        array[k] = value
+
+
+@kernel
+def add_slopes(slopes, factor, coefficient, out):
+    """Add the gradient of a term to ``out``."""
+    one = out.dtype.type
+    for e in range(out.size):
+        out[e] += slopes[e] * one(factor) * one(coefficient)
+
+
+@kernel
+def add_decay(omega, decay, gradient):
+    """Add ``decay`` times omega to its gradient."""
+    for e in range(0, omega.size, lanes.COUNT):
+        mask = lanes.first(omega.size - e)
+        g = lanes.load(gradient, e, mask, 0.0)
+        lanes.store(gradient, e, mask, fma(lanes.load(omega, e, mask, 0.0), decay, g))
+
+
+@kernel
+def hold(omega, kept, least, active):
+    """Let no edge appear or go: active ones stay ``least`` away from 0, with the sign of ``kept``, and the others are
+    as they were."""
+    for e in range(omega.size):
+        if not active[e]:
+            omega[e] = kept[e]
+        elif kept[e] < 0:
+            omega[e] = min(omega[e], -least[e])
+        else:
+            omega[e] = max(omega[e], least[e])
+
+
+# -- steps ---------------------------------------------------------------------------------------------------
+
+
+@inner
+def _use(threads, limit):
+    """Let the next kernels run on so many threads."""
+    if limit > 1:
+        _set_threads(types.int32(threads))
+
+
+# What is compiled depends on arguments that are None, not on attributes that are.
+
+
+@inner
+def _outputs_back(squared, entries, s, w):
+    """The objective of w.out, and its gradient."""
+    if squared is None:
+        return call(entries.objective, (w.out, w.y, s.objective, w.by_output))
+    call(entries.multiply, (w.out, w.out, w.squares))
+    objective = call(entries.objective, (w.squares, w.y, 2.0 * s.objective, w.by_output))
+    call(entries.multiply, (w.by_output, w.out, w.by_output))
+    return objective
+
+
+@inner
+def _ring(ring_gradient, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere):
+    """Add the gradient of the closeness of candidates below the cutoff to w.by_closeness."""
+    if ring_gradient is not None:
+        n_inputs, n_others = call(entries.rest_of, (live, s.inputs, everywhere, w.waiting, w.levels))
+        inputs, others = head(w.waiting, n_inputs), head(w.levels, n_others)
+        strengths = head(w.strengths, length(sources))
+        call(
+            entries.forward,
+            (1, inputs, inputs, w.x_batch, others, waves, starts, sources, strengths, s.n_sources, w.weight, w.bias)
+            + (s.kind, s.slope, w.no_outputs, w.x, w.m, w.no_out),
+        )
+        call(
+            ring_gradient,
+            (s.n_inputs, s.n_sources, s.width, f.indptr, f.indices, w.d, c, threshold, live, w.x, w.m, w.weight)
+            + (w.bias, w.g, kappa, p.weighted_omega, w.by_closeness),
+        )
+
+
+@inner
+def _by_gates(gates, s, w, term, c, threshold, n_edges):
+    """Slopes of the soft number of edges to w.slopes; their factor, and the derivative by the cutoff."""
+    factor, by_cutoff = 1.0, 0.0
+    if gates is not None:
+        _, by_cutoff = call(gates, (w.d, c, term.tau, threshold, w.gate_parts, w.slopes))
+        density = n_edges / s.possible_edges
+        factor = term.power * density ** (term.power - 1) / s.possible_edges
+        by_cutoff *= factor
+    return factor, by_cutoff
+
+
+@inner
+def _by_cost(expected_cost, s, f, w, term, c, threshold, live):
+    """Slopes of the expected cost to w.slopes; its derivative by the cutoff."""
+    by_cutoff = 0.0
+    if expected_cost is not None:
+        _, by_cutoff = call(
+            expected_cost,
+            (s.n_inputs, s.n_sources, live, f.indptr, f.indices, w.d, c, term.tau, threshold, term.per_edge)
+            + (term.per_input, term.per_neuron, term.per_level, w.gates, w.best, w.strongest, w.depths)
+            + (w.depths_back, w.picked, w.by_gate, w.slopes),
+        )
+    return by_cutoff
+
+
+@inner
+def _decay(add_decay, s, p, w):
+    if add_decay is not None:
+        call(add_decay, (p.omega, s.omega_decay, w.by_omega))
+
+
+@inner
+def _hold(hold, p, kept):
+    if hold is not None and length(kept.active) > 0:
+        call(hold, (p.omega, kept.omega, kept.least, kept.active))
+
+
+@inner
+def _update(entries, p, step_sizes, roots, k):
+    """Adam, of every parameter that is trained."""
+    for j in range(length(p.counts)):
+        count = item(p.counts, j)
+        if count >= 0:
+            size = item(p.sizes, j)
+            at = 4 * j
+            call(
+                entries.adam,
+                (
+                    at_address(p.omega, item(p.places, at), size),
+                    at_address(p.omega, item(p.places, at + 1), size),
+                    at_address(p.omega, item(p.places, at + 2), size),
+                    at_address(p.omega, item(p.places, at + 3), size),
+                    item(row(step_sizes, count), k),
+                    p.beta1,
+                    p.beta2,
+                    item(row(roots, count), k),
+                    p.eps,
+                ),
+            )
+
+
+@kernel(calls_loops=True)
+def steps(given):
+    """Make a step for each of ``given.batches.kappas``; stop before one that needs more.
+
+    ``given`` is a Block of Blocks: ``entries`` the kernels; ``shape`` what stays the same while a network trains;
+    ``parameters`` with gradients and moments; ``graph`` the candidates and the last structure; ``work`` memory;
+    ``batches`` what was drawn for the steps, with kappa and Adam's factors; ``term`` the one that asks for a smaller
+    network; ``kept`` what a structure that stays is held by.  What needs more is a search for candidates, a network
+    that is cut in two, a loss that is not finite.
+
+    Returns how many steps were made, and of the last of them the number of edges and the loss.
+    """
+    entries, s, p, f, w = given.entries, given.shape, given.parameters, given.graph, given.work
+    batches, term, kept = given.batches, given.term, given.kept
+    n, n_candidates = s.n_neurons, length(f.indices)
+    starts, sources, live = f.starts, f.sources, f.live
+    t_indptr, t_edges, inputs, column = f.t_indptr, f.t_edges, f.inputs, f.column
+    order, sequence, waves, column_of, everywhere = f.order, f.sequence, f.waves, f.column_of, f.everywhere
+    other, made, last_edges, last_loss = 1, 0, item(starts, n), math.nan
+    some = s.threads if n_candidates > s.few else 1
+    for_tiles = min(s.threads, s.tiles)
+    before = _get_threads() if s.threads > 1 else types.int32(1)
+    for k in range(length(batches.kappas)):
+        kappa = item(batches.kappas, k)
+        # structure
+        c = 1.0 / (1.0 + math.exp(min(-float(item(p.cutoff, 0)), 700.0)))
+        threshold = max(c - s.skin, c / 2)
+        _use(some, s.threads)
+        new_starts, new_sources = row(w.starts, other), row(w.sources, other)
+        crossed, near, n_edges, same, imbalance = call(
+            entries.evaluate,
+            (p.alpha, p.beta, p.gamma, p.theta, p.phi, p.sigma, p.mu, s.offsets, s.n_inputs, s.n_sources, s.period)
+            + (s.periodic, s.omega_in_closeness, s.omega_in_strength, c, threshold, True, s.omega_bound, f.reference)
+            + (f.indptr, f.indices, p.omega, starts, sources, w.rows, w.stale, w.d, new_starts, new_sources)
+            + (w.strengths, w.parts),
+        )
+        if crossed or (n_candidates > s.crowded and 2 * near < n_candidates):
+            break
+        if not same:
+            other = 1 - other
+            starts, sources = new_starts, head(new_sources, n_edges)
+            live, t_indptr, column_of, everywhere = w.live, w.t_indptr, w.column_of, w.order
+            depth, _ = call(
+                entries.analyze,
+                (starts, sources, s.outputs, w.waiting, w.levels, w.level_starts, everywhere, live, t_indptr)
+                + (w.t_edges,),
+            )
+            t_edges, waves = head(w.t_edges, item(t_indptr, n)), head(w.waves, depth + 2)
+            n_live, n_executed = call(
+                entries.schedule,
+                (s.inputs, s.outputs, w.levels, everywhere, live, w.executed, w.column, waves, column_of, w.sequence),
+            )
+            n_others = n_executed - n_live
+            inputs, column, sequence = head(w.executed, n_live), head(w.column, n_live), head(w.sequence, n_others)
+            order = at_address(w.executed, w.executed_at + 4 * n_live, n_others)
+        if length(inputs) == 0:
+            break
+        strengths = head(w.strengths, n_edges)
+        # forward
+        call(
+            entries.take_batch,
+            (batches.x, batches.y, batches.rows, k, batches.width, batches.shifts, batches.kept, w.x_batch, w.y_rows),
+        )
+        call(entries.spread, (p.weight, w.weight))
+        call(entries.spread, (p.bias, w.bias))
+        if s.parts > 1 or s.tiles > 1:
+            _use(for_tiles if s.parts == 1 else s.threads, s.threads)
+        call(
+            entries.forward,
+            (s.parts, inputs, column, w.x_batch, sequence if s.parts == 1 else order, waves, starts, sources)
+            + (strengths, s.n_sources, w.weight, w.bias, s.kind, s.slope, s.outputs, w.x, w.m, w.out),
+        )
+        objective = _outputs_back(s.squared, entries, s, w)
+        loss = s.objective * objective + s.flow * imbalance * imbalance
+        if not math.isfinite(loss):
+            break
+        # backward
+        by_strength = head(w.by_strength, s.tiles * n_edges)
+        if length(inputs) + length(order) < n:
+            call(entries.fill, (w.by_weight, 0.0))
+            call(entries.fill, (w.by_bias, 0.0))
+        if length(t_edges) < n_edges:
+            call(entries.fill, (by_strength, 0.0))
+        if s.parts_back > 1 or s.tiles > 1:
+            _use(for_tiles if s.parts_back == 1 else s.threads, s.threads)
+        call(
+            entries.backward,
+            (s.parts_back, inputs, sequence if s.parts_back == 1 else order, waves, starts, t_indptr, t_edges)
+            + (strengths, s.n_sources, w.weight, w.bias, s.kind, s.slope, column_of, w.x, w.m, w.by_output, w.g)
+            + (by_strength, w.by_weight, w.by_bias),
+        )
+        if s.tiles > 1:
+            call(entries.add_tiles, (s.tiles, by_strength, w.by_weight, w.by_bias))
+        # terms by closeness
+        _use(some, s.threads)
+        by_closeness, by_cutoff = head(w.by_closeness, 0), 0.0
+        if kappa > 0.0 or term.coefficient != 0.0:
+            by_closeness = w.by_closeness
+            call(entries.fill, (by_closeness, 0.0))
+        if kappa > 0.0:
+            ring = entries.ring_gradient
+            _ring(ring, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere)
+        if term.coefficient != 0.0:
+            factor, by_cutoff = _by_gates(entries.gates, s, w, term, c, threshold, n_edges)
+            by_cutoff += _by_cost(entries.expected_cost, s, f, w, term, c, threshold, live)
+            by_cutoff *= term.coefficient
+            call(entries.add_slopes, (w.slopes, factor, term.coefficient, by_closeness))
+        # parameters
+        by_cutoff += call(
+            entries.edges_backward,
+            (w.rows, s.offsets, s.n_inputs, s.n_sources, s.period, s.periodic, s.omega_in_closeness)
+            + (s.omega_in_strength, c, f.indptr, f.indices, p.omega, w.d, starts, sources, strengths)
+            + (head(w.by_strength, n_edges), by_closeness, 2.0 * s.flow * imbalance, w.sums, w.by_scalar, w.by_omega),
+        )
+        put(w.by_cutoff, 0, by_cutoff)
+        _decay(entries.add_decay, s, p, w)
+        _update(entries, p, batches.step_sizes, batches.roots, k)
+        _hold(entries.hold, p, kept)
+        made, last_edges, last_loss = made + 1, n_edges, loss
+    if s.threads > 1:
+        _set_threads(before)
+    return made, last_edges, last_loss
+
+
+@kernel
+def spread(values, out):
+    """Write ``values`` to the first places of ``out``."""
+    for k in range(values.size):
+        out[k] = values[k]

@@ -1,0 +1,34 @@
+"""What a structure costs, softly: values that every engine hands back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray on the CPU, torch.Tensor on CUDA
+
+
+class Gates(NamedTuple):
+    """Soft number of edges, its derivative by the raw cutoff, and those by the candidates' closeness."""
+
+    total: Any
+    by_cutoff: Any
+    by_closeness: Array
+
+
+class Prices(NamedTuple):
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
+
+    edge: float
+    input: float
+    neuron: float
+    level: float
+
+
+class Cost(NamedTuple):
+    """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
+    chance that each exists, (n_candidates,) both; arrays of the CPU."""
+
+    value: float
+    by_cutoff: float
+    by_closeness: Any
+    by_gate: Any

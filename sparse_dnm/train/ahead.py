@@ -1,0 +1,101 @@
+"""Which steps of a training are made many at a time: those after which nobody looks at the model."""
+
+from __future__ import annotations
+
+import time
+
+from sparse_dnm.train.augment import Draws
+from sparse_dnm.train.constraints import Constraint
+from sparse_dnm.train.fused import FusedSteps
+from sparse_dnm.train.recovery import Recovery
+from sparse_dnm.train.schedules import kappa, learning_rate
+from sparse_dnm.train.state import Run
+from sparse_dnm.train.step import KernelStep
+from sparse_dnm.train.trim import Frozen
+
+MOST_STEPS = 64  # that one call makes, and
+LONGEST_CALL = 0.05  # seconds that it may take: no signal is handled until it returns
+
+
+class Ahead:
+    """Makes steps many at a time where that can be; ``times`` gets the seconds of each."""
+
+    def __init__(self, run: Run, draws: Draws, constraint: Constraint, recovery: Recovery, times: list[float]):
+        self._run, self._draws, self._constraint, self._recovery, self._times = run, draws, constraint, recovery, times
+        self._fused: FusedSteps | None = None
+        self._alone = True  # the next step is made by itself
+        self._most = 1  # steps that one call makes
+        self._frozen: Frozen | None = None  # in the last step
+        self._asked = -1  # the step before which the constraint was asked last
+
+    def choose(self) -> None:
+        """The way of making a single step may be another."""
+        run = self._run
+        if not isinstance(run.making, KernelStep):
+            self._fused = None
+        elif self._fused is None or self._fused.making is not run.making:
+            self._fused, self._alone = FusedSteps(run.making, run.data, run.optimizer), True
+
+    def before_step(self) -> None:
+        """Ask the constraint, once for every step, and the recovery."""
+        run = self._run
+        if self._asked != run.step:
+            self._asked = run.step
+            self._constraint.before_step()
+        if run.costs is not None:
+            run.costs.paused = self._recovery.quiet
+
+    def advance(self, stopping: bool, snapshots: bool) -> bool:
+        """Make the next steps by one call, as many as need nothing of Python; whether any was made.
+
+        ``stopping``: only those whose batches are drawn already; ``snapshots`` are kept.
+        """
+        run, step = self._run, self._run.step
+        if self._fused is None or self._alone:
+            self._alone = False
+            return False
+        start = time.perf_counter()
+        self.before_step()
+        if (
+            self._constraint.frozen is not self._frozen
+        ):  # Adam counts the updates of each parameter by itself from now on
+            self._frozen = self._constraint.frozen
+            return False
+        count = self._count(stopping, snapshots)
+        if count == 0 or not self._fused.ready():
+            return False
+        steps = range(step, step + count)
+        made = self._fused.run(
+            self._draws.ahead(count),
+            [kappa(run.config, k) for k in steps],
+            [learning_rate(run.config, k) for k in steps],
+            self._frozen,
+        )
+        self._alone = made.steps < count
+        if not made.steps:
+            return False
+        self._draws.take(made.steps)
+        run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
+        seconds = (time.perf_counter() - start) / made.steps
+        self._times += [seconds] * made.steps
+        self._most = max(1, min(MOST_STEPS, int(LONGEST_CALL / seconds)))
+        return True
+
+    def _count(self, stopping: bool, snapshots: bool) -> int:
+        """How many steps follow before somebody looks at the model, or at what the last of them left."""
+        step, fused = self._run.step, self._fused
+        limits = [self._most, self._constraint.steps_ahead(step)]
+        untimed = None if fused is None else fused.most()
+        limits += [] if untimed is None else [untimed]
+        limits += [len(self._draws)] if stopping else []
+        limits += [self._recovery.quiet_until - step] if self._recovery.quiet else []
+        limits += [left - 1 for left in self._lefts(step, snapshots)]
+        return max(min(limits), 0)
+
+    def _lefts(self, step: int, snapshots: bool) -> list[int]:
+        """How many updates follow up to each one that somebody looks right after."""
+        config = self._run.config
+        periods = [config.checkpoint_every, config.log_every]
+        periods += [config.steps_per_snapshot] if snapshots else []
+        periods += [config.scan_every] if config.scan_every else []
+        return [config.steps - step, *(every - step % every for every in periods)]

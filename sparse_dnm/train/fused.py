@@ -1,0 +1,179 @@
+"""Many steps of training by one call of compiled code (DESIGN, 4.7).
+
+`FusedSteps.run` makes the steps that need nothing of Python, with the bits that `step.KernelStep` would give them one
+by one.  Whoever looks at the model next makes a step by itself first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.engine.cpu_steps import CpuSteps, StepSettings, Term
+from sparse_dnm.loss.proxy import SparsityProxy
+from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.train.adam import Adam, factors_of
+from sparse_dnm.train.augment import Draw
+from sparse_dnm.train.step import KernelStep
+from sparse_dnm.train.trim import Frozen
+
+
+class Made(NamedTuple):
+    """What some steps have come to: how many they are; edges and loss of the last of them."""
+
+    steps: int
+    n_edges: int
+    loss: float
+
+
+class FusedSteps:
+    """Steps of the training of ``making.model`` on ``data``, batches of ``config.batch_size``."""
+
+    def __init__(self, making: KernelStep, data: Dataset, optimizer: Adam):
+        self.making, self._model, self._optimizer = making, making.model, optimizer
+        config, speed = making.config, making.costs.speed
+        settings = StepSettings(
+            batch=config.batch_size,
+            image=int(data.period) if config.shift else 0,
+            objective=making.objective,
+            coefficients=(config.objective, config.flow),
+            omega_decay=config.omega_decay,
+            gates=isinstance(speed, SparsityProxy) and not speed.flat,
+            cost=isinstance(speed, MeasuredTime),
+            ring=config.kappa > 0,
+            holds=bool(config.target_edges or config.budget_us),
+        )
+        x, y = (t.contiguous().numpy() for t in (data.x_train, data.y_train))
+        self._steps = CpuSteps(making.engine, settings, x, y)
+        self._all = dict(making.model.named_parameters())
+        self._names = [name for name in self._all if name != "edge_weight"]
+        self._names += ["edge_weight"] if making.edges is not None else []
+        self._places: tuple[int, ...] = ()  # in memory, of the parameters and their moments
+        self._kept: tuple[Any, Any] = None, None  # what is frozen, and the arrays that hold it
+
+    def ready(self) -> bool:
+        """Steps can be made so now: the terms of the loss are known to the kernel, nothing is tried out, and Adam has
+        its moments."""
+        making, model = self.making, self._model
+        batch, executor = making.config.batch_size, model.executor
+        structure = model.structure
+        if structure.candidates is not model.candidates or making.engine is not self._steps.engine:
+            return False  # candidates were added since, or the executor is another
+        for phase in ("forward", "backward"):
+            executor.choose(phase, batch, structure)
+            if executor.tries(phase, batch):
+                return False
+        state = self._optimizer.state
+        usable = all(p.is_contiguous() and (p.grad is None or p in state) for p in self._all.values())
+        return usable and self._term() is not None
+
+    def most(self) -> int | None:
+        """Steps that can be made before one is timed; None: any number."""
+        speed = self.making.costs.speed
+        return speed.untimed_calls if isinstance(speed, MeasuredTime) else None
+
+    def run(self, draws: list[Draw], kappas: list[float], rates: list[float], frozen: Frozen | None) -> Made:
+        """Make a step for each of the ``draws``, by these ``kappas`` and learning ``rates``, or fewer where one needs
+        more than the kernel can do."""
+        making, structure, term = self.making, self._model.structure, self._term()
+        assert term is not None
+        if making.edges is not None:
+            making.edges.load()
+        if structure.candidates is not self._steps.candidates:
+            self._steps.begin(structure)
+            self._kept, self._places = (None, None), ()
+        self._find_parameters()
+        counts = list[torch.Tensor]()
+        rows = [self._row_of(name, frozen, counts) for name in self._names]
+        batches = {**_stacked(draws), "kappas": np.array(kappas, np.float64), **self._factors(counts, rates)}
+        made, n_edges, loss = self._steps.run(structure, rows, batches, term, self._held(frozen))
+        for count in counts:
+            count.numpy()[()] += made
+        making.passed(made)
+        return Made(made, n_edges, loss)
+
+    # -- arguments -------------------------------------------------------------------------------------------
+
+    def _term(self) -> Term | None:
+        """The term of the loss that asks for a smaller network; None where the kernel does not know it."""
+        costs = self.making.costs
+        speed, coefficient = costs.speed, costs.coefficients()[0]
+        if costs.memory is not None:
+            return None
+        if speed is None:
+            return Term(0.0)
+        if isinstance(speed, SparsityProxy):
+            return Term(0.0 if speed.flat else coefficient, speed.tau, speed.power)
+        prices = speed.known_prices()
+        return None if prices is None else Term(coefficient, speed.settings.tau, prices=prices)
+
+    def _find_parameters(self) -> None:
+        """Name the parameters to the kernel where one of them, or a moment, lies somewhere else now."""
+        edges, state = self.making.edges, self._optimizer.state
+        tensors = {name: self._all[name] for name in self._names}
+        moments = {
+            name: [state.get(p, {}).get(key, p) for key in ("exp_avg", "exp_avg_sq")] for name, p in tensors.items()
+        }
+        numbers: dict[str, torch.Tensor] = {**tensors}
+        if edges is not None:
+            numbers["edge_weight"], moments["edge_weight"] = edges.omega, [edges.first, edges.second]
+        places = tuple(t.data_ptr() for name in self._names for t in (numbers[name], *moments[name]))
+        if places != self._places:
+            self._places = places
+            (group,) = self._optimizer.param_groups
+            self._steps.set_parameters(
+                {name: _flat(t) for name, t in numbers.items()},
+                {name: (_flat(first), _flat(second)) for name, (first, second) in moments.items()},
+                group["betas"],
+                group["eps"],
+            )
+
+    def _row_of(self, name: str, frozen: Frozen | None, counts: list[torch.Tensor]) -> int:
+        """The place of a parameter's count of updates among ``counts``, where it is appended; -1: it is not trained."""
+        if frozen is not None and name not in Frozen.TRAINED:
+            return -1
+        count = self._optimizer.state[self._all[name]]["step"]
+        for place, known in enumerate(counts):
+            if known is count:
+                return place
+        counts.append(count)
+        return len(counts) - 1
+
+    def _factors(self, counts: list[torch.Tensor], rates: list[float]) -> dict[str, NDArray[np.float64]]:
+        """Of each count and step: lr / (1 - beta1**t) and sqrt(1 - beta2**t)."""
+        (group,) = self._optimizer.param_groups
+        betas = group["betas"]
+        pairs = [[factors_of(n + i, rate, *betas) for i, rate in enumerate(rates, 1)] for n in map(int, counts)]
+        found = np.array(pairs).reshape(len(counts), len(rates), 2)
+        return {"step_sizes": found[:, :, 0].copy(), "roots": found[:, :, 1].copy()}
+
+    def _held(self, frozen: Frozen | None) -> Any:
+        """What a structure that stays is held by, in the order of the candidates; None where none does."""
+        if frozen is None:
+            return None
+        if self._kept[0] is not frozen:
+            slots = self._model.candidates.slots
+            tensors = None if slots is None else frozen.of_slots(torch.from_numpy(slots))
+            self._kept = frozen, None if tensors is None else tuple(t.numpy() for t in tensors)
+        return self._kept[1]
+
+
+def _flat(tensor: torch.Tensor) -> NDArray[Any]:
+    """The numbers of a contiguous tensor."""
+    return tensor.detach().numpy().reshape(-1)
+
+
+def _stacked(draws: list[Draw]) -> dict[str, NDArray[Any]]:
+    """What was drawn for some steps, as arrays of all of them."""
+    n = len(draws)
+    shifts = [d.shifts for d in draws if d.shifts is not None]
+    kept = [d.kept for d in draws if d.kept is not None]
+    return {
+        "rows": torch.stack([d.rows for d in draws]).numpy(),
+        "shifts": torch.stack(shifts).numpy().reshape(n, -1) if shifts else np.zeros((0, 0), np.int64),
+        "kept": torch.stack(kept).numpy().reshape(n, -1) if kept else np.zeros((0, 0), np.bool_),
+    }
