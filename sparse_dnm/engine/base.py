@@ -178,10 +178,10 @@ class Ring(NamedTuple):
 
 
 class Memory(Protocol):
-    """The bits that some arrays had."""
+    """A record of the bits of some arrays."""
 
     def same(self, arrays: Mapping[str, Array]) -> bool:
-        """Arrays of the same names have them still."""
+        """Whether the arrays of the same names still have these bits."""
 
 
 class Stopwatch(Protocol):
