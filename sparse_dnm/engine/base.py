@@ -178,10 +178,10 @@ class Ring(NamedTuple):
 
 
 class Memory(Protocol):
-    """A record of the bits of some arrays."""
+    """The bits that some arrays had."""
 
     def same(self, arrays: Mapping[str, Array]) -> bool:
-        """Whether the arrays of the same names still have these bits."""
+        """Arrays of the same names have them still."""
 
 
 class Stopwatch(Protocol):

@@ -1,4 +1,4 @@
-"""Expected costs of a structure: values that every engine returns."""
+"""What a structure costs, softly: values that every engine hands back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Gates(NamedTuple):
 
 
 class Prices(NamedTuple):
-    """Seconds that one more of each costs: an edge, an executed input, another executed neuron, a level."""
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
 
     edge: float
     input: float
@@ -26,7 +26,7 @@ class Prices(NamedTuple):
 
 class Cost(NamedTuple):
     """Expected cost of a structure, and its derivatives: by the raw cutoff, by the candidates' closeness, and by the
-    probability that each exists, (n_candidates,) both; arrays of the CPU."""
+    chance that each exists, (n_candidates,) both; arrays of the CPU."""
 
     value: float
     by_cutoff: float

@@ -93,7 +93,7 @@ class Ahead:
         return max(min(limits), 0)
 
     def _lefts(self, step: int, snapshots: bool) -> list[int]:
-        """Numbers of updates until the end, and until each checkpoint, log line, snapshot and search that is due next."""
+        """Numbers of updates until the end, and until the next checkpoint, log line, snapshot and search."""
         config = self._run.config
         periods = [config.checkpoint_every, config.log_every]
         periods += [config.steps_per_snapshot] if snapshots else []
