@@ -357,7 +357,7 @@ def test_the_state_of_another_network_is_refused_with_one_error():
     one, other = (SparseDAG(Topology.from_edges(e, inputs=[0, 1, 2]), threads=1) for e in (a, b))
     before = other.edge_weight.detach().clone()
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=r"indices\[1\] is 1, here 2\. Make .*from_csr") as error:
+        with pytest.raises(RuntimeError, match=r"indices\[1\] is 1, here 2\. Build .*from_csr") as error:
             other.load_state_dict(one.state_dict(), strict=strict)
     assert str(error.value).count("\n") == 1
     assert torch.equal(other.edge_weight, before)

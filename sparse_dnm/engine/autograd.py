@@ -29,11 +29,11 @@ def _direct() -> bool:
 
 
 def plain(function: Any) -> Any:
-    """``function`` as it is applied outside of torch.func.
+    """``function`` applied directly, without torch.func.
 
-    There torch binds the signature of a function that has a setup_context at every call, and looks whether arguments
-    are left from a transform that has ended; that takes longer than the kernels of a small network.  Callers see to it
-    that none is (`unwrapped`).
+    For a function with a setup_context, torch binds the signature at every call, and checks for arguments of transforms
+    that have ended; that takes longer than the kernels of a small network.  Callers make sure that there are none of
+    those (`unwrapped`).
     """
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -209,8 +209,8 @@ class StraightThrough(torch.autograd.Function):
 
 @dataclass(eq=False, slots=True)
 class Network:
-    """What runs: a structure on an engine, its outputs ``squared`` or not; its ring, where that gets a gradient; and
-    strengths, and weight and bias of every neuron, as arrays of the engine, where the caller has them."""
+    """A structure on an engine; whether outputs are ``squared``; its ring, if that gets a gradient; and, if the caller
+    has them, strengths and scales (weight and bias of every neuron) as arrays of the engine."""
 
     engine: Engine
     structure: Any

@@ -24,16 +24,16 @@ OF_CANDIDATES = ("d", "strengths", "by_closeness", "slopes", "gates")  # numbers
 
 
 class StepSettings(NamedTuple):
-    """What all steps of a training have in common.
+    """Settings that all steps of a training share.
 
     batch        samples of a step
-    image        width of the images that are shifted; 0: none is
+    image        width of the images that are shifted; 0: none are shifted
     objective    name of its kernel
     coefficients of the objective and of the flow in the loss
-    omega_decay  times omega, that is added to its gradient
-    gates        there is a term whose gradient is that of a soft number of edges, or ``cost`` of an expected cost
+    omega_decay  times omega is added to the gradient of omega
+    gates        a term has the gradient of a soft number of edges; ``cost``: of an expected cost
     ring         candidates below the cutoff have a gradient in some steps
-    holds        a structure may stay as it is
+    holds        the structure may be frozen in some steps
     """
 
     batch: int
@@ -48,7 +48,7 @@ class StepSettings(NamedTuple):
 
 
 class Term(NamedTuple):
-    """The term of the loss that asks for a smaller network; a ``coefficient`` of 0: there is none."""
+    """The term of the loss that asks for a smaller network; a ``coefficient`` of 0: no term."""
 
     coefficient: float
     tau: float = 1.0

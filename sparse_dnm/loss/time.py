@@ -182,11 +182,11 @@ class MeasuredTime:
 
     @property
     def untimed_calls(self) -> int:
-        """How many calls of `value` follow before the next timed step."""
+        """Number of calls of `value` before the next timed step."""
         return 0 if math.isnan(self.seconds) else -self.calls % self.settings.every
 
     def pass_calls(self, count: int) -> None:
-        """So many calls of `value` before the next timed step are not made: the caller knows what they return."""
+        """Count ``count`` calls of `value` as made, whose results the caller knows."""
         self.calls += count
 
     def _time(self, evaluation: Evaluation, ran: float | None) -> None:
@@ -234,13 +234,13 @@ class MeasuredTime:
         return Gradient(cost.by_cutoff, cost.by_closeness)
 
     def _relative(self, p: Prices) -> Prices:
-        """Prices over the reference."""
+        """Prices relative to the reference."""
         r = self.reference
         return Prices(p.edge / r, p.input / r, p.neuron / r, p.level / r)
 
     def known_prices(self) -> Prices | None:
-        """The prices that `gradient` goes by, over the reference; None where it goes by no prices, or by those of a
-        structure that it has not seen."""
+        """The prices that `gradient` uses, relative to the reference; None if it uses none, or does not have them
+        yet."""
         if self._prices is None or self.settings.estimator == "spsa":
             return None
         return self._relative(self._prices)

@@ -19,7 +19,7 @@ from sparse_dnm.engine.topology import Topology
 
 
 class Graph(NamedTuple):
-    """What an `EdgeStrength` handed out: strengths, closeness and flow of an evaluation, with their graph."""
+    """The results of `EdgeStrength`: strengths, closeness and flow of an evaluation, with their graph."""
 
     strengths: Tensor
     closeness: Tensor
@@ -31,7 +31,7 @@ class Evaluation:
     """A structure and its values, on the engine that found them.
 
     cutoff  the raw cutoff, (), with its graph
-    graph   None where nobody has asked for one yet: then there are no `strengths`, `closeness` and `flow`
+    graph   None until one is asked for: then there are no `strengths`, `closeness` and `flow`
     """
 
     config: ManifoldConfig
@@ -40,10 +40,10 @@ class Evaluation:
     values: Values
     cutoff: Tensor
     graph: Graph | None = None
-    handed_out: bool = False  # somebody may write to the graph's tensors
+    handed_out: bool = False  # other code has the graph's tensors, and may write to them
 
     def _handed(self) -> Graph:
-        """The tensors for somebody who may write to them: from here on their memory is not that of the values."""
+        """The tensors for code that may write to them: from now on they do not share memory with the values."""
         assert self.graph is not None, "DynamicManifold.evaluation has a graph"
         if not self.handed_out:
             self.handed_out = True

@@ -138,7 +138,7 @@ class DynamicManifold(EdgeSlots):
     # -- structure -------------------------------------------------------------------------------------------
 
     def _update(self, engine: Engine, arrays: dict[str, Array], omega: Any, capacity: int | None) -> Update:
-        """The structure of parameters whose numbers are ``arrays``.
+        """The structure of the parameters ``arrays``.
 
         ``omega`` of the candidates, where the caller has it; ``capacity``: that of the model, or None for a structure
         that the model does not keep.
@@ -208,7 +208,7 @@ class DynamicManifold(EdgeSlots):
         return found
 
     def _without_graph(self, found: Evaluation, parameters: Parameters) -> Evaluation:
-        """The evaluation without a graph: a new one where it has one, which somebody may hold."""
+        """The evaluation without its graph: a new object if it has one, since other code may hold the old one."""
         if found.graph is not None:
             found = Evaluation(found.config, found.engine, found.structure, found.values, found.cutoff)
             if parameters.own:
@@ -226,7 +226,7 @@ class DynamicManifold(EdgeSlots):
         return self._with_graph(self._find_anew(engine, parameters, engine.read(parameters.named)), parameters)
 
     def _find_anew(self, engine: Engine, parameters: Parameters, arrays: dict[str, Array]) -> Evaluation:
-        """The evaluation of the present parameters: the last one where none of their bits has changed since.
+        """The evaluation of the present parameters: the last one, if none of their bits has changed since.
 
         With a graph torch's counts of what it wrote to them are compared first, since a step of training changes all,
         and bits are kept only where the counts have stayed the same.  What was written through ``data`` or an array of

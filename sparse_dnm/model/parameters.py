@@ -24,9 +24,9 @@ _VERSION = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class Parameters:
-    """The parameters of a manifold as the passes take them.
+    """The parameters of a manifold, as the passes use them.
 
-    named  by name; where one is parametrised, what the parametrisation makes of it now
+    named  by name; where one is parametrised, its computed value
     edges  those that the strengths of edges depend on: cutoff, edge_weight or None, and the scalars
     own    all are the model's own: torch.func.functional_call has replaced none
     plain  none is parametrised
@@ -51,11 +51,11 @@ class Parameters:
         self._held = tuple(held.values())
 
     def are(self, held: Mapping[str, Any]) -> bool:
-        """Are the tensors that a module holds now those of then?"""
+        """Does the module still hold the same tensors?"""
         return len(held) == len(self._held) and all(map(is_, held.values(), self._held))
 
     def versions(self) -> list[int] | None:
-        """How often torch has written to each; None where it does not count, in inference mode."""
+        """Torch's version counter of each; None in inference mode, where torch does not count."""
         try:
             return list(map(_VERSION, self.named.values()))
         except RuntimeError:
@@ -63,14 +63,14 @@ class Parameters:
 
 
 class OwnParameters:
-    """Which parameters are a manifold's own, others standing in their place inside torch.func.functional_call."""
+    """Knows a manifold's own parameters, which torch.func.functional_call replaces by others for a call."""
 
     def __init__(self, model: EdgeSlots):
         self._known: Parameters | None = None
         self._own = {name: weakref.ref(p) for name, p in model._parameters.items() if p is not None}
 
     def add(self, name: str, parameter: Parameter) -> None:
-        """One more, or another one of this name."""
+        """Add a parameter, or replace the one of this name."""
         self._own[name], self._known = weakref.ref(parameter), None
 
     def present(self, model: EdgeSlots) -> Parameters:
@@ -85,8 +85,8 @@ class OwnParameters:
 
 @dataclass(eq=False, slots=True)
 class Remembered:
-    """An evaluation, and what the parameters were: torch's counts of what it wrote to them, and their bits where these
-    were kept; and weight and bias of every neuron, once somebody has wanted them."""
+    """An evaluation, and the parameters it is of: torch's version counters, and their bits if these were kept; also
+    weight and bias of every neuron, once they were needed."""
 
     found: Evaluation
     versions: list[int] | None
@@ -94,7 +94,7 @@ class Remembered:
     scales: Any = None
 
     def holds(self, engine: Engine, candidates: Candidates, arrays: Mapping[str, Any]) -> bool:
-        """Is the evaluation that of these parameters and candidates, too?"""
+        """Is the evaluation valid for these parameters and candidates?"""
         found, bits = self.found, self.bits
         if bits is None or found.engine is not engine or found.structure.candidates is not candidates:
             return False

@@ -1,4 +1,4 @@
-"""Which steps of a training are made many at a time: those after which nobody looks at the model."""
+"""Which steps of a training are made many at a time: those after which no other code reads the model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sparse_dnm.train.state import Run
 from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
 
-TIMED_STEPS = 4  # by one call, whose seconds count in the choice of threads: of fewer, Python takes a good part
-MOST_STEPS = 64  # that one call makes, and
-LONGEST_CALL = 0.05  # seconds that it may take: no signal is handled until it returns
+TIMED_STEPS = 4  # of a call whose seconds count in the choice of threads: of fewer, Python takes a good part
+MOST_STEPS = 64  # made by one call
+LONGEST_CALL = 0.05  # s, about the most for a call: signals are handled only after it
 
 
 class Ahead:
-    """Makes steps many at a time where that can be; ``times`` gets the seconds of each."""
+    """Makes steps many at a time where possible; appends the seconds of each to ``times``."""
 
     def __init__(self, run: Run, draws: Draws, constraint: Constraint, recovery: Recovery, times: list[float]):
         self._run, self._draws, self._constraint, self._recovery, self._times = run, draws, constraint, recovery, times
         self._fused: FusedSteps | None = None
-        self._alone = True  # the next step is made by itself
+        self._alone = True  # the next step is made alone
         self._most = 1  # steps that one call makes
         self._frozen: Frozen | None = None  # in the last step
         self._asked = -1  # the step before which the constraint was asked last
 
     def choose(self) -> None:
-        """The way of making a single step may be another."""
+        """Adapt to the present kind of single steps."""
         run = self._run
         run.model.executor.paced = isinstance(run.making, KernelStep)
         if not isinstance(run.making, KernelStep):
@@ -43,7 +43,7 @@ class Ahead:
         self._run.model.executor.paced = False
 
     def before_step(self) -> None:
-        """Ask the constraint, once for every step, and the recovery."""
+        """Call the constraint, once per step, and pause the costs during a recovery."""
         run = self._run
         if self._asked != run.step:
             self._asked = run.step
@@ -52,9 +52,9 @@ class Ahead:
             run.costs.paused = self._recovery.quiet
 
     def advance(self, stopping: bool, snapshots: bool) -> bool:
-        """Make the next steps by one call, as many as need nothing of Python; whether any was made.
+        """Make the next steps by one call, as many as need no Python code; returns whether any was made.
 
-        ``stopping``: only those whose batches are drawn already; ``snapshots`` are kept.
+        ``stopping``: only those whose batches are drawn already; ``snapshots``: stop where one is due.
         """
         run, step = self._run, self._run.step
         if self._fused is None or self._alone:
@@ -91,7 +91,7 @@ class Ahead:
         return True
 
     def _count(self, stopping: bool, snapshots: bool) -> int:
-        """How many steps follow before somebody looks at the model, or at what the last of them left."""
+        """How many steps can be made before other code reads the model, or the results of the last step."""
         step, fused = self._run.step, self._fused
         limits = [self._most, self._constraint.steps_ahead(step)]
         untimed = None if fused is None else fused.most()
@@ -102,7 +102,7 @@ class Ahead:
         return max(min(limits), 0)
 
     def _lefts(self, step: int, snapshots: bool) -> list[int]:
-        """How many updates follow up to each one that somebody looks right after."""
+        """Numbers of updates until the end, and until the next checkpoint, log line, snapshot and search."""
         config = self._run.config
         periods = [config.checkpoint_every, config.log_every]
         periods += [config.steps_per_snapshot] if snapshots else []

@@ -18,11 +18,11 @@ KERNELS = backend.kernels(torch.device("cpu"))
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for a step.
+    """The random draws of a step.
 
     rows    int64 (batch,)           the samples
-    shifts  int64 (2, batch)         by how many lines and columns each image moves; None: it stays
-    kept    bool (batch, n_inputs)   inputs that are not set to 0; None: all
+    shifts  int64 (2, batch)         lines and columns by which each image is shifted; None: no shift
+    kept    bool (batch, n_inputs)   inputs that are kept, others are set to 0; None: all are kept
     """
 
     rows: Tensor
@@ -52,7 +52,7 @@ class Augmentation:
             )
 
     def draw(self, rows: Tensor) -> Draw:
-        """What chance does to the samples ``rows`` of a batch."""
+        """Draw the changes for a batch of the samples ``rows``."""
         shifts = kept = None
         if self._shift:
             shifts = torch.randint(-self._shift, self._shift + 1, (2, len(rows)), generator=self._generator)
@@ -61,7 +61,7 @@ class Augmentation:
         return Draw(rows, shifts, kept)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        """The batch x (batch, n_inputs), changed; x itself where nothing is asked for."""
+        """The batch x (batch, n_inputs), changed; x itself if nothing is to change."""
         if draw.shifts is not None:
             out, shifts = np.empty(x.shape, x.numpy().dtype), draw.shifts.numpy()
             KERNELS.shifted(x.contiguous().numpy(), self._width, shifts[0], shifts[1], out)
@@ -70,23 +70,23 @@ class Augmentation:
 
 
 class Draws:
-    """What is drawn for every step, in the order of the steps: drawn ahead, it waits."""
+    """A queue of the draws of the next steps, in their order."""
 
     def __init__(self, order: BatchOrder, augment: Augmentation):
         self._order, self._augment = order, augment
         self._waiting: deque[Draw] = deque()
 
     def __len__(self) -> int:
-        """How many wait."""
+        """Number of draws in the queue."""
         return len(self._waiting)
 
     def ahead(self, count: int) -> list[Draw]:
-        """Those of the next ``count`` steps, which wait until they are `taken`."""
+        """The draws of the next ``count`` steps, which stay in the queue."""
         while len(self._waiting) < count:
             self._waiting.append(self._augment.draw(self._order.next()))
         return list(itertools.islice(self._waiting, count))
 
     def take(self, count: int) -> list[Draw]:
-        """Those of the next ``count`` steps, which are made now."""
+        """Remove and return the draws of the next ``count`` steps."""
         self.ahead(count)
         return [self._waiting.popleft() for _ in range(count)]

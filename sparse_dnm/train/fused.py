@@ -1,7 +1,7 @@
 """Many steps of training by one call of compiled code (DESIGN, 4.7).
 
-`FusedSteps.run` makes the steps that need nothing of Python, with the bits that `step.KernelStep` would give them one
-by one.  Whoever looks at the model next makes a step by itself first.
+`FusedSteps.run` makes the steps that need no Python code, with the same bits as `step.KernelStep` one by one.  Before
+other code reads the results of a step, that step is made alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparse_dnm.train.trim import Frozen
 
 
 class Made(NamedTuple):
-    """What some steps have come to: how many they are; edges and loss of the last of them."""
+    """The result of some steps: their number; edges and loss of the last one."""
 
     steps: int
     n_edges: int
@@ -56,7 +56,7 @@ class FusedSteps:
         self._kept: tuple[Any, Any] = None, None  # what is frozen, and the arrays that hold it
 
     def ready(self) -> bool:
-        """Steps can be made so now: the terms of the loss are known to the kernel, nothing is tried out, and Adam has
+        """Whether steps can be made now: the kernel knows the terms of the loss, no executor is on trial, and Adam has
         its moments."""
         making, model = self.making, self._model
         batch, executor = making.config.batch_size, model.executor
@@ -72,13 +72,13 @@ class FusedSteps:
         return usable and self._term() is not None
 
     def most(self) -> int | None:
-        """Steps that can be made before one is timed; None: any number."""
+        """The number of steps until one is timed; None: no limit."""
         speed = self.making.costs.speed
         return speed.untimed_calls if isinstance(speed, MeasuredTime) else None
 
     def run(self, draws: list[Draw], kappas: list[float], rates: list[float], frozen: Frozen | None) -> Made:
-        """Make a step for each of the ``draws``, by these ``kappas`` and learning ``rates``, or fewer where one needs
-        more than the kernel can do."""
+        """Make a step for each of the ``draws``, with these ``kappas`` and learning ``rates``; stops before a step
+        that needs more than the kernel can do."""
         making, structure, term = self.making, self._model.structure, self._term()
         assert term is not None
         if making.edges is not None:
@@ -99,7 +99,7 @@ class FusedSteps:
     # -- arguments -------------------------------------------------------------------------------------------
 
     def _term(self) -> Term | None:
-        """The term of the loss that asks for a smaller network; None where the kernel does not know it."""
+        """The term of the loss that asks for a smaller network; None if the kernel does not know it."""
         costs = self.making.costs
         speed, coefficient = costs.speed, costs.coefficients()[0]
         if costs.memory is not None:
@@ -112,7 +112,7 @@ class FusedSteps:
         return None if prices is None else Term(coefficient, speed.settings.tau, prices=prices)
 
     def _find_parameters(self) -> None:
-        """Name the parameters to the kernel where one of them, or a moment, lies somewhere else now."""
+        """Give the parameters to the kernel again if the memory of one, or of a moment, has moved."""
         edges, state = self.making.edges, self._optimizer.state
         tensors = {name: self._all[name] for name in self._names}
         moments = {
@@ -133,7 +133,7 @@ class FusedSteps:
             )
 
     def _row_of(self, name: str, frozen: Frozen | None, counts: list[torch.Tensor]) -> int:
-        """The place of a parameter's count of updates among ``counts``, where it is appended; -1: it is not trained."""
+        """The index of a parameter's count of updates in ``counts``, to which it is appended; -1: not trained."""
         if frozen is not None and name not in Frozen.TRAINED:
             return -1
         count = self._optimizer.state[self._all[name]]["step"]
@@ -144,7 +144,7 @@ class FusedSteps:
         return len(counts) - 1
 
     def _factors(self, counts: list[torch.Tensor], rates: list[float]) -> dict[str, NDArray[np.float64]]:
-        """Of each count and step: lr / (1 - beta1**t) and sqrt(1 - beta2**t)."""
+        """lr / (1 - beta1**t) and sqrt(1 - beta2**t) for each count and step."""
         (group,) = self._optimizer.param_groups
         betas = group["betas"]
         pairs = [[factors_of(n + i, rate, *betas) for i, rate in enumerate(rates, 1)] for n in map(int, counts)]
@@ -152,7 +152,7 @@ class FusedSteps:
         return {"step_sizes": found[:, :, 0].copy(), "roots": found[:, :, 1].copy()}
 
     def _held(self, frozen: Frozen | None) -> Any:
-        """What a structure that stays is held by, in the order of the candidates; None where none does."""
+        """The bounds that keep a frozen structure, in the order of the candidates; None if none is frozen."""
         if frozen is None:
             return None
         if self._kept[0] is not frozen:
@@ -168,7 +168,7 @@ def _flat(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _stacked(draws: list[Draw]) -> dict[str, NDArray[Any]]:
-    """What was drawn for some steps, as arrays of all of them."""
+    """The draws of some steps, stacked into arrays."""
     n = len(draws)
     shifts = [d.shifts for d in draws if d.shifts is not None]
     kept = [d.kept for d in draws if d.kept is not None]
