@@ -363,8 +363,7 @@ class DynamicManifold(EdgeSlots):
             arrays = engine.read(named)
             found = self._find_anew(engine, parameters, arrays)
             if parameters.own and not torch.is_grad_enabled():
-                out = self._infer(x, self._without_graph(found, parameters), arrays)
-                return out.mul_(out) if squared else out
+                return self._infer(x, self._without_graph(found, parameters), arrays, squared)
             found = self._with_graph(found, parameters)
             scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
             ring, strengths = self.ring(found), found.values.strengths
@@ -374,7 +373,7 @@ class DynamicManifold(EdgeSlots):
         closeness = graph.closeness if network.ring else None
         return propagate(network, x, graph.strengths, named["weight"], named["bias"], closeness)
 
-    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array]) -> Tensor:
+    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array], squared: bool) -> Tensor:
         """Outputs without a graph."""
         if x.shape[0] == 0:
             return x.new_empty(0, self.config.n_outputs)
@@ -382,4 +381,4 @@ class DynamicManifold(EdgeSlots):
         assert seen is not None
         if seen.scales is None:
             seen.scales = found.engine.scales(found.structure, arrays["weight"], arrays["bias"])
-        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales)
+        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales, squared)

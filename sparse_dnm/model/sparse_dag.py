@@ -285,8 +285,7 @@ class SparseDAG(nn.Module):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or x.shape[0] == 0:
             self._check_parameters(edge_weight, weight, bias)
             return propagate(Network(engine, structure, squared), x, edge_weight, weight, bias)
-        out = engine.outputs(structure, x, edge_weight, weight, bias, self._check_parameters)
-        return out.mul_(out) if squared else out
+        return engine.outputs(structure, squared, x, edge_weight, weight, bias, self._check_parameters)
 
     def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """The same as one operator of torch."""
