@@ -204,7 +204,7 @@ class DynamicManifold(EdgeSlots):
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
         found = self._without_graph(found, parameters)
         made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
-        found.graph, found.handed_out = Graph(*made), copies
+        found.graph, found.handed_out, found.cutoff = Graph(*made), copies, parameters.named["cutoff"]
         return found
 
     def _without_graph(self, found: Evaluation, parameters: Parameters) -> Evaluation:
