@@ -9,7 +9,7 @@ the same: same seeds, same inputs, public names only, so that the other checkout
     step NAME       a whole training step of the Trainer: batch, structure, loss with the proxy, backward, Adam
     model(x) NAME   a call with a graph, in a loop of one's own; a call and backward; these and a step of torch's SGD,
                     after which no parameter is what it was
-    latency         batch 1 under no_grad, a network of about 6,000 edges
+    latency         batch 1 under no_grad, a network of about 6,000 edges; and the same as a SparseDAG
 
 Ends with exit code 1 where the upper end of an interval is above --limit.
 """
@@ -132,11 +132,11 @@ def _loops(name: str, batch: int, threads: int) -> dict[str, Run]:
     return {f"{what}{rest}": _calls(call, threads) for rest, call in calls.items()}
 
 
-def _latency(threads: int) -> Run:
-    """A call of one sample, without a graph, of the original's network with fewer edges."""
+def _latency(threads: int) -> dict[str, Run]:
+    """A call of one sample, without a graph, of the original's network with fewer edges; and of the same as a DAG."""
     import torch
 
-    from sparse_dnm import DynamicManifold, ManifoldConfig
+    from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG
 
     low, high = -1.0, 6.0
     for _ in range(12):
@@ -146,11 +146,16 @@ def _latency(threads: int) -> Run:
         low, high = (middle, high) if model.topology.n_edges > EDGES else (low, middle)
     x = torch.rand(1, config.n_inputs, generator=torch.Generator().manual_seed(1))
 
-    def call() -> None:
-        with torch.no_grad():
-            model(x)
+    dag = SparseDAG(model.topology, model.strengths, threads=threads)
 
-    return _calls(call, threads)
+    def run(module: Callable[[Any], object]) -> Run:
+        def call() -> None:
+            with torch.no_grad():
+                module(x)
+
+        return _calls(call, threads)
+
+    return {f"{name}(x), batch 1, no_grad, {EDGES:,} edges": run(m) for name, m in (("model", model), ("DAG", dag))}
 
 
 def cases(data_dir: Path | None, threads: int) -> dict[str, Callable[[], dict[str, Run]]]:
@@ -161,7 +166,7 @@ def cases(data_dir: Path | None, threads: int) -> dict[str, Callable[[], dict[st
         **steps,
         "toy": lambda: _loops("toy", 50, threads),
         "original-mnist": lambda: _loops("original-mnist", 64, threads),
-        "latency": lambda: {f"model(x), batch 1, no_grad, {EDGES:,} edges": _latency(threads)},
+        "latency": lambda: _latency(threads),
     }
 
 

@@ -29,8 +29,8 @@ from sparse_dnm import DenseManifold, DynamicManifold, ManifoldConfig, SparseDAG
 from sparse_dnm.config import CUDA_CLOCK
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Stopwatch
 from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.study.sweeps import DenseStack, layered
 from sparse_dnm.timing.clock import Clock, Timing, interleave
 

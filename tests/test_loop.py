@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG
+from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, SparsityProxy
 
 EDGES = ("closeness", "free", "free-closeness", "weighted")
 
@@ -213,6 +213,29 @@ def test_what_was_handed_out_may_be_written_to_and_gradients_stay():
         model.strengths.zero_()
     with pytest.raises(RuntimeError, match="inplace operation"):
         out.sum().backward()
+
+
+class Half(torch.nn.Module):
+    """A parametrisation."""
+
+    def forward(self, raw):
+        """Half of it."""
+        return 0.5 * raw
+
+
+@pytest.mark.parametrize("name", ["cutoff", "mu"])
+def test_a_parametrised_model_that_has_not_changed_has_a_graph_of_its_own(name):
+    model, x, found = manifold(), rows(), []
+    torch.nn.utils.parametrize.register_parametrization(model, name, Half(), unsafe=True)
+    for graph in (True, False, True, True, True):
+        with torch.set_grad_enabled(graph):
+            loss = model(x).sum() + SparsityProxy()(model) + model.flow()
+        if graph:
+            model.zero_grad()
+            loss.backward()
+            found.append(model.parametrizations[name].original.grad.clone())
+    assert found[0].abs().sum() > 0
+    assert all(torch.equal(gradient, found[0]) for gradient in found)
 
 
 def test_outputs_and_strengths_are_of_one_graph():

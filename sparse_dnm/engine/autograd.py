@@ -362,5 +362,4 @@ def propagate(
         return out
     if x.shape[0] == 0:
         return x.new_empty(0, len(network.structure.outputs))
-    out = network.engine.outputs(network.structure, x, strengths, weight, bias)
-    return out.mul_(out) if network.squared else out
+    return network.engine.outputs(network.structure, network.squared, x, strengths, weight, bias)

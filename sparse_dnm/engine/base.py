@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparse_dnm.engine.candidates import CROWDED, Candidates, Geometry, OverCapacity, assign_slots, compose
-from sparse_dnm.engine.costs import Cost, Gates, Prices
+from sparse_dnm.engine.costs import Cost, Gates, Prices, Stopwatch
 
 if TYPE_CHECKING:
     from sparse_dnm.engine.autotune import Executor
@@ -184,16 +184,6 @@ class Memory(Protocol):
         """Arrays of the same names have them still."""
 
 
-class Stopwatch(Protocol):
-    """Times a step of one structure: its forward pass and, for training, its backward pass."""
-
-    def warm(self, clock: Any) -> float:
-        """Seconds of a step after some unmeasured ones, which fill the caches and train the branch predictors."""
-
-    def __call__(self, clock: Any) -> float:
-        """Seconds of a step by a `timing.clock.Clock`."""
-
-
 class Engine(ABC):
     """Runs DAGs of neurons on one kind of device; with the geometry of a manifold, it also finds structures."""
 
@@ -319,21 +309,23 @@ class Engine(ABC):
     ) -> tuple[Array, Saved]:
         """Outputs (batch, n_outputs) of x (batch, n_inputs) with ``strengths`` on the edges, in CSR order."""
 
-    def infer(self, structure: Any, strengths: Array, x: Tensor, scales: tuple[Array, Array]) -> Tensor:
-        """The outputs of `forward` alone."""
-        return self.tensor(self.forward(structure, strengths, self.array(x), scales)[0])
+    def infer(
+        self, structure: Any, strengths: Array, x: Tensor, scales: tuple[Array, Array], squared: bool = False
+    ) -> Tensor:
+        """The outputs of `forward` alone, or their squares."""
+        out = self.tensor(self.forward(structure, strengths, self.array(x), scales)[0])
+        return out * out if squared else out
 
     def outputs(
-        self, structure: Any, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor, check: Any = None
-    ) -> Tensor:
-        """Outputs of a network of these tensors, of which nothing is kept for a backward pass.
-
-        ``check(strengths, weight, bias)`` is called first, unless they are where they were when it was called last.
-        """
+        self, structure: Any, squared: bool, x: Tensor, strengths: Tensor, weight: Tensor | None, bias: Tensor,
+        check: Any = None,
+    ) -> Tensor:  # fmt: skip
+        """Outputs of a network of these tensors, of which nothing is kept for a backward pass.  ``check(strengths,
+        weight, bias)`` is called first, unless they are where they were when it was called last."""
         if check is not None:
             check(strengths, weight, bias)
         scales = self.scales(structure, None if weight is None else self.array(weight), self.array(bias))
-        return self.infer(structure, self.array(strengths), x, scales)
+        return self.infer(structure, self.array(strengths), x, scales, squared)
 
     @abstractmethod
     def backward(

@@ -1,8 +1,8 @@
-"""What a structure costs, softly: values that every engine hands back."""
+"""What a structure costs: values that every engine hands back."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 Array = Any  # numpy.ndarray on the CPU, torch.Tensor on CUDA
 
@@ -32,3 +32,13 @@ class Cost(NamedTuple):
     by_cutoff: float
     by_closeness: Any
     by_gate: Any
+
+
+class Stopwatch(Protocol):
+    """Times a step of one structure: its forward pass, and the backward pass where it trains."""
+
+    def warm(self, clock: Any) -> float:
+        """Seconds of a step that follows some others: caches and branch predictors know it."""
+
+    def __call__(self, clock: Any) -> float:
+        """Seconds of a step by a `timing.clock.Clock`."""

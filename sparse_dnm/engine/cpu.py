@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
     strengths: Floats
     scales: tuple[Floats, Floats]
     batch: int
+    executor: str
     run: Any
     n_outputs: int
     threads: int  # 0: it has no parallel loop
@@ -117,7 +118,14 @@ class CpuEngine(CpuSearch):
             choice.record(executor.threads, seconds)
         return out, Saved(batch, scales, x_all, m_all, seconds)
 
-    def infer(self, structure: CpuStructure, strengths: Floats, x: Tensor, scales: tuple[Floats, Floats]) -> Tensor:
+    def infer(
+        self,
+        structure: CpuStructure,
+        strengths: Floats,
+        x: Tensor,
+        scales: tuple[Floats, Floats],
+        squared: bool = False,
+    ) -> Tensor:
         """See `Engine.infer`.
 
         What the pass of the last call was given is used again where only the input is another one.
@@ -127,13 +135,15 @@ class CpuEngine(CpuSearch):
         if (
             ready is None
             or ready.batch != batch
+            or ready.executor != self.executor.name
             or ready.structure is not structure
             or ready.strengths is not strengths
             or ready.scales is not scales
         ):
             ready = self._prepared(structure, strengths, scales, batch)
             if ready is None:
-                return torch.from_numpy(self.forward(structure, strengths, table, scales)[0])
+                out = self.forward(structure, strengths, table, scales)[0]
+                return torch.from_numpy(out * out if squared else out)
         out = np.empty((batch, ready.n_outputs), strengths.dtype)
         if ready.threads == 0:
             ready.run(*ready.head, table, *ready.tail, out)
@@ -145,7 +155,7 @@ class CpuEngine(CpuSearch):
             if choice is not None:
                 choice.record(threads, time.perf_counter() - start)
         self._ready.append(ready)
-        return torch.from_numpy(out)
+        return torch.from_numpy(out * out if squared else out)
 
     def _prepared(
         self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], batch: int
@@ -161,7 +171,7 @@ class CpuEngine(CpuSearch):
         parts = executor.parts_for(name)
         threads = executor.most if name != "columns" else min(executor.most, tiles)
         return Prepared(
-            *(structure, strengths, scales, batch, KERNELS.make(count)[0], len(topology.outputs)),
+            *(structure, strengths, scales, batch, executor.name, KERNELS.make(count)[0], len(topology.outputs)),
             threads if parts * tiles > 1 else 0,
             (parts, s.inputs, s.column),
             (
@@ -173,6 +183,7 @@ class CpuEngine(CpuSearch):
     def outputs(
         self,
         structure: CpuStructure,
+        squared: bool,
         x: Tensor,
         strengths: Tensor,
         weight: Tensor | None,
@@ -190,7 +201,7 @@ class CpuEngine(CpuSearch):
         if blank is None or blank[0] is not structure.neurons or blank[1] is not (weight is None):
             blank = structure.neurons, weight is None, self._blank(structure.neurons)
         scales = self.scales(structure, arrays.get("weight"), arrays["bias"], blank[2])
-        out = self.infer(structure, arrays["strengths"], x, scales)
+        out = self.infer(structure, arrays["strengths"], x, scales, squared)
         self._blanks.append(blank)
         return out
 

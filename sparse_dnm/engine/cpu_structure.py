@@ -138,7 +138,7 @@ class CpuSearch(Engine):
 
     def serves(self, device: torch.device) -> bool:
         """See `Engine.serves`."""
-        return device.type != "cuda" and self.executor.name != "torch-sparse"
+        return (device == CPU or not backend.on_cuda(device)) and self.executor.name != "torch-sparse"
 
     def read(self, parameters: Mapping[str, Tensor]) -> dict[str, Floats]:
         """The numbers of every parameter, by name."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +12,6 @@ from sparse_dnm.engine.topology import Topology
 KERNELS = backend.kernels(torch.device("cpu"))
 
 
-@functools.lru_cache
 def tile_width(batch: int) -> int:
     """Columns per tile: a power of two up to 16, else whole cache lines of float32, up to 64 columns.
 
@@ -29,7 +26,6 @@ def tile_width(batch: int) -> int:
     return -(-columns // 16) * 16
 
 
-@functools.lru_cache
 def tiles_of(batch: int) -> int:
     """Tiles that hold ``batch`` columns."""
     return -(-batch // tile_width(batch))

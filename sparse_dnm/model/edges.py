@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sparse_dnm.checks import CPU, check_shape
+from sparse_dnm.checks import CPU
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, SCALARS, ManifoldConfig
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Update
@@ -172,12 +172,7 @@ class EdgeSlots(nn.Module):
         n = int(self.candidate_indptr[-1])
         slots = self._buffers.get("candidate_slots")
         engine = self.engine
-        parts = (
-            self.candidate_indptr,
-            self.candidate_indices[:n],
-            self._reference,
-            slots if slots is None else slots[:n],
-        )
+        parts = self.candidate_indptr, self.candidate_indices[:n], self._reference, None if slots is None else slots[:n]
         held = Candidates.of(*(None if t is None else engine.array(t.clone()) for t in parts))
         host = held.host
         check_candidates(self.config, host.indptr, host.indices, n)
@@ -334,10 +329,8 @@ class EdgeSlots(nn.Module):
             super()._load_from_state_dict(rest, prefix, *args)  # it names what is missing
             return
         state = dict(state_dict)
-        saved, n = (
-            saved_structure(self._geometry, state, prefix, self.capacity),
-            len(state[f"{prefix}candidate_indices"]),
-        )
+        saved = saved_structure(self._geometry, state, prefix, self.capacity)
+        n = len(state[f"{prefix}candidate_indices"])
         self._resize(saved.capacity)
         self._write(self._on_engine(saved.candidates))
         if free and not saved.slotted:
@@ -383,15 +376,7 @@ class EdgeSlots(nn.Module):
     def _as_if_searched(self) -> None:
         """Every row counts as searched at the present scalars."""
         engine, held = self.engine, self._candidates()
-        arrays = engine.read(self._named())
+        arrays = engine.read({name: getattr(self, name) for name in self._geometry.parameters})
         now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
         reference = engine.array(as_searched(torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)))
         self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))
-
-    def _named(self) -> dict[str, Tensor]:
-        """The parameters by name: to be overridden."""
-        raise NotImplementedError
-
-    def _check_room(self) -> None:
-        if self._geometry.free:
-            check_shape("edge_weight", self.edge_weight, (self.capacity,))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_dnm.checks import check_dtype
+from sparse_dnm.checks import check_dtype, check_shape
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine.autograd import Found, Network, edge_strength, propagate
 from sparse_dnm.engine.autotune import Executor
@@ -78,7 +78,8 @@ class DynamicManifold(EdgeSlots):
 
     def _first_structure(self) -> None:
         """Find the first candidates, and allocate slots for them and some more."""
-        update = self._update(self.engine, self.arrays(), torch.empty(0, dtype=self.alpha.dtype), None)
+        arrays = self.arrays()
+        update = self._update(self.engine, arrays, arrays["alpha"][:0], None)
         candidates, n = update.structure.candidates, len(update.structure.candidates.indices)
         capacity = self._geometry.capacity(n)
         if self._geometry.free:
@@ -149,10 +150,8 @@ class DynamicManifold(EdgeSlots):
             if self._geometry.free:
                 slots: Any = self._buffers["candidate_indices"]
                 if arrays["edge_weight"].shape != slots.shape:
-                    self._check_room()
+                    check_shape("edge_weight", self.edge_weight, (self.capacity,))
                 omega = engine.gather(arrays["edge_weight"], candidates.slots)
-        elif isinstance(omega, Tensor):
-            omega = engine.array(omega)
         previous = None if found is None or found.engine is not engine else found.structure
         return engine.update(arrays, omega, candidates, previous, capacity, everything=self._kappa > 0)
 
@@ -171,8 +170,7 @@ class DynamicManifold(EdgeSlots):
             named = {name: without_transforms(p) for name, p in parameters.named.items()}
             with temporarily_clear_interpreter_stack():  # numbers are read, not recorded
                 return self._find(engine, parameters, engine.read(named), omega, on_change, training)
-        if arrays is None:
-            arrays = engine.read(parameters.named)
+        arrays = engine.read(parameters.named) if arrays is None else arrays
         return self._find(engine, parameters, arrays, omega, on_change, training)
 
     def _find(
@@ -204,7 +202,7 @@ class DynamicManifold(EdgeSlots):
         """The evaluation with strengths, closeness and flow as tensors, with a graph where gradients are wanted."""
         found = self._without_graph(found, parameters)
         made = edge_strength(Found(found.engine, found.structure, found.values, copies), *parameters.edges)
-        found.graph, found.handed_out = Graph(*made), copies
+        found.graph, found.handed_out, found.cutoff = Graph(*made), copies, parameters.named["cutoff"]
         return found
 
     def _without_graph(self, found: Evaluation, parameters: Parameters) -> Evaluation:
@@ -250,10 +248,8 @@ class DynamicManifold(EdgeSlots):
 
         It is computed again if it was found without a graph and one is needed now.
         """
+        self._candidates()  # the buffers may be those of another structure
         found = self._found
-        if self._touched:
-            self._candidates()
-            found = self._found
         if found is None:
             return self._evaluate()
         graph = found.graph
@@ -272,8 +268,7 @@ class DynamicManifold(EdgeSlots):
 
     @property
     def _last(self) -> Evaluation:
-        if self._touched:
-            self._candidates()
+        self._candidates()
         return self.find() if self._found is None else self._found
 
     @property
@@ -363,18 +358,16 @@ class DynamicManifold(EdgeSlots):
             arrays = engine.read(named)
             found = self._find_anew(engine, parameters, arrays)
             if parameters.own and not torch.is_grad_enabled():
-                out = self._infer(x, self._without_graph(found, parameters), arrays)
-                return out.mul_(out) if squared else out
+                return self._infer(x, self._without_graph(found, parameters), arrays, squared)
             found = self._with_graph(found, parameters)
             scales = engine.scales(found.structure, arrays["weight"], arrays["bias"])
-            ring, strengths = self.ring(found), found.values.strengths
-            network = Network(engine, found.structure, squared, ring, strengths, scales)
+            network = Network(engine, found.structure, squared, self.ring(found), found.values.strengths, scales)
         graph = found.graph
         assert graph is not None
         closeness = graph.closeness if network.ring else None
         return propagate(network, x, graph.strengths, named["weight"], named["bias"], closeness)
 
-    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array]) -> Tensor:
+    def _infer(self, x: Tensor, found: Evaluation, arrays: dict[str, Array], squared: bool) -> Tensor:
         """Outputs without a graph."""
         if x.shape[0] == 0:
             return x.new_empty(0, self.config.n_outputs)
@@ -382,4 +375,4 @@ class DynamicManifold(EdgeSlots):
         assert seen is not None
         if seen.scales is None:
             seen.scales = found.engine.scales(found.structure, arrays["weight"], arrays["bias"])
-        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales)
+        return found.engine.infer(found.structure, found.values.strengths, x, seen.scales, squared)

@@ -281,13 +281,15 @@ class SparseDAG(nn.Module):
                 check_shape(name, p, shape)
 
     def _run(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
-        engine, squared = self._engine_on(bias.device), self.output == "square"
+        engine, squared = self._engine, self.output == "square"
+        if engine is None or not self._is_served_by(engine, bias.device):
+            self._check_parameters(edge_weight, weight, bias)
+            engine = self.engine
         structure = self._structure(engine, bias.dtype)
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or x.shape[0] == 0:
             self._check_parameters(edge_weight, weight, bias)
             return propagate(Network(engine, structure, squared), x, edge_weight, weight, bias)
-        out = engine.outputs(structure, x, edge_weight, weight, bias, self._check_parameters)
-        return out.mul_(out) if squared else out
+        return engine.outputs(structure, squared, x, edge_weight, weight, bias, self._check_parameters)
 
     def _run_recorded(self, x: Tensor, edge_weight: Tensor, weight: Tensor | None, bias: Tensor) -> Tensor:
         """Outputs by one registered operator of torch."""
@@ -304,14 +306,14 @@ class SparseDAG(nn.Module):
     @property
     def engine(self) -> Engine:
         """The engine of the device that holds the parameters."""
-        return self._engine_on(self.bias.device)
-
-    def _engine_on(self, device: torch.device) -> Engine:
-        engine = self._engine
-        if engine is None or engine.executor is not self.executor or not engine.serves(device):
-            engine = engine_for(self.executor, device)
-            self.__dict__.update(_engine=engine, _structures={})
+        engine, device = self._engine, self.bias.device
+        if engine is None or not self._is_served_by(engine, device):
+            self._engine = engine = engine_for(self.executor, device)
+            self._structures = {}
         return engine
+
+    def _is_served_by(self, engine: Engine, device: torch.device) -> bool:
+        return engine.executor is self.executor and engine.serves(device)
 
     def _structure(self, engine: Engine, dtype: torch.dtype) -> Any:
         """How the engine runs the topology in the dtype of the parameters."""

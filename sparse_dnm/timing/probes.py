@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Engine, Stopwatch
+from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology

@@ -19,8 +19,8 @@ import torch
 
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.base import Stopwatch
 from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.timing.probes import Settings, time_steps
