@@ -55,6 +55,40 @@ def constant(value, dtype):
     return ir.Constant(vector(dtype), [ir.Constant(SCALARS[dtype], value)] * COUNT)
 
 
+_STORED = {types.float32: [], types.float64: []}  # numbers that kernels read from memory
+
+
+def stored(single, double):
+    """A function (builder, dtype) that yields constants, one after the other, in every lane.
+
+    Where there are few registers they are read from a table, as operands of arithmetic: otherwise LLVM spends two
+    instructions on each, one on its address.  The table is weak, so that LLVM does not look what is in it.
+    """
+    starts = {}
+    for dtype, numbers in ((types.float32, single), (types.float64, double)):
+        starts[dtype] = len(_STORED[dtype])
+        _STORED[dtype] += numbers
+
+    def load(builder, dtype):
+        numbers = single if dtype == types.float32 else double
+        for place, number in enumerate(numbers, starts[dtype]):
+            yield _entry(builder, dtype, place) if machine.REGISTERS == 16 else constant(number, dtype)
+
+    return load
+
+
+def _entry(builder, dtype, place):
+    numbers, name = _STORED[dtype], f"sparse_dnm.constants.{SUFFIXES[dtype]}.{len(_STORED[dtype])}"
+    table = builder.module.globals.get(name)
+    if table is None:
+        kind = ir.ArrayType(vector(dtype), len(numbers))
+        table = ir.GlobalVariable(builder.module, kind, name)
+        table.linkage, table.align = "weak", 64
+        table.initializer = ir.Constant(kind, [constant(number, dtype) for number in numbers])
+    zero = ir.Constant(ir.IntType(32), 0)
+    return builder.load(builder.gep(table, [zero, ir.Constant(ir.IntType(32), place)]), align=32)
+
+
 def _iota(start=0, size=COUNT):
     """int32 start, start + 1, .."""
     kind = ir.IntType(32)

@@ -23,10 +23,11 @@ SQRT_HALF = {types.float32: 0x3F3504F3, types.float64: 0x3FE6A09E667F3BCD}  # bi
 def _of_dtype(single, double):
     """A constant for either dtype."""
 
+    load = lanes.stored((single,), (double,))
+
     @intrinsic
     def value(typingctx, x):
-        number = single if x.dtype == types.float32 else double
-        return x(x), lambda context, builder, signature, args: lanes.constant(number, x.dtype)
+        return x(x), lambda context, builder, signature, args: next(load(builder, x.dtype))
 
     return value
 
@@ -34,13 +35,14 @@ def _of_dtype(single, double):
 def _polynomial(single, double):
     """A polynomial for either dtype, by Horner's rule."""
 
+    load = lanes.stored(single, double)
+
     @intrinsic
     def value(typingctx, x):
-        numbers = single if x.dtype == types.float32 else double
-
         def codegen(context, builder, signature, args):
-            out, *rest = (lanes.constant(number, x.dtype) for number in numbers)
-            for number in rest:
+            numbers = load(builder, x.dtype)
+            out = next(numbers)
+            for number in numbers:
                 out = lanes.math(builder, "fma", x.dtype, out, args[0], number)
             return out
 
@@ -49,6 +51,7 @@ def _polynomial(single, double):
     return value
 
 
+_one, _log2_e = _of_dtype(1.0, 1.0), _of_dtype(LOG2_E, LOG2_E)
 # A constant and what is missing from it after rounding
 _ln2_high, _ln2_low = _of_dtype(0.6931471824645996, 0.6931471805599453), _of_dtype(-1.9046543e-09, 2.3190468138463e-17)
 _pi_high, _pi_low = _of_dtype(3.1415927410125732, 3.141592653589793), _of_dtype(-8.742278e-08, 1.2246467991473532e-16)
@@ -126,16 +129,16 @@ def _split(typingctx, x):
 def exp(x):
     """e**x; held at the ends of -87 .. 88 (float32) or -708 .. 709 outside them."""
     x = lanes.hold(x, _lowest(x), _highest(x))
-    k = rint(x * LOG2_E)
+    k = rint(x * _log2_e(x))
     r = fma(k, -_ln2_low(x), fma(k, -_ln2_high(x), x))
-    return (1.0 + fma(r * r, _exp(r), r)) * _power_of_two(k)
+    return (_one(x) + fma(r * r, _exp(r), r)) * _power_of_two(k)
 
 
 @inner
 def log(x):
     """Natural logarithm of normal positive numbers."""
     k, m = _split(x)
-    f = m - 1.0
+    f = m - _one(x)
     s = f / (2.0 + f)
     z = s * s
     half = 0.5 * f * f
@@ -160,4 +163,4 @@ def sin_pi(t):
 def cos_pi(t):
     """cos(pi t), |t| <= 1/2"""
     z = t * t
-    return fma(z, _cosine(z), 1.0)
+    return fma(z, _cosine(z), _one(t))
