@@ -24,16 +24,18 @@ from sparse_dnm import (
     Trainer,
 )
 from sparse_dnm.data.datasets import DIGITS, Dataset
-from sparse_dnm.engine.device import use_threads
+from sparse_dnm.engine.device import kernels, use_threads
 from sparse_dnm.engine.schedule import tile_width
 from sparse_dnm.presets import PRESETS
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.train.trainer import one_torch_thread
 
+KERNELS = kernels(torch.device("cpu"))
 NEVER = 10**9  # steps
 WARM = 0.05  # seconds a case runs on end: a step follows its own like, as in training, not DenseManifold's matrices
-ADAM = "Adam, torch's fused kernel"
+ADAM = "Adam"
 SETTLED = 30  # steps after which kernels are compiled and "auto" has chosen
+UPDATES = 50  # steps of training that are timed together, as many follow each other by one call of compiled code
 
 
 def executed_edges(topology: Topology) -> int:
@@ -104,6 +106,8 @@ def make_trainer(manifold: ManifoldConfig, train: TrainConfig, settled: int = SE
         manifold, torch.Generator().manual_seed(0), executor=config.executor, threads=config.threads
     )
     trainer = Trainer(model, data, config)
+    trainer._prepare()
+    trainer._choose_step()
     with one_torch_thread():
         for _ in range(settled):
             trainer._advance()
@@ -135,8 +139,8 @@ def step_section(quick: bool, found: Found) -> list[str]:
         trainers.append(trainer)
         with recording() as calls:
             trainer._advance()
-        kernels = [c for c in calls if c.name.startswith(("forward", "backward", "add_tiles"))]
-        cases[f"its forward + backward kernels, {threads} threads"] = replay(kernels)
+        passes = [c for c in calls if c.name.startswith(("forward", "backward", "add_tiles"))]
+        cases[f"its forward + backward kernels, {threads} threads"] = replay(passes)
         if threads == 1:
             parts, recorded = calls, trainer.model.topology.n_edges
             cases.update(other_parts(trainer.model))
@@ -146,7 +150,12 @@ def step_section(quick: bool, found: Found) -> list[str]:
     for method in ("levels",) if quick else ("levels", "neurons"):
         dense = DenseManifold.from_manifold(seed_model(1), method)
         cases[f"DenseManifold {method}, whole step, 2 threads"] = on(2, dense_step(dense, x, y))
+    cases.update(toy_cases())
     timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60, shortest_s=WARM)
+    for name in timings:
+        if name.startswith("whole step"):
+            t = timings[name]
+            timings[name] = replace(t, median=t.median / UPDATES, low=t.low / UPDATES, high=t.high / UPDATES)
     edges = [trainer.model.topology.n_edges for trainer in trainers]
     found.steps = {name: timing.median for name, timing in timings.items()}
     found.parts_s = sum(seconds for name, seconds in found.steps.items() if name.startswith(("kernel ", ADAM)))
@@ -158,6 +167,22 @@ def step_section(quick: bool, found: Found) -> list[str]:
     return [note, "", *HEAD, *(row(name, timing) for name, timing in timings.items())]
 
 
+def toy_cases() -> Cases:
+    """A loop of one's own on a network as small as a layer: the toy preset, and an MLP 5-16-4 of torch."""
+    x = torch.randn(50, 5, generator=torch.Generator().manual_seed(1))
+    model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0), threads=1)
+    mlp = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.LeakyReLU(), torch.nn.Linear(16, 4))
+
+    def both(module: torch.nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            module.zero_grad()
+            module(x).sum().backward()
+
+        return on(1, run)
+
+    return {"own loop, toy, model(x) and backward": both(model), "own loop, torch MLP 5-16-4": both(mlp)}
+
+
 def other_parts(model: DynamicManifold) -> Cases:
     """Structure update after a change, and Adam: what a step takes besides its kernels."""
     t = model.topology
@@ -165,21 +190,22 @@ def other_parts(model: DynamicManifold) -> Cases:
     def structure() -> object:
         return Schedule(Topology(t.indptr, t.indices, t.inputs, t.outputs))
 
-    copies = [p.detach().clone() for p in model.parameters()]
-    lists = copies, *([torch.zeros_like(p) for p in copies] for _ in range(3))
-    steps = [torch.tensor(1.0)] * len(copies)
-    options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False, "maximize": False}
-    return {
-        "structure update (Topology and Schedule)": structure,
-        ADAM: on(1, lambda: torch._fused_adam_(*lists, [], steps, lr=1e-6, **options)),
-    }
+    arrays = [[np.zeros(p.numel(), np.float32) for _ in range(4)] for p in model.parameters()]
+
+    def adam() -> None:
+        for each in arrays:
+            KERNELS.adam(*each, 1e-6, 0.9, 0.999, 1.0, 1e-8)
+
+    return {"structure update (Topology and Schedule)": structure, ADAM: adam}
 
 
 def advancing(trainer: Trainer, threads: int) -> Callable[[], object]:
-    """An update of the trainer on as many threads, set once as in Trainer.run."""
+    """UPDATES updates of the trainer, as Trainer.run makes them, on as many threads."""
 
     def advance() -> None:
+        last = trainer.step + UPDATES
         with use_threads(threads):
-            trainer._advance()
+            while trainer.step < last:
+                trainer._advance_or_say_why(False)
 
     return advance
