@@ -35,10 +35,10 @@ class Cost(NamedTuple):
 
 
 class Stopwatch(Protocol):
-    """Times a step of one structure: its forward pass, and the backward pass where it trains."""
+    """Times a step of one structure: its forward pass and, for training, its backward pass."""
 
     def warm(self, clock: Any) -> float:
-        """Seconds of a step that follows some others: caches and branch predictors know it."""
+        """Seconds of a step after some unmeasured ones, which fill the caches and train the branch predictors."""
 
     def __call__(self, clock: Any) -> float:
         """Seconds of a step by a `timing.clock.Clock`."""
