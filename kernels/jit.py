@@ -73,12 +73,19 @@ def kernel(function=None, *, parallel=False, fastmath=False, calls_loops=False):
 
 def task(function):
     """Decorate what one thread of a kernel does at a time: compiled by itself, without the passes for `prange`."""
-    return _compiled(function, forceinline=False, **PART)
+    return _part(function, forceinline=False)
 
 
 def inner(function):
     """Decorate a function that only kernels call: it becomes part of them, so that loops around it vectorise."""
-    return _compiled(function, forceinline=True, **PART)
+    return _part(function, forceinline=True)
+
+
+def _part(function, forceinline):
+    dispatcher = _compiled(function, forceinline=forceinline, **PART)
+    if dispatcher.__class__ is CPUDispatcher:
+        dispatcher.__class__ = _Part
+    return dispatcher
 
 
 def compile_formulas(module, decorate, **primitives):
@@ -246,6 +253,14 @@ def _warn(error):
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+class _Part(CPUDispatcher):
+    """What only kernels call: it has no machine code of its own."""
+
+    def __call__(self, *arguments):
+        """Raise TypeError."""
+        raise TypeError(f"{self.py_func.__qualname__} is a part of kernels; only they can call it")
 
 
 class _OneByOne(CPUDispatcher):

@@ -455,7 +455,9 @@ def _found(builder, mask):
 
 @intrinsic
 def pack(typingctx, mask, x):
-    """The lanes of the mask one after the other, in front; what is behind them is undefined."""
+    """The lanes of the mask one after the other, in front; what is behind them is undefined.  Of 32 bits each."""
+    if x.dtype.bitwidth != 32:  # see `append`
+        raise TypingError(f"pack of {x}: only lanes of 32 bits")
 
     def codegen(context, builder, signature, args):
         chosen, value = args

@@ -98,10 +98,6 @@ class Trainer:
         self._run.out = out
 
     @property
-    def _time(self) -> MeasuredTime | None:
-        return self._run.time
-
-    @property
     def finished(self) -> bool:
         """Nothing is left to do: all steps are made and the summary is written."""
         return self.step == self.config.steps and self.out is not None and (self.out / files.SUMMARY).exists()
@@ -241,9 +237,13 @@ class Trainer:
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
         run = self._run
-        outputs = self._forward(x)
+
+        def forward() -> Tensor:
+            return run.with_room(lambda: run.making.forward(x))
+
+        outputs = forward()
         if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
-            outputs = self._forward(x)
+            outputs = forward()
         run.check_connected()
         run.edges, run.fused = self.model.n_edges, False
         terms = run.making.loss(y, report)
@@ -251,9 +251,6 @@ class Trainer:
             raise run.diverged(f"the loss became {terms.total} in step {self.step + 1}")
         run.last_loss = terms.total
         return outputs, terms
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self._run.with_room(lambda: self._run.making.forward(x))
 
     def _scan(self, x: Tensor, y: Tensor) -> None:
         """Add edges that are no candidates."""
