@@ -112,9 +112,9 @@ def hold(omega, kept, least, active):
 
 
 @inner
-def _use(threads, limit):
-    """Let the next kernels run on so many threads."""
-    if limit > 1:
+def _use(threads, several):
+    """Let the next kernels run on so many threads; only one is ever used where not ``several``."""
+    if several:
         _set_threads(types.int32(threads))
 
 
@@ -234,13 +234,14 @@ def steps(given):
     other, made, last_edges, last_loss = 1, 0, item(starts, n), math.nan
     some = s.threads if n_candidates > s.few else 1
     for_tiles = min(s.threads, s.tiles)
-    before = _get_threads() if s.threads > 1 else types.int32(1)
+    before = _get_threads()
+    several = s.threads > 1 or before > 1
     for k in range(length(batches.kappas)):
         kappa = item(batches.kappas, k)
         # structure
         c = 1.0 / (1.0 + math.exp(min(-float(item(p.cutoff, 0)), 700.0)))
         threshold = max(c - s.skin, c / 2)
-        _use(some, s.threads)
+        _use(some, several)
         new_starts, new_sources = row(w.starts, other), row(w.sources, other)
         crossed, near, n_edges, same, imbalance = call(
             entries.evaluate,
@@ -279,7 +280,7 @@ def steps(given):
         call(entries.spread, (p.weight, w.weight))
         call(entries.spread, (p.bias, w.bias))
         if s.parts > 1 or s.tiles > 1:
-            _use(for_tiles if s.parts == 1 else s.threads, s.threads)
+            _use(for_tiles if s.parts == 1 else s.threads, several)
         call(
             entries.forward,
             (s.parts, inputs, column, w.x_batch, sequence if s.parts == 1 else order, waves, starts, sources)
@@ -297,7 +298,7 @@ def steps(given):
         if length(t_edges) < n_edges:
             call(entries.fill, (by_strength, 0.0))
         if s.parts_back > 1 or s.tiles > 1:
-            _use(for_tiles if s.parts_back == 1 else s.threads, s.threads)
+            _use(for_tiles if s.parts_back == 1 else s.threads, several)
         call(
             entries.backward,
             (s.parts_back, inputs, sequence if s.parts_back == 1 else order, waves, starts, t_indptr, t_edges)
@@ -307,7 +308,7 @@ def steps(given):
         if s.tiles > 1:
             call(entries.add_tiles, (s.tiles, by_strength, w.by_weight, w.by_bias))
         # terms by closeness
-        _use(some, s.threads)
+        _use(some, several)
         by_closeness, by_cutoff = head(w.by_closeness, 0), 0.0
         if kappa > 0.0 or term.coefficient != 0.0:
             by_closeness = w.by_closeness
@@ -332,8 +333,7 @@ def steps(given):
         _update(entries, p, batches.step_sizes, batches.roots, k)
         _hold(entries.hold, p, kept)
         made, last_edges, last_loss = made + 1, n_edges, loss
-    if s.threads > 1:
-        _set_threads(before)
+    _use(before, several)
     return made, last_edges, last_loss
 
 

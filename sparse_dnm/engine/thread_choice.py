@@ -6,7 +6,8 @@ import statistics
 from collections import deque
 
 SAMPLES = 5  # the latest, whose median counts
-EXPLORE_EVERY = 16  # measured calls between those on another number of threads
+EXPLORE_EVERY = 16  # measured calls between those on another number of threads,
+RARELY = 64  # times as many at most: as many times as that number is slower, so that exploring costs a fixed share
 GAIN = 0.9  # of the seconds at present, that another number of threads must stay below to be taken
 
 
@@ -22,28 +23,37 @@ class ThreadChoice:
         self._options = [1 << k for k in range(most.bit_length()) if 1 << k < most] + [most]
         self._seconds = {threads: deque[float](maxlen=SAMPLES) for threads in self._options}
         self.best = most
-        self._calls = 0
+        self._calls = 0  # since another number was tried
+        self._tries = 0
+        self._promising: int | None = None  # a number whose last time was better
 
     def next(self) -> int:
         """Threads of the next measured call."""
-        self._calls += 1
         if len(self._seconds[self.best]) < SAMPLES:
             return self.best
         near = self._neighbours()
         missing = [threads for threads in near if len(self._seconds[threads]) < SAMPLES]
         if missing:
             return missing[0]
-        if near and self._calls % EXPLORE_EVERY == 0:
-            return near[self._calls // EXPLORE_EVERY % len(near)]
+        if self._promising in near:
+            return self._promising
+        if near:
+            self._calls += 1
+            other = near[self._tries % len(near)]
+            slower = self._median(other) / self._median(self.best)
+            if self._calls >= EXPLORE_EVERY * min(max(slower, 1.0), RARELY):
+                self._calls, self._tries = 0, self._tries + 1
+                return other
         return self.best
 
     def record(self, threads: int, seconds: float) -> None:
         """Seconds of a call, or of a step, on so many threads."""
         self._seconds[threads].append(seconds)
         now = self._median(self.best)
+        self._promising = threads if threads != self.best and seconds < GAIN * now else None
         for other in self._neighbours():
             if self._median(other) < GAIN * now:
-                self.best, now = other, self._median(other)
+                self.best, now, self._calls = other, self._median(other), 0
 
     def _neighbours(self) -> list[int]:
         """The next smaller and the next larger number."""

@@ -14,6 +14,7 @@ from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
 
 TIMED_STEPS = 4  # of a call whose seconds count in the choice of threads: of fewer, Python takes a good part
+LONG_STEP = 1e-3  # s, of which Python takes little
 MOST_STEPS = 64  # made by one call
 LONGEST_CALL = 0.05  # s, about the most for a call: signals are handled only after it
 
@@ -85,7 +86,7 @@ class Ahead:
         run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
         seconds = (time.perf_counter() - start) / made.steps
         self._times += [seconds] * made.steps
-        if choice is not None and made.steps >= TIMED_STEPS:
+        if choice is not None and (made.steps >= TIMED_STEPS or seconds > LONG_STEP):
             choice.record(executor.threads, seconds)
         self._most = max(1, min(MOST_STEPS, int(LONGEST_CALL / seconds)))
         return True
