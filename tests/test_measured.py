@@ -343,6 +343,15 @@ def test_executor_auto_is_settled_and_the_model_keeps_its_own():
     assert model.executor.name == "auto"
 
 
+def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
+    model = model_of("digits", executor="columns", threads=0)
+    term = MeasuredTime(model, TimeSettings(batch=50, **QUICK))
+    assert term.executor.threads in (1, model.executor.most)
+    assert model.executor.asked == 0
+    other = {**term.state(), "threads": 1}
+    assert MeasuredTime(model, TimeSettings(batch=50, **QUICK), state=other).executor.threads == 1
+
+
 def test_a_profile_takes_the_place_of_the_calibration():
     model = model_of()
     evaluation = model.find()

@@ -34,7 +34,7 @@ RUN = typer.Argument(help="Run directory of a training, finished or not.")
 PRESET = typer.Option(help="Settings to start from; default: those of the data set.")
 TARGET = typer.Option(help="Label column of a .csv file; default: the last one.")
 SET = typer.Option("--set", metavar="KEY=VALUE", help="Set any field of the configuration; repeatable.")
-THREADS = typer.Option(help="Threads of the kernels; 0: the fastest number, or all cores where time is measured.")
+THREADS = typer.Option(help="Threads of the kernels; 0: as many as are fastest.")
 TIMED_EXECUTOR = typer.Option(metavar="columns|wavefront", help="How the kernels run the network.")
 
 T = TypeVar("T")  # a dataclass of options

@@ -18,7 +18,6 @@ import numpy as np
 from torch import Tensor
 
 from sparse_dnm.config import ABLATIONS, CLOCKS, ESTIMATORS, check_choice
-from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
@@ -94,8 +93,13 @@ class MeasuredTime:
         self.settings = settings
         evaluation = model.find()
         self._bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
-        name = state["executor"] if state and model.executor.name == "auto" else model.executor.name
-        self.executor = self._bench.settle(Executor(name, model.executor.most))
+        asked = model.executor
+        name = state["executor"] if state and asked.name == "auto" else asked.name
+        threads = [asked.most]
+        if asked.asked == 0 and evaluation.engine.kind == "cpu":
+            known = state["threads"] if state else profile and profile.threads
+            threads = [known] if known else sorted({1, asked.most})
+        self.executor = self._bench.settle(name, threads)
         only = ("call", "edge") if settings.ablation == "edges-only" else COUNTS
         self._measuring = self._bench.settings(self.executor, settings.probes, settings.repeats, only)
         self.clock = Clock.of(self._measuring.clock)

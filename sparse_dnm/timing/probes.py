@@ -216,16 +216,21 @@ class Bench:
     def _array(self, engine: Engine, values: Floats) -> Any:
         return engine.array(torch.from_numpy(values).to(engine.device))
 
-    def settle(self, executor: Executor) -> Executor:
-        """The executor to time: for "auto", the faster one."""
-        if executor.name != "auto":
-            return Executor(executor.name, executor.threads)
-        names = ["columns", "wavefront"]
-        if self._name == "cpu" and executor.threads <= tiles_of(self._batch):
-            return Executor("columns", executor.threads)
-        made = [Executor(name, executor.threads) for name in names]
+    def settle(self, name: str, threads: Sequence[int]) -> Executor:
+        """The executor to time: ``name`` ("auto": `columns` or `wavefront`) on one of these numbers of threads, the
+        fastest by wall seconds."""
+        names = ("columns", "wavefront") if name == "auto" else (name,)
+        cpu, tiles = self._name == "cpu", tiles_of(self._batch)
+        made = [
+            Executor(one, n)
+            for n in threads
+            for one in names
+            if not (cpu and name == "auto" and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
+        ]
+        if len(made) == 1:
+            return made[0]
         timing = replace(self.settings(made[0]), repeats=9)
-        if self._name == "cpu":
+        if cpu:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
         seconds = np.median(time_steps(watches, timing).seconds, axis=1)

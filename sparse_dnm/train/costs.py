@@ -109,6 +109,6 @@ def _goes_on(model: DynamicManifold, before: dict[str, Any]) -> bool:
     now, device = model.executor, torch.device(model.alpha.device)
     return (
         now.name in ("auto", before["executor"])
-        and now.most == before["threads"]
+        and (before["threads"] <= now.most if now.asked == 0 else now.most == before["threads"])
         and before.get("device", "cpu") == device.type
     )
