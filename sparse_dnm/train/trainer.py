@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -237,10 +238,7 @@ class Trainer:
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
         run = self._run
-
-        def forward() -> Tensor:
-            return run.with_room(lambda: run.making.forward(x))
-
+        forward = functools.partial(run.with_room, lambda: run.making.forward(x))
         outputs = forward()
         if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
             outputs = forward()
