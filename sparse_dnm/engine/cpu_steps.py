@@ -278,7 +278,6 @@ class CpuSteps:
 
     def _make_entries(self, p: Any, f: Any) -> Block:
         """The kernels that such a training calls, compiled for such arguments."""
-        settings, free = self.settings, self.engine.geometry.free
         s, w, p, f = (SimpleNamespace(**values) for values in (self._shape, self._work.values, p, f))
         forward, backward = KERNELS.make(s.width)
         scalars, flags = [getattr(p, name) for name in SCALARS], (s.periodic, s.omega_in_closeness, s.omega_in_strength)
@@ -310,7 +309,7 @@ class CpuSteps:
                 *(1, f.inputs, f.column, w.x_batch, f.order, f.waves, f.starts, f.sources, w.strengths, *network),
                 *(s.outputs, w.x, w.m, w.out),
             ),
-            objective=Entry(getattr(KERNELS, settings.objective), w.out, w.y, 1.0, w.by_output),
+            objective=Entry(getattr(KERNELS, self.settings.objective), w.out, w.y, 1.0, w.by_output),
             backward=Entry(
                 backward,
                 *(1, f.inputs, f.order, f.waves, f.starts, f.t_indptr, f.t_edges, w.strengths, *network),
@@ -326,7 +325,11 @@ class CpuSteps:
             ),
             adam=Entry(KERNELS.adam, *(w.weight,) * 4, 1.0, 0.9, 0.999, 1.0, 1e-8),
         )
-        # What follows is compiled only where it is called.
+        return Block(**made, **self._optional_entries(s, w, p, f))
+
+    def _optional_entries(self, s: Any, w: Any, p: Any, f: Any) -> dict[str, Entry | None]:
+        """Kernels that are compiled only where such a training calls them."""
+        settings, free, graph = self.settings, self.engine.geometry.free, (f.indptr, f.indices)
         ring = rest = gates = cost = decay = hold = multiply = None
         if s.squared:
             multiply = Entry(cpu_step.multiply, w.out, w.out, w.out)
@@ -349,5 +352,5 @@ class CpuSteps:
             decay = Entry(cpu_step.add_decay, p.omega, 0.1, w.by_omega)
         if settings.holds and free:
             hold = Entry(cpu_step.hold, p.omega, w.weight, w.weight, w.live)
-        made |= dict(multiply=multiply, gates=gates, expected_cost=cost, rest_of=rest, ring_gradient=ring)
-        return Block(**made, add_decay=decay, hold=hold)
+        found = {"multiply": multiply, "gates": gates, "expected_cost": cost, "rest_of": rest, "ring_gradient": ring}
+        return {**found, "add_decay": decay, "hold": hold}

@@ -257,9 +257,8 @@ class Trainer:
         objective = F.cross_entropy if self.data.task == "classification" else F.mse_loss
         drawn = self._generator if config.regrowth == "random" else None
         x, y = x.cpu(), y.cpu()
-        run.with_room(
-            lambda: grow_edges(self.model, x, lambda outputs: objective(outputs, y), config.scan_edges, drawn)
-        )
+        loss = functools.partial(objective, target=y)
+        run.with_room(functools.partial(grow_edges, self.model, x, loss, config.scan_edges, drawn))
 
     # -- figures and files ----------------------------------------------------------------------------------------
 
