@@ -49,6 +49,7 @@ PART = {"pipeline_class": PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wr
 
 PARALLEL, ONE_BY_ONE, SEQUENTIAL = range(3)
 
+when_compiling = []  # functions that are called with the name of a kernel before it is compiled
 before_first_call = []  # functions that are called before a kernel with parallel loops is loaded or compiled
 _mode = PARALLEL
 _with_loops = []  # compiled functions that have parallel loops, or call a function that has
@@ -184,7 +185,13 @@ class _Cache(NullCache):
         return Path(self.cache_path, f"{name}-{STAMP[:12]}-{key[:24]}.kernel"), f"{name}-*.kernel"
 
     def load_overload(self, sig, target_context):
-        """The compiled code of a signature, None where there is none."""
+        """The compiled code of a signature, None where there is none: then it is compiled."""
+        found = self._load(sig, target_context)
+        for tell in when_compiling if found is None else ():
+            tell(self._dispatcher.py_func.__name__)
+        return found
+
+    def _load(self, sig, target_context):
         target_context.refresh()
         for function in before_first_call if self._has_loops else ():
             function()

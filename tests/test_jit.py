@@ -13,12 +13,16 @@ import numba, torch
 import sparse_dnm
 from sparse_dnm.kernels import cpu, cpu_propagate
 topology = sparse_dnm.Topology.from_edges([(0, 2), (1, 2), (2, 3), (0, 3)])
-model = sparse_dnm.DynamicManifold(sparse_dnm.ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
-for count in (1, 3):
-    model(torch.ones(count, 5)).sum().backward()
+from sparse_dnm.engine.device import watching_compilation
+told = []
+with watching_compilation(told.append):
+    model = sparse_dnm.DynamicManifold(sparse_dnm.ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0))
+    for count in (1, 3):
+        model(torch.ones(count, 5)).sum().backward()
 kernels = [k for count in (1, 4) for k in cpu_propagate.make(count)]
 kernels += [k for k in vars(cpu).values() if hasattr(k, "stats")]
 print(sum(sum(k.stats.cache_misses.values()) for k in kernels), sum(sum(k.stats.cache_hits.values()) for k in kernels))
+print(len(told), told.count("forward"))
 """
 
 
@@ -28,9 +32,12 @@ def test_a_second_process_compiles_nothing(tmp_path):
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True)
         runs.append([int(word) for word in done.stdout.split()])
-    (compiled, found), (compiled_again, found_again) = runs
+    (compiled, found, *told), (compiled_again, found_again, *told_again) = runs
     assert compiled > 4
     assert (found, compiled_again, found_again) == (0, 0, compiled)
+    assert told[0] > 4
+    assert told[1] == 2  # of two widths
+    assert told_again == [0, 0]
 
 
 WIDTHS = """

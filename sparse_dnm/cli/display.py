@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparse_dnm.report.tensorboard import TensorBoardLog
     from sparse_dnm.train.trainer import Record, Trainer
 
-COMPILING = "first step: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+COMPILING = "first steps: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
 FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
 
 
@@ -104,17 +104,26 @@ def _plain_lines(trainer: Trainer) -> Iterator[Callable[[Record], None]]:
 @contextlib.contextmanager
 def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record], None]]:
     """A bar, and the last line of metrics below it."""
+    from sparse_dnm.engine.device import watching_compilation
+
     start, steps = trainer.step, trainer.config.steps
     bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     task = bar.add_task("training", total=steps, completed=start)
     with Live(Group(bar, COMPILING), console=console) as live:
+        lines: list[str] = []
 
         def show(record: Record) -> None:
             bar.update(task, completed=record["step"])
-            lines = [_figures(record)] if record["step"] > start else [_figures(record), COMPILING]
-            live.update(Group(bar, *lines))
+            lines[:] = [_figures(record)]
+            live.update(Group(bar, *lines, *([] if record["step"] > start else [COMPILING])))
 
-        yield show
+        def show_compiling(kernel: str) -> None:
+            live.update(
+                Group(bar, *lines, f"compiling {kernel}, which later runs find on disk (Ctrl-C twice gives up)")
+            )
+
+        with watching_compilation(show_compiling):
+            yield show
 
 
 def _figures(record: Record) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
 from sparse_dnm.config import check_device
 from sparse_dnm.engine.threads import check_threads, use_threads
-from sparse_dnm.kernels import cpu
+from sparse_dnm.kernels import cpu, jit
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
 
 __all__ = ["check_threads", "use_threads"]  # imported from threads.py
@@ -169,6 +171,16 @@ def resident(device: torch.device) -> int:
 
 class DeviceMemoryError(torch.OutOfMemoryError, MemoryError):
     """Something did not fit a device's memory; the message says what, and what to do."""
+
+
+@contextlib.contextmanager
+def watching_compilation(tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside ``with``, ``tell`` is called with the name of every kernel of the CPU that is about to be compiled."""
+    jit.when_compiling.append(tell)
+    try:
+        yield
+    finally:
+        jit.when_compiling.remove(tell)
 
 
 def count_up(number: torch.Tensor) -> None:
