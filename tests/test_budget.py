@@ -208,7 +208,7 @@ def test_a_run_stopped_after_its_trim_keeps_the_structure(tmp_path):
     records = []
     again.run(records.append)
     assert again.model.topology.edges().tobytes() == edges
-    assert again._time.start > 0
+    assert again._run.time.start > 0
     assert {r["edges"] for r in records} == {len(edges) // 8}
     assert [r["time_multiplier"] > 0 for r in records]
 
@@ -251,7 +251,7 @@ def test_metrics_and_summary_of_a_measured_run(tmp_path):
     for r in records:
         terms = r["objective"] + 1e-4 * r["flow"] + config.time_coefficient * r["speed"] + 0.1 * r["memory"]
         assert r["loss"] == pytest.approx(terms, rel=1e-5)
-        assert r["speed"] == pytest.approx(r["measured_seconds"] / run._time.reference)
+        assert r["speed"] == pytest.approx(r["measured_seconds"] / run._run.time.reference)
     assert summary["measured"]["clock"] == "perf_counter"
     assert summary["measured"]["batch"] == 16
     assert summary["measured_seconds"] > 0
