@@ -16,6 +16,7 @@ from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.candidates import digest
+from sparse_dnm.engine.cpu_steps import CpuSteps
 from sparse_dnm.train import trainer as module
 from sparse_dnm.train.adam import factors_of
 from sparse_dnm.train.fused import FusedSteps
@@ -142,11 +143,77 @@ def test_a_signal_between_two_calls_loses_no_batch(tmp_path, monkeypatch):
         assert torch.equal(p, q)
 
 
+def test_ctrl_c_without_a_run_directory_counts_every_step_that_was_made(monkeypatch):
+    config = dataclasses.replace(CONFIG, log_every=10**6, checkpoint_every=10**6, steps=200)
+    whole, model = (DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1), threads=1) for _ in range(2))
+    Trainer(whole, samples(), config).run()
+    run, calls = CpuSteps.run, []
+
+    def interrupted(self, *arguments):
+        found = run(self, *arguments)
+        if found[0] > 4 and not calls:
+            calls.append(found)
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(CpuSteps, "run", interrupted)
+    trainer = Trainer(model, samples(), config)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert 0 < trainer.step < 200
+    trainer.run()
+    for p, q in zip(whole.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_hooks_and_frozen_parameters_make_single_steps(monkeypatch):
     model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1))
     model.bias.requires_grad_(False)
     monkeypatch.setattr(FusedSteps, "run", lambda *arguments: pytest.fail("bias would be trained"))
     Trainer(model, samples(), dataclasses.replace(CONFIG, steps=5)).run()
+
+
+@pytest.mark.parametrize("where", ["first line", "snapshot"])
+def test_a_parameter_frozen_by_a_callback_stays_from_then_on(where):
+    model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1), executor="columns", threads=1)
+    kept = []
+
+    def freeze(record):
+        if not kept and (where == "first line" or record.step == 5):
+            model.bias.requires_grad_(False)
+            kept.append(model.bias.detach().clone())
+
+    trainer = Trainer(model, samples(), dataclasses.replace(CONFIG, snapshot_every=5))
+    trainer.run(freeze) if where == "first line" else trainer.run(on_snapshot=freeze)
+    assert torch.equal(model.bias, kept[0])
+
+
+def test_capacity_grows_while_a_parameter_is_frozen():
+    manifold, config = dataclasses.replace(MANIFOLD, edges="free", capacity=300), dataclasses.replace(CONFIG, steps=40)
+    trained = []
+    for grow in (False, True):
+        model = DynamicManifold(manifold, torch.Generator().manual_seed(1), executor="columns", threads=1)
+        model.bias.requires_grad_(False)
+
+        def look(line, model=model, grow=grow):
+            if grow and line["step"] == 20:
+                model.grow_capacity(model.config.possible_edges)
+
+        Trainer(model, samples(), config).run(look)
+        trained.append(model)
+    assert trained[1].capacity > trained[0].capacity
+    assert torch.equal(*(m.edge_weight[torch.from_numpy(m.candidates.slots)] for m in trained))
+    assert torch.equal(*(m.alpha for m in trained))
+
+
+def test_a_replaced_parameter_is_an_error():
+    model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1), executor="columns", threads=1)
+
+    def replace(line):
+        model.alpha = torch.nn.Parameter(model.alpha.detach() * 0.99)
+
+    with pytest.raises(ValueError, match="does not train parameter alpha, which was added or replaced"):
+        Trainer(model, samples(), CONFIG).run(replace)
 
 
 @settings(max_examples=30, deadline=None)

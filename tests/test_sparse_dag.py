@@ -409,6 +409,13 @@ def test_copies_pickles_and_files_compute_the_same(tmp_path):
         assert torch.equal(other(x), expected)
 
 
+def test_a_model_without_edges_and_biases_changes_its_dtype():
+    model, x = SparseDAG(Topology.from_edges([], 3, [0, 1, 2], [0, 2])), torch.rand(2, 3)
+    with torch.no_grad():
+        assert torch.equal(model(x), x[:, [0, 2]])
+        assert torch.equal(model.double()(x.double()), x.double()[:, [0, 2]])
+
+
 def test_a_model_changes_its_dtype_but_not_to_half():
     model, x = diamond(), normal(3, 2, dtype=torch.float32)
     expected = model(x)

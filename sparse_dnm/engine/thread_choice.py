@@ -40,7 +40,7 @@ class ThreadChoice:
         if near:
             self._calls += 1
             other = near[self._tries % len(near)]
-            slower = self._median(other) / self._median(self.best)
+            slower = self._median(other) / max(self._median(self.best), 1e-9)
             if self._calls >= EXPLORE_EVERY * min(max(slower, 1.0), RARELY):
                 self._calls, self._tries = 0, self._tries + 1
                 return other

@@ -215,6 +215,7 @@ class SparseDAG(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> SparseDAG:
         before = self.indptr
         super()._apply(fn, recurse)
+        self._engine = None  # which knows parameters by their places in memory: those of no numbers have none
         if self.indptr is not before:  # moved; or emptied, by to_empty
             self._hold(self.indptr.device)
         return self

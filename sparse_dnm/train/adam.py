@@ -28,7 +28,7 @@ class Adam(torch.optim.Adam):
     def __init__(self, parameters: list[Tensor], lr: float):
         super().__init__(parameters, lr=lr, fused=True)
         self._parameters = parameters
-        self._listed: tuple[list[int], Any] = [], ()
+        self._listed: tuple[list[int], list[dict[str, Tensor]]] = [], []
 
     @torch.no_grad()
     def update(self, instead: dict[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
@@ -40,8 +40,9 @@ class Adam(torch.optim.Adam):
         parameters = [p for p in self._parameters if p.grad is not None or p in instead]
         names = [id(p) for p in parameters]
         if self._listed[0] != names:
-            self._listed = names, self._moments(parameters)
-        first, second, steps = (list(each) for each in self._listed[1])
+            self._listed = names, self._states(parameters)
+        # looked up each time: other code may have replaced a moment, by a longer one when the capacity grows
+        first, second, steps = ([each[key] for each in self._listed[1]] for key in ("exp_avg", "exp_avg_sq", "step"))
         gradients: list[Any] = [p.grad for p in parameters]
         for k, p in enumerate(parameters):
             if p in instead:
@@ -76,10 +77,11 @@ class Adam(torch.optim.Adam):
 
     def forget(self) -> None:
         """The state was replaced: look it up again."""
-        self._listed = [], ()
+        self._listed = [], []
 
-    def _moments(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The two moments and the number of updates of each parameter; zeros at first, one tensor for all."""
+    def _states(self, parameters: list[Tensor]) -> list[dict[str, Tensor]]:
+        """The state of each parameter: its two moments and its number of updates; zeros at first, one tensor of
+        numbers for all."""
         state = self.state
         missing = [p for p in parameters if p not in state]
         if len(parameters) < len(state):  # some are frozen: their count stands still
@@ -91,6 +93,4 @@ class Adam(torch.optim.Adam):
             step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
             for p in missing:
                 state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        states = [state[p] for p in parameters]
-        first, second, steps = ([each[name] for each in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        return first, second, steps
+        return [state[p] for p in parameters]

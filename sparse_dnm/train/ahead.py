@@ -9,6 +9,7 @@ from sparse_dnm.train.constraints import Constraint
 from sparse_dnm.train.fused import FusedSteps
 from sparse_dnm.train.recovery import Recovery
 from sparse_dnm.train.schedules import kappa, learning_rate
+from sparse_dnm.train.signals import Uninterrupted
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
@@ -57,7 +58,6 @@ class Ahead:
 
         ``stopping``: only those whose batches are drawn already; ``snapshots``: stop where one is due.
         """
-        run, step = self._run, self._run.step
         if self._fused is None or self._alone:
             self._alone = False
             return False
@@ -71,9 +71,16 @@ class Ahead:
         count = self._count(stopping, snapshots)
         if count == 0 or not self._fused.ready():
             return False
+        with Uninterrupted():
+            return self._make(count, start)
+
+    def _make(self, count: int, start: float) -> bool:
+        """Make up to ``count`` steps, in a call that began at ``start``; returns whether any was made."""
+        run, step, fused = self._run, self._run.step, self._fused
+        assert fused is not None
         steps, executor = range(step, step + count), run.model.executor
         choice = executor.choose_threads("steps", run.config.batch_size)
-        made = self._fused.run(
+        made = fused.run(
             self._draws.ahead(count),
             [kappa(run.config, k) for k in steps],
             [learning_rate(run.config, k) for k in steps],

@@ -40,3 +40,14 @@ def check_data(data: Dataset, model: DynamicManifold) -> None:
         raise ValueError(f"y_train is {y.dtype} {tuple(y.shape)}; it must be int64 {(len(data.x_train),)}: labels")
     elif len(y) and not (int(y.min()) >= 0 and int(y.max()) < n):
         raise ValueError(f"y_train holds labels {int(y.min())} to {int(y.max())}; they must be in 0 .. {n - 1}")
+
+
+def check_known(model: DynamicManifold, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if a parameter to train is none of the optimiser's."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in known:
+            raise ValueError(
+                f"the Trainer does not train parameter {name}, which was added or replaced since it was made; write to "
+                "the parameter's data instead, or make another Trainer"
+            )

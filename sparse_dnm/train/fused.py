@@ -94,6 +94,8 @@ class FusedSteps:
         for count in counts:
             count.numpy()[()] += made
         making.passed(made)
+        if term.coefficient:
+            loss += term.coefficient * self._value(n_edges)
         return Made(made, n_edges, loss)
 
     # -- arguments -------------------------------------------------------------------------------------------
@@ -110,6 +112,13 @@ class FusedSteps:
             return Term(0.0 if speed.flat else coefficient, speed.tau, speed.power)
         prices = speed.known_prices()
         return None if prices is None else Term(coefficient, speed.settings.tau, prices=prices)
+
+    def _value(self, n_edges: int) -> float:
+        """The value of that term, which the kernel leaves out of the loss."""
+        speed = self.making.costs.speed
+        if isinstance(speed, SparsityProxy):
+            return float((n_edges / self._model.config.possible_edges) ** speed.power)
+        return 0.0 if speed is None else speed.seconds / speed.reference
 
     def _find_parameters(self) -> None:
         """Give the parameters to the kernel again if the memory of one, or of a moment, has moved."""

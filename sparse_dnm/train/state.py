@@ -78,7 +78,6 @@ class Run:
             before = self.model.capacity
             self.settle()
             self.model.grow_capacity(math.ceil(SPARE * error.n_edges))
-            self.optimizer.forget()
             self.notes.append(
                 f"{error.n_edges:,} edges at step {self.step} needed more than the {before:,} slots of edge_weight: "
                 f"there are {self.model.capacity:,} now; --set capacity={self.model.capacity} gives them from the start"

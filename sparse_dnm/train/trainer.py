@@ -31,7 +31,7 @@ from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.ahead import Ahead
 from sparse_dnm.train.augment import Augmentation, Draw, Draws
 from sparse_dnm.train.checkpoint import Checkpoint
-from sparse_dnm.train.checks import check_data, check_fit
+from sparse_dnm.train.checks import check_data, check_fit, check_known
 from sparse_dnm.train.constraints import constraint_of
 from sparse_dnm.train.costs import Terms, make_costs
 from sparse_dnm.train.metrics import Metrics, evaluate, one_torch_thread
@@ -74,8 +74,7 @@ class Trainer:
         self._draws = Draws(self._order, self._augment)
         check_data(data, model)
         making = step_for(model, data.task, config, self._optimizer)
-        where = None if out is None else Path(out)
-        self._run = Run(model, data, config, where, self._generator, self._optimizer, making, self._save)
+        self._run = Run(model, data, config, out and Path(out), self._generator, self._optimizer, making, self._save)
         self.notes = self._run.notes
         self._constraint, self._recovery = constraint_of(self._run), Recovery(self._run)
         self._metrics = Metrics(self._run)
@@ -133,6 +132,7 @@ class Trainer:
                 first = self._first_line()
                 self._snapshot()
                 on_log(first)
+                self._choose_step()  # hooks may have been added, or parameters frozen
             while self.step < self.config.steps:
                 if signals.received is not None and self.out and not self._draws:
                     self._test()
@@ -141,7 +141,8 @@ class Trainer:
                 line = self._advance_or_say_why(signals.received is not None)
                 if line is not None:
                     on_log(line)
-                    self._choose_step()  # hooks may have been added, or parameters frozen
+                if line is not None or (on_snapshot and self.step % self.config.steps_per_snapshot == 0):
+                    self._choose_step()
             return self._finish()
 
     def _prepare(self) -> None:
@@ -180,6 +181,7 @@ class Trainer:
     def _choose_step(self) -> None:
         """Choose the kind of step that fits the model as it is now; keep the previous one if it still fits."""
         run = self._run
+        check_known(self.model, self._optimizer)
         made = step_for(self.model, self.data.task, self.config, self._optimizer, run.costs)
         if type(made) is not type(run.making) or run.making.costs is not made.costs:
             run.settle()
@@ -203,8 +205,7 @@ class Trainer:
         self._ahead.before_step()
         self.model.kappa = kappa(config, self.step)
         start = time.perf_counter()
-        (draw,) = self._draws.take(1)
-        x, y = self._batch(draw)
+        x, y = self._batch(self._draws.take(1)[0])
         outputs, terms = self._loss(x, y, logging)
         run.making.backward()
         constraint.after_backward()
@@ -238,10 +239,9 @@ class Trainer:
     def _loss(self, x: Tensor, y: Tensor, report: bool) -> tuple[Tensor, Terms]:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
         run = self._run
-        forward = functools.partial(run.with_room, lambda: run.making.forward(x))
-        outputs = forward()
+        outputs = run.with_room(lambda: run.making.forward(x))
         if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
-            outputs = forward()
+            outputs = run.with_room(lambda: run.making.forward(x))
         run.check_connected()
         run.edges, run.fused = self.model.n_edges, False
         terms = run.making.loss(y, report)
@@ -392,7 +392,7 @@ class Trainer:
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():
-            state["step"] = shared.setdefault(state["step"].item(), state["step"])  # see Adam._moments
+            state["step"] = shared.setdefault(state["step"].item(), state["step"])  # see Adam._states
         self._optimizer.forget()
         run.step = run.saved = header["step"]
         self._metrics.restore(header)
