@@ -63,11 +63,9 @@ class Ahead:
             return False
         start = time.perf_counter()
         self.before_step()
-        if (
-            self._constraint.frozen is not self._frozen
-        ):  # Adam counts the updates of each parameter by itself from now on
+        if self._constraint.frozen is not self._frozen:
             self._frozen = self._constraint.frozen
-            return False
+            return False  # the next step is a single one: there Adam begins to count for each parameter by itself
         count = self._count(stopping, snapshots)
         if count == 0 or not self._fused.ready():
             return False
