@@ -2,7 +2,7 @@
 
 import numba
 import numpy as np
-from sparse_dnm.kernels.jit import kernel
+from sparse_dnm.kernels.jit import inner, kernel
 
 
 @kernel(parallel=True, fastmath={"reassoc"})
@@ -55,13 +55,19 @@ def ring_gradient(
                     by_closeness[e] += product * (scale / (1.0 - c))
 
 
+@inner
+def shift_image(images, k, width, down, right, out, r):
+    """Write row k of ``images``, lines of ``width`` pixels, to row r of ``out``, moved; pixels that come in are 0."""
+    height = images.shape[1] // width
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = y - down, x - right
+            in_image = 0 <= from_y < height and 0 <= from_x < width
+            out[r, y * width + x] = images[k, from_y * width + from_x] if in_image else 0.0
+
+
 @kernel
 def shifted(images, width, down, right, out):
-    """Each image (a row of ``images``, lines of ``width`` pixels) moved by so many pixels; what comes in is 0."""
-    height = images.shape[1] // width
+    """Each image moved by its own number of lines and of columns: see `shift_image`."""
     for k in range(images.shape[0]):
-        for y in range(height):
-            for x in range(width):
-                from_y, from_x = y - down[k], x - right[k]
-                in_image = 0 <= from_y < height and 0 <= from_x < width
-                out[k, y * width + x] = images[k, from_y * width + from_x] if in_image else 0.0
+        shift_image(images, k, width, down[k], right[k], out, k)

@@ -10,6 +10,7 @@ import math
 from numba.core import types
 from sparse_dnm.kernels import lanes
 from sparse_dnm.kernels.blocks import at_address, call, head, item, length, put, row
+from sparse_dnm.kernels.cpu_growth import shift_image
 from sparse_dnm.kernels.jit import inner, kernel
 from sparse_dnm.kernels.vector_math import fma
 
@@ -37,12 +38,7 @@ def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
             for c in range(n):
                 x[r, c] = samples[sample, c]
         else:
-            down, right, height = shifts[step, r], shifts[step, batch + r], n // width
-            for line in range(height):
-                for c in range(width):
-                    from_line, from_c = line - down, c - right
-                    inside = 0 <= from_line < height and 0 <= from_c < width
-                    x[r, line * width + c] = samples[sample, from_line * width + from_c] if inside else 0.0
+            shift_image(samples, sample, width, shifts[step, r], shifts[step, batch + r], x, r)
         if kept.size:
             for c in range(n):
                 x[r, c] *= 1.0 if kept[step, r * n + c] else 0.0
