@@ -108,6 +108,21 @@ def test_a_regression_has_the_bits_of_single_steps(monkeypatch):
     assert_same_bits(one, other)
 
 
+def test_data_that_are_not_contiguous_may_change_during_a_run(monkeypatch):
+    found = []
+    for fused in (True, False):
+        data = samples()
+        data = dataclasses.replace(data, x_train=data.x_train.t().contiguous().t())
+        model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1), executor="columns", threads=1)
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(FusedSteps, "ready", lambda self: False)
+            Trainer(model, data, CONFIG).run(lambda line, x=data.x_train: x.mul_(1.5) if line["step"] == 20 else None)
+        found.append([p.detach().clone() for p in model.parameters()])
+    for p, q in zip(*found, strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_loss_that_is_not_finite_says_so(monkeypatch):
     config = dataclasses.replace(CONFIG, lr=1e30)
     texts = []

@@ -47,7 +47,9 @@ class FusedSteps:
             ring=config.kappa > 0,
             holds=bool(config.target_edges or config.budget_us),
         )
-        x, y = (t.contiguous().numpy() for t in (data.x_train, data.y_train))
+        tensors = data.x_train, data.y_train
+        self._copied = [(t, t._version) for t in tensors if not t.is_contiguous()]
+        x, y = (t.contiguous().numpy() for t in tensors)
         self._steps = CpuSteps(making.engine, settings, x, y)
         self._all = dict(making.model.named_parameters())
         self._names = [name for name in self._all if name != "edge_weight"]
@@ -63,6 +65,8 @@ class FusedSteps:
         structure = model.structure
         if structure.candidates is not model.candidates or making.engine is not self._steps.engine:
             return False  # candidates were added since, or the executor is another
+        if any(t._version != version for t, version in self._copied):
+            return False  # the copies are of other data
         for phase in ("forward", "backward"):
             executor.choose(phase, batch, structure)
             if executor.tries(phase, batch):
