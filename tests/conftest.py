@@ -1,8 +1,14 @@
 """Settings of all tests: modules of this tree, two processes, and no time limit for hypothesis (kernels compile)."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow the other process down
 
@@ -49,3 +55,22 @@ hypothesis.settings.load_profile("default")
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a job in the background: children would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _alone(request, tmp_path_factory):
+    """While a test marked ``alone`` runs, the other process runs none: what is decided by measured time needs quiet.
+
+    Every test holds a lock, a shared one if it is not marked.  The gate is passed one by one, so that a marked test
+    that waits there is not overtaken for ever.
+    """
+    if fcntl is None or "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp().parent
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(open(shared / "tests.lock", "a"))
+        with open(shared / "gate.lock", "a") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield

@@ -164,6 +164,7 @@ def command(*arguments, cwd):
     return subprocess.run(full, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
 
 
+@pytest.mark.alone
 def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     rest = ("--steps", 400, "--threads", 1, "--clock", "perf_counter", "--set", "time_mode=infer")
     run = tmp_path / "free"
@@ -187,6 +188,50 @@ def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     assert done.exit_code == 2
     assert "budget_us=0.01 cannot be met: the smallest network" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def budget_run(monkeypatch, fresh, steps=40, charge=None):
+    """A trained run with a budget of 10 µs, on a machine where a step takes 9 µs here and, in new processes, the
+    seconds of ``fresh`` in turn."""
+    seconds = iter(fresh)
+    monkeypatch.setattr(MeasuredTime, "measure", charge or (lambda self, evaluation, repeats=15: 9e-6))
+    monkeypatch.setattr(
+        "sparse_dnm.train.constraints.time_in_subprocess",
+        lambda networks, settings: {name: np.full((3, 5), next(seconds)) for name in networks},
+    )
+    config = TrainConfig(steps=steps, batch_size=16, budget_us=10.0, clock="perf_counter", log_every=10)
+    return make_trainer(None, config)
+
+
+def test_one_slow_timing_in_new_processes_cuts_nothing(monkeypatch):
+    run = budget_run(monkeypatch, [14e-6, 9.5e-6])
+    summary = run.run()
+    assert summary["fresh_seconds"] == pytest.approx(9.5e-6)
+    assert not any("trimming further" in line for line in run.notes)
+
+
+def test_a_network_that_is_slow_in_new_processes_is_trimmed_to_less(monkeypatch):
+    edges = []
+
+    def charge(self, evaluation, repeats=15):
+        edges.append(evaluation.n_edges)
+        return 9e-6 * evaluation.n_edges / edges[0]
+
+    run = budget_run(monkeypatch, [11e-6, 12e-6, 11.5e-6, 9.5e-6], charge=charge)
+    summary = run.run()
+    assert summary["fresh_seconds"] == pytest.approx(9.5e-6)
+    assert "11 µs in new processes, over the budget: trimming further" in run.notes
+    assert 9 * run.model.n_edges / edges[0] <= 0.985**2 * 10 * 10 / 11
+
+
+def test_the_error_of_a_budget_that_new_processes_exceed_names_both_times(monkeypatch):
+    run = budget_run(monkeypatch, [20e-6] * 3)
+    with pytest.raises(
+        TrainingError,
+        match=r"takes 20 µs in new processes, over budget_us=10, and cannot be made to fit: trimming to 4\.851 µs, the "
+        r"least that could be reached is 9 µs\. .*--budget-us 22 or more",
+    ):
+        run.run()
 
 
 def test_a_run_stopped_after_its_trim_keeps_the_structure(tmp_path):

@@ -49,6 +49,7 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
 
             summary = trainer.run(show, None if log is None else log.on_snapshot)
     except BaseException:
+        notes.show()
         if not keep and trainer.out is not None:
             with contextlib.suppress(OSError):  # not empty, or never made
                 trainer.out.rmdir()

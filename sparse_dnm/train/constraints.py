@@ -23,6 +23,7 @@ STEER_EVERY = 10  # steps between looks at the number of edges
 JUMP = 1.5  # a trim from more than so many times the wanted number of edges is a jump
 TOLERANCE = 0.02  # by which the number of edges may differ from the wanted one
 MAX_TRIMS = 4  # of a network that exceeds its budget in new processes
+CONFIRMATIONS = 3  # timings in new processes of a network that exceeds its budget: other programs only ever add time
 
 
 class Constraint:
@@ -118,24 +119,29 @@ class TimeBudget(Constraint):
         controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def cut(self) -> None:
-        """Trim the network to the budget, less a margin."""
-        self._trim_to(BUDGET_MARGIN * self.run.config.budget_us)
-
-    def _trim_to(self, target_us: float) -> None:
-        """Trim the network to ``target_us``; raise TrainingError with the nearest that could be reached."""
-        run, config = self.run, self.run.config
+        """Trim the network to the budget, less a margin; raise TrainingError if that is out of reach."""
+        budget = self.run.config.budget_us
         try:
-            found = trim(
-                run.model, self.term, 1e-6 * target_us, lambda: saliency(run.model, run.data, config.batch_size)
-            )
+            self._trim_to(BUDGET_MARGIN * budget)
         except OverBudget as error:
             raise TrainingError(
-                f"a step cannot be made to fit budget_us={config.budget_us:g}: {error}. Start a new run, with another "
-                f"--out or the default, and --budget-us {math.ceil(1.1e6 * error.nearest)} or more, a smaller network "
-                f"(--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set time_batch=. "
-                f"{run.kept()}"
+                f"a step cannot be made to fit budget_us={budget:g}: {error}. {self._ways_out(1e6 * error.nearest)}"
             ) from None
+
+    def _trim_to(self, target_us: float) -> None:
+        """Trim the network to ``target_us``; raise OverBudget if that is out of reach."""
+        run, config = self.run, self.run.config
+        found = trim(run.model, self.term, 1e-6 * target_us, lambda: saliency(run.model, run.data, config.batch_size))
         run.notes.append(f"trimmed to {1e6 * found:.4g} µs, {run.model.topology.n_edges:,} edges, at step {run.step}")
+
+    def _ways_out(self, least_us: float) -> str:
+        """What the user can do about a budget that was not met."""
+        run = self.run
+        return (
+            f"Start a new run, with another --out or the default, and --budget-us {math.ceil(1.1 * least_us)} or more, "
+            f"a smaller network (--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set "
+            f"time_batch=. {run.kept()}"
+        )
 
     def finish(self) -> Record:
         """The seconds of a step in new processes."""
@@ -148,24 +154,40 @@ class TimeBudget(Constraint):
     def _keep_budget(self) -> float:
         """Seconds of a step in new processes, within the budget: if they are not, the network is trimmed further.
 
-        Raises TrainingError with the nearest time if that does not help.
+        Raises TrainingError with the least time if that does not help.
         """
         run, budget = self.run, self.run.config.budget_us
-        factor, nearest = BUDGET_MARGIN, math.inf
+        factor, least = BUDGET_MARGIN, math.inf
         for _ in range(MAX_TRIMS):
-            seconds = time_in_subprocess({"network": Network.of(run.model)}, self.term.promise())["network"]
-            found = 1e6 * float(np.median(seconds))
+            found = self._in_new_processes(budget)
             if found <= budget:
                 return 1e-6 * found
-            nearest = min(nearest, found)
+            least = min(least, found)
             run.notes.append(f"{found:.4g} µs in new processes, over the budget: trimming further")
             factor *= BUDGET_MARGIN * budget / found
-            self._trim_to(factor * budget)
+            try:
+                self._trim_to(factor * budget)
+            except OverBudget as error:
+                raise TrainingError(
+                    f"a step takes {least:.4g} µs in new processes, over budget_us={budget:g}, and cannot be made to "
+                    f"fit: trimming to {factor * budget:.4g} µs, {error}. A busy machine is slower: keep it quiet. "
+                    f"{self._ways_out(max(least, 1e6 * error.nearest))}"
+                ) from None
             self.keep()
         raise TrainingError(
-            f"a step takes {nearest:.4g} µs in new processes, and budget_us={budget:g} was not met after {MAX_TRIMS} "
-            f"trims: keep the machine quiet, or give a larger --budget-us. {run.kept()}"
+            f"a step takes {least:.4g} µs in new processes, and budget_us={budget:g} was not met after {MAX_TRIMS} "
+            f"trims: keep the machine quiet. {self._ways_out(least)}"
         )
+
+    def _in_new_processes(self, budget: float) -> float:
+        """Median µs of a step in new processes; above ``budget``, the least of CONFIRMATIONS medians."""
+        least = math.inf
+        for _ in range(CONFIRMATIONS):
+            seconds = time_in_subprocess({"network": Network.of(self.run.model)}, self.term.promise())["network"]
+            least = min(least, 1e6 * float(np.median(seconds)))
+            if least <= budget:
+                break
+        return least
 
 
 class EdgeCount(Constraint):
