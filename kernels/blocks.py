@@ -247,6 +247,19 @@ def row(typingctx, view, k):
 
 
 @intrinsic
+def rows_of(typingctx, view, first, count):
+    """``count`` rows of a View of two dimensions."""
+
+    def codegen(context, builder, signature, args):
+        data, (_, width) = _parts(context, builder, view, args[0])
+        at = builder.mul(context.cast(builder, args[1], first, types.int64), width)
+        shape = [context.cast(builder, args[2], count, types.int64), width]
+        return _view(context, builder, view, builder.gep(data, [at]), shape)
+
+    return view(view, first, count), codegen
+
+
+@intrinsic
 def item(typingctx, view, k):
     """A number of a View, by its place in memory."""
 

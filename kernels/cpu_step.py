@@ -9,8 +9,9 @@ import math
 
 from numba.core import types
 from sparse_dnm.kernels import lanes
-from sparse_dnm.kernels.blocks import at_address, call, head, item, length, put, row
+from sparse_dnm.kernels.blocks import at_address, call, head, item, length, put, row, rows_of
 from sparse_dnm.kernels.cpu_growth import shift_image
+from sparse_dnm.kernels.cpu_search import keep, search
 from sparse_dnm.kernels.jit import inner, kernel
 from sparse_dnm.kernels.vector_math import fma
 
@@ -129,8 +130,11 @@ def _outputs_back(squared, entries, s, w):
 
 
 @inner
-def _ring(ring_gradient, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere):
-    """Add the gradient of the closeness of candidates below the cutoff to w.by_closeness."""
+def _ring(
+    ring_gradient, entries, s, w, kappa, c, threshold, candidates, omega, d, by_closeness, starts, sources, live, waves,
+    everywhere,
+):  # fmt: skip
+    """Add the gradient of the closeness of candidates below the cutoff to ``by_closeness``."""
     if ring_gradient is not None:
         n_inputs, n_others = call(entries.rest_of, (live, s.inputs, everywhere, w.waiting, w.levels))
         inputs, others = head(w.waiting, n_inputs), head(w.levels, n_others)
@@ -142,17 +146,19 @@ def _ring(ring_gradient, entries, s, p, f, w, kappa, c, threshold, starts, sourc
         )
         call(
             ring_gradient,
-            (s.n_inputs, s.n_sources, s.width, f.indptr, f.indices, w.d, c, threshold, live, w.x, w.m, w.weight)
-            + (w.bias, w.g, kappa, p.weighted_omega, w.by_closeness),
+            (s.n_inputs, s.n_sources, s.width)
+            + candidates
+            + (d, c, threshold, live, w.x, w.m, w.weight, w.bias, w.g, kappa)
+            + (head(omega, s.weighted * length(omega)), by_closeness),
         )
 
 
 @inner
-def _by_gates(gates, s, w, term, c, threshold, n_edges):
-    """Slopes of the soft number of edges to w.slopes; their factor, and the derivative by the cutoff."""
+def _by_gates(gates, s, w, term, c, threshold, n_edges, d, slopes):
+    """The ``slopes`` of the soft number of edges; their factor, and the derivative by the cutoff."""
     factor, by_cutoff = 1.0, 0.0
     if gates is not None:
-        _, by_cutoff = call(gates, (w.d, c, term.tau, threshold, w.gate_parts, w.slopes))
+        _, by_cutoff = call(gates, (d, c, term.tau, threshold, w.gate_parts, slopes))
         density = n_edges / s.possible_edges
         factor = term.power * density ** (term.power - 1) / s.possible_edges
         by_cutoff *= factor
@@ -160,33 +166,46 @@ def _by_gates(gates, s, w, term, c, threshold, n_edges):
 
 
 @inner
-def _by_cost(expected_cost, s, f, w, term, c, threshold, live):
-    """Slopes of the expected cost to w.slopes; its derivative by the cutoff."""
+def _by_cost(expected_cost, s, w, term, c, threshold, live, candidates, d, slopes):
+    """The ``slopes`` of the expected cost; its derivative by the cutoff."""
     by_cutoff = 0.0
     if expected_cost is not None:
         _, by_cutoff = call(
             expected_cost,
-            (s.n_inputs, s.n_sources, live, f.indptr, f.indices, w.d, c, term.tau, threshold, term.per_edge)
+            (s.n_inputs, s.n_sources, live)
+            + candidates
+            + (d, c, term.tau, threshold, term.per_edge)
             + (term.per_input, term.per_neuron, term.per_level, w.gates, w.best, w.strongest, w.depths)
-            + (w.depths_back, w.picked, w.by_gate, w.slopes),
+            + (w.depths_back, w.picked, w.by_gate, slopes),
         )
     return by_cutoff
 
 
 @inner
-def _decay(add_decay, s, p, w):
+def _decay(add_decay, s, omega, by_omega):
     if add_decay is not None:
-        call(add_decay, (p.omega, s.omega_decay, w.by_omega))
+        call(add_decay, (omega, s.omega_decay, by_omega))
 
 
 @inner
-def _hold(hold, p, kept):
+def _hold(hold, omega, kept):
     if hold is not None and length(kept.active) > 0:
-        call(hold, (p.omega, kept.omega, kept.least, kept.active))
+        call(hold, (omega, kept.omega, kept.least, kept.active))
 
 
 @inner
-def _update(entries, p, step_sizes, roots, k):
+def _find_edges(s, p, w, which, n):
+    """Tell Adam where omega of the ``n`` candidates and its moments are."""
+    if s.free:
+        last = length(p.counts) - 1
+        put(p.sizes, last, n)
+        put(p.places, 4 * last, item(w.at_omega, which))
+        put(p.places, 4 * last + 2, item(w.at_first, which))
+        put(p.places, 4 * last + 3, item(w.at_second, which))
+
+
+@inner
+def _update(entries, p, w, step_sizes, roots, k):
     """Adam, of every parameter that is trained."""
     for j in range(length(p.counts)):
         count = item(p.counts, j)
@@ -196,10 +215,10 @@ def _update(entries, p, step_sizes, roots, k):
             call(
                 entries.adam,
                 (
-                    at_address(p.omega, item(p.places, at), size),
-                    at_address(p.omega, item(p.places, at + 1), size),
-                    at_address(p.omega, item(p.places, at + 2), size),
-                    at_address(p.omega, item(p.places, at + 3), size),
+                    at_address(w.weight, item(p.places, at), size),
+                    at_address(w.weight, item(p.places, at + 1), size),
+                    at_address(w.weight, item(p.places, at + 2), size),
+                    at_address(w.weight, item(p.places, at + 3), size),
                     item(row(step_sizes, count), k),
                     p.beta1,
                     p.beta2,
@@ -214,21 +233,23 @@ def steps(given):
     """Make a step for each of ``given.batches.kappas``; stop before one that needs more.
 
     ``given`` is a Block of Blocks: ``entries`` the kernels; ``shape`` what stays the same while a network trains;
-    ``parameters`` with gradients and moments; ``graph`` the candidates and the last structure; ``work`` memory;
-    ``batches`` what was drawn for the steps, with kappa and Adam's factors; ``term`` the one that asks for a smaller
-    network; ``kept`` what a structure that stays is held by.  What needs more is a search for candidates, a network
-    that is cut in two, a loss that is not finite.
+    ``parameters`` with gradients and moments; ``graph`` the last structure; ``work`` memory, in which the candidates
+    are; ``batches`` what was drawn for the steps, with kappa and Adam's factors; ``term`` the one that asks for a
+    smaller network; ``kept`` what a structure that stays is held by.  What needs more is a search for candidates that
+    finds too many or is made while a structure is kept, a network that is cut in two, a loss that is not finite.
 
-    Returns how many steps were made, and of the last of them the number of edges and the loss.
+    Returns how many steps were made, of the last of them the number of edges and the loss, and whether the candidates
+    have changed.
     """
     entries, s, p, f, w = given.entries, given.shape, given.parameters, given.graph, given.work
     batches, term, kept = given.batches, given.term, given.kept
-    n, n_candidates = s.n_neurons, length(f.indices)
+    n = s.n_neurons
     starts, sources, live = f.starts, f.sources, f.live
     t_indptr, t_edges, inputs, column = f.t_indptr, f.t_edges, f.inputs, f.column
     order, sequence, waves, column_of, everywhere = f.order, f.sequence, f.waves, f.column_of, f.everywhere
-    other, made, last_edges, last_loss = 1, 0, item(starts, n), math.nan
-    some = s.threads if n_candidates > s.few else 1
+    other, made, last_edges, last_loss, changed = 1, 0, item(starts, n), math.nan, False
+    which = item(w.which, 0)
+    n_candidates = item(row(w.indptr, which), s.n_rows)
     for_tiles = min(s.threads, s.tiles)
     before = _get_threads()
     several = s.threads > 1 or before > 1
@@ -237,17 +258,39 @@ def steps(given):
         # structure
         c = 1.0 / (1.0 + math.exp(min(-float(item(p.cutoff, 0)), 700.0)))
         threshold = max(c - s.skin, c / 2)
-        _use(some, several)
         new_starts, new_sources = row(w.starts, other), row(w.sources, other)
-        crossed, near, n_edges, same, imbalance = call(
-            entries.evaluate,
-            (p.alpha, p.beta, p.gamma, p.theta, p.phi, p.sigma, p.mu, s.offsets, s.n_inputs, s.n_sources, s.period)
-            + (s.periodic, s.omega_in_closeness, s.omega_in_strength, c, threshold, True, s.omega_bound, f.reference)
-            + (f.indptr, f.indices, p.omega, starts, sources, w.rows, w.stale, w.d, new_starts, new_sources)
-            + (w.strengths, w.parts),
-        )
-        if crossed or (n_candidates > s.crowded and 2 * near < n_candidates):
+        at, searched, needs_more = which, 0, False
+        while True:
+            some = s.threads if n_candidates > s.few else 1
+            _use(some, several)
+            candidates = row(w.indptr, at), head(row(w.indices, at), n_candidates)
+            omega, d = head(row(w.omega, at), n_candidates * s.free), head(w.d, n_candidates)
+            crossed, near, n_edges, same, imbalance = call(
+                entries.evaluate,
+                (p.alpha, p.beta, p.gamma, p.theta, p.phi, p.sigma, p.mu, s.offsets, s.n_inputs, s.n_sources, s.period)
+                + (s.periodic, s.omega_in_closeness, s.omega_in_strength, c, threshold, searched == 0, s.omega_bound)
+                + (rows_of(w.reference, at * s.n_rows, s.n_rows),)
+                + candidates
+                + (omega, starts, sources, w.rows, w.stale, d, new_starts, new_sources, w.strengths, w.parts),
+            )
+            crowded = searched < 2 and n_candidates > s.crowded and 2 * near < n_candidates
+            if not (crossed or crowded):
+                break
+            to = (at + 1) % 3
+            found = -1
+            if length(kept.active) == 0:
+                found = search(entries, s, w, at, to, n_candidates, w.stale if crossed else w.all_rows, c, threshold)
+            if found < 0:
+                needs_more = True
+                break
+            if searched and s.free:
+                call(entries.compose, (row(w.origin, at), head(row(w.origin, to), found)))
+            at, n_candidates, searched = to, found, 1 if crossed else 2
+        if needs_more:
             break
+        if searched:
+            keep(entries.move, entries, w, which, at, n_candidates)
+            which, changed = at, True
         if not same:
             other = 1 - other
             starts, sources = new_starts, head(new_sources, n_edges)
@@ -307,30 +350,38 @@ def steps(given):
         _use(some, several)
         by_closeness, by_cutoff = head(w.by_closeness, 0), 0.0
         if kappa > 0.0 or term.coefficient != 0.0:
-            by_closeness = w.by_closeness
+            by_closeness = head(w.by_closeness, n_candidates)
             call(entries.fill, (by_closeness, 0.0))
         if kappa > 0.0:
-            ring = entries.ring_gradient
-            _ring(ring, entries, s, p, f, w, kappa, c, threshold, starts, sources, live, waves, everywhere)
+            _ring(
+                entries.ring_gradient, entries, s, w, kappa, c, threshold, candidates, omega, d, by_closeness, starts,
+                sources, live, waves, everywhere,
+            )  # fmt: skip
         if term.coefficient != 0.0:
-            factor, by_cutoff = _by_gates(entries.gates, s, w, term, c, threshold, n_edges)
-            by_cutoff += _by_cost(entries.expected_cost, s, f, w, term, c, threshold, live)
+            slopes = head(w.slopes, n_candidates)
+            factor, by_cutoff = _by_gates(entries.gates, s, w, term, c, threshold, n_edges, d, slopes)
+            by_cutoff += _by_cost(entries.expected_cost, s, w, term, c, threshold, live, candidates, d, slopes)
             by_cutoff *= term.coefficient
-            call(entries.add_slopes, (w.slopes, factor, term.coefficient, by_closeness))
+            call(entries.add_slopes, (slopes, factor, term.coefficient, by_closeness))
         # parameters
+        by_omega = head(w.by_omega, n_candidates * s.free)
         by_cutoff += call(
             entries.edges_backward,
             (w.rows, s.offsets, s.n_inputs, s.n_sources, s.period, s.periodic, s.omega_in_closeness)
-            + (s.omega_in_strength, c, f.indptr, f.indices, p.omega, w.d, starts, sources, strengths)
-            + (head(w.by_strength, n_edges), by_closeness, 2.0 * s.flow * imbalance, w.sums, w.by_scalar, w.by_omega),
+            + (s.omega_in_strength, c)
+            + candidates
+            + (omega, d, starts, sources, strengths)
+            + (head(w.by_strength, n_edges), by_closeness, 2.0 * s.flow * imbalance, w.sums, w.by_scalar, by_omega),
         )
         put(w.by_cutoff, 0, by_cutoff)
-        _decay(entries.add_decay, s, p, w)
-        _update(entries, p, batches.step_sizes, batches.roots, k)
-        _hold(entries.hold, p, kept)
+        _decay(entries.add_decay, s, omega, by_omega)
+        _find_edges(s, p, w, which, n_candidates)
+        _update(entries, p, w, batches.step_sizes, batches.roots, k)
+        _hold(entries.hold, omega, kept)
         made, last_edges, last_loss = made + 1, n_edges, loss
+    put(w.which, 0, which)
     _use(before, several)
-    return made, last_edges, last_loss
+    return made, last_edges, last_loss, changed
 
 
 @kernel

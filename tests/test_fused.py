@@ -88,6 +88,7 @@ CASES = {
     "free closeness": ({"edges": "free-closeness", "omega": (0.0, 1.0), "cutoff": -2.0}, {}),
     "wavefront on two threads": ({"edges": "weighted"}, {"executor": "wavefront", "threads": 2}),
     "tiles on two threads": ({"edges": "free", "activation": "silu"}, {"batch_size": 40, "threads": 2}),
+    "few slots": ({"edges": "free-closeness", "omega": (0.0, 1.0), "cutoff": -2.0, "capacity": 240}, {}),
     "search for edges": ({"edges": "free"}, {"scan_every": 10, "scan_edges": 3, "kappa": 0.5}),
 }
 
@@ -99,6 +100,24 @@ def test_many_steps_at_a_time_have_the_bits_of_single_steps(name, monkeypatch):
     one, other = (train(manifold, config, data, monkeypatch, fused) for fused in (True, False))
     assert one[3] >= 8
     assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("name", ["closeness", "ring and proxy", "free closeness"])
+def test_rows_are_searched_many_steps_at_a_time(name, monkeypatch):
+    manifold, config = (dataclasses.replace(a, **b) for a, b in zip((MANIFOLD, CONFIG), CASES[name], strict=True))
+    taken, searched = [], DynamicManifold.take_candidates
+
+    def counted(self, candidates, births):
+        taken.append(candidates)
+        searched(self, candidates, births)
+
+    monkeypatch.setattr(DynamicManifold, "take_candidates", counted)
+    one = train(manifold, config, samples(), monkeypatch, fused=True)
+    assert len(taken) >= 3
+    assert one[3] >= STEPS - 8  # a search ends no call
+    assert one[0].candidates.same(one[0]._candidates().host)
+    digest_now = digest(*(one[0].state_dict()[f"candidate_{part}"] for part in ("indptr", "indices", "indices")))
+    assert manifold.edges != "closeness" or torch.equal(digest_now, one[0].structure_digest)
 
 
 def test_a_regression_has_the_bits_of_single_steps(monkeypatch):

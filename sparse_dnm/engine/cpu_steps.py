@@ -14,13 +14,13 @@ from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.candidates import CROWDED, Candidates
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import CpuEngine, Floats
+from sparse_dnm.engine.cpu_memory import MOVED, make_work
 from sparse_dnm.engine.cpu_structure import FEW, CpuStructure
 from sparse_dnm.engine.schedule import tile_width, tiles_of
-from sparse_dnm.kernels import cpu_step, jit
+from sparse_dnm.kernels import cpu_search, cpu_step, jit
 from sparse_dnm.kernels.blocks import Block, Entry
 
 KERNELS = backend.kernels(CPU)
-OF_CANDIDATES = ("d", "strengths", "by_closeness", "slopes", "gates")  # numbers of each candidate, in the model's dtype
 
 
 class StepSettings(NamedTuple):
@@ -65,20 +65,51 @@ class CpuSteps:
         self.candidates: Candidates | None = None  # that the following belong to
         self._shape: dict[str, Any] = {}
         self._choice: tuple[Any, Any] = None, None  # of executors, and the block of it
+        self._known: tuple[Any, Any] = None, None  # a schedule, and the block of its structure
         self._work: Any = None
-        self._fixed: dict[str, Any] = {}  # memory that candidates have no part in
-        self._memory: dict[str, Any] = {}  # memory for ``_room`` candidates
-        self._room = 0
+        self._room = -1  # candidates that the memory is for
         self._parameters: Any = None
         self._entries: Any = None
         self._mode = jit.mode()
 
-    def begin(self, structure: CpuStructure) -> None:
-        """Make ready for the candidates of a structure."""
+    def begin(self, structure: CpuStructure, capacity: int) -> None:
+        """Make ready for the candidates of a structure, of which there are never more than ``capacity``."""
         candidates = structure.candidates
         assert candidates is not None
-        self.candidates, self._shape, self._choice = candidates, self._make_shape(structure), (None, None)
-        self._work = self._make_work(len(candidates.indices))
+        self.candidates, n = candidates, len(candidates.indices)
+        if capacity != self._room:
+            self._shape, self._choice = self._make_shape(structure, capacity), (None, None)
+            dtype = self._shape["slope"].dtype
+            self._work, self._room = make_work(self.engine, dtype, self.settings.batch, self._y, capacity), capacity
+        work = self._work.values
+        work["which"][0] = 0
+        work["indptr"][0], work["indices"][0, :n] = candidates.indptr, candidates.indices
+        work["reference"][: self.config.n_rows] = candidates.reference
+        if candidates.slots is not None:
+            work["slots"][0, :n] = candidates.slots
+
+    def edges(self) -> tuple[Floats, ...]:
+        """omega of the candidates and its two moments, in the memory of the steps."""
+        work, n = self._work.values, self._n_candidates
+        return tuple(work[name][work["which"][0], :n] for name in MOVED)
+
+    @property
+    def _n_candidates(self) -> int:
+        work = self._work.values
+        return int(work["indptr"][work["which"][0], -1])
+
+    def searched(self) -> tuple[Candidates, NDArray[np.int64]]:
+        """The candidates after steps that have changed them, and how often each slot was given to a new one."""
+        work, n, n_rows = self._work.values, self._n_candidates, self.config.n_rows
+        which = work["which"][0]
+        slots = work["slots"][which, :n].copy() if self.engine.geometry.free else None
+        reference = work["reference"][which * n_rows : (which + 1) * n_rows].copy()
+        self.candidates = Candidates.of(
+            work["indptr"][which].copy(), work["indices"][which, :n].copy(), reference, slots
+        )
+        births = work["births"].copy()
+        work["births"].fill(0)
+        return self.candidates, births
 
     def set_parameters(
         self,
@@ -87,19 +118,18 @@ class CpuSteps:
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        """Arrays of one dimension by name: the parameters, edge_weight that of the candidates, and Adam's moments (any
-        for a parameter that is not trained)."""
+        """Arrays of one dimension by name: the parameters but edge_weight, and Adam's moments (any for a parameter that
+        is not trained).  edge_weight comes after them."""
         work, geometry, n_sources = self._work.values, self.engine.geometry, self.config.n_sources
         gradients = {name: work["by_scalar"][SCALARS.index(name)] for name in geometry.scalars}
         gradients |= {name: work[f"by_{name}"][:n_sources] for name in ("weight", "bias")}
-        gradients |= {"cutoff": work["by_cutoff"], "edge_weight": work["by_omega"]}
+        gradients["cutoff"] = work["by_cutoff"]
         rows = [(array, gradients[name], *moments[name]) for name, array in numbers.items()]
-        omega = numbers.get("edge_weight", work["nothing"])
+        if geometry.free:  # the kernel writes where the numbers of the candidates are
+            rows.append((work["omega"][0], work["by_omega"], work["first"][0], work["second"][0]))
         self._parameters = Block(
             **{scalar: numbers[name] for scalar, name in zip(SCALARS, geometry.kernel_scalars, strict=True)},
             **{name: numbers[name] for name in ("cutoff", "weight", "bias")},
-            omega=omega,
-            weighted_omega=omega if geometry.flags[2] else work["nothing"],
             places=np.array([array.ctypes.data for row in rows for array in row]),
             sizes=np.array([len(row[0]) for row in rows]),
             counts=np.zeros(len(rows), np.int64),
@@ -114,10 +144,12 @@ class CpuSteps:
         batches: dict[str, Any],
         term: Term,
         kept: tuple[Any, ...] | None,
-    ) -> tuple[int, int, float]:
-        """Make steps; how many, and of the last of them the number of edges and the loss.
+    ) -> tuple[int, int, float, bool]:
+        """Make steps; how many, of the last of them the number of edges and the loss, and whether the candidates have
+        changed: call `searched` then.
 
-        counts   of each parameter, in the order of `set_parameters`: the row of Adam's factors; -1: it is not trained
+        counts   of each parameter, in the order of `set_parameters`, edge_weight last: the row of Adam's factors; -1:
+                 it is not trained
         batches  rows int64 (steps, batch), shifts int64 (steps, 2 batch) or (0, 0), kept bool (steps, batch n_inputs)
                  or (0, 0), kappas (steps,), step_sizes and roots (rows, steps) of `kernels.cpu_adam`
         kept     of each candidate, for a structure that stays, the omega of then, its least size, and whether it is
@@ -130,7 +162,7 @@ class CpuSteps:
             self._entries = self._make_entries(self._parameters.values, graph.values)
         held = kept or (work["nothing"], work["nothing"], work["live"][:0])
         prices = zip(("per_edge", "per_input", "per_neuron", "per_level"), term.prices, strict=True)
-        found: tuple[int, int, float] = cpu_step.steps(
+        found: tuple[int, int, float, bool] = cpu_step.steps(
             Block(
                 entries=self._entries,
                 shape=self._chosen(structure),
@@ -151,7 +183,7 @@ class CpuSteps:
 
     # -- arguments -------------------------------------------------------------------------------------------
 
-    def _make_shape(self, structure: CpuStructure) -> dict[str, Any]:
+    def _make_shape(self, structure: CpuStructure, capacity: int) -> dict[str, Any]:
         """What stays the same while the network trains."""
         settings, manifold, neurons = self.settings, self.config, structure.neurons
         geometry = self.engine.geometry
@@ -160,6 +192,12 @@ class CpuSteps:
             n_inputs=manifold.n_inputs,
             n_sources=manifold.n_sources,
             n_neurons=manifold.n_neurons,
+            n_rows=manifold.n_rows,
+            capacity=capacity,
+            free=geometry.free,
+            weighted=bool(geometry.flags[2]),
+            seed=manifold.seed,
+            **dict(zip(("mean", "std"), map(float, manifold.omega), strict=True)),
             period=float(manifold.period),
             omega_bound=float(geometry.omega_bound(KERNELS.OMEGA_LIMIT)),
             skin=float(manifold.skin),
@@ -189,105 +227,41 @@ class CpuSteps:
             self._choice = chosen, Block(parts=parts, parts_back=back, threads=executor.threads, **self._shape)
         return self._choice[1]
 
-    @staticmethod
-    def _graph(structure: CpuStructure) -> Block:
-        """The candidates, and what is known of the structure."""
-        s, t, candidates = structure.schedule, structure.topology, structure.candidates
-        assert candidates is not None
-        return Block(
-            reference=candidates.reference,
-            indptr=candidates.indptr,
-            indices=candidates.indices,
-            starts=t.indptr,
-            sources=t.indices,
-            live=t.live,
-            t_indptr=t.t_indptr,
-            t_edges=t.t_edges,
-            inputs=s.inputs,
-            column=s.column,
-            order=s.order,
-            sequence=s.sequence,
-            waves=s.waves,
-            column_of=s.column_of,
-            everywhere=t.order,
-        )
-
-    def _make_work(self, size: int) -> Block:
-        """Memory for ``size`` candidates."""
-        if not self._fixed:
-            self._fixed = self._fixed_work()
-        dtype, tiles = self._shape["slope"].dtype, self._shape["tiles"]
-        if size > self._room:
-            self._room = size + size // 4
-            memory = self.engine.buffers.aligned
-            self._memory = {
-                "sources": np.empty(2 * self._room, np.int32),
-                "t_edges": np.empty(self._room, np.int64),
-                "by_strength": memory(tiles * self._room, dtype),
-                "by_gate": memory(self._room, np.float64),
-                "by_omega": np.zeros(self._room, dtype),
-                **{name: memory(self._room, dtype) for name in OF_CANDIDATES},
-            }
-        longer = {"sources": 2, "by_strength": tiles, "by_omega": self.engine.geometry.free}
-        values = {name: array[: longer.get(name, 1) * size] for name, array in self._memory.items()}
-        values["sources"] = values["sources"].reshape(2, size)  # of this structure and of the next one
-        return Block(**self._fixed, **values, gate_parts=np.empty((2, -(-size // KERNELS.CHUNK))))
-
-    def _fixed_work(self) -> dict[str, Any]:
-        """Memory whose size depends on the network and the batch."""
-        config, batch, dtype = self.config, self.settings.batch, self._shape["slope"].dtype
-        n, n_rows, n_outputs = config.n_neurons, config.n_rows, config.n_outputs
-        lanes, memory = tiles_of(batch) * tile_width(batch) * n, self.engine.buffers.aligned
-        y_rows, executed = np.zeros((batch, self._y_rows.shape[1]), self._y.dtype), np.zeros(n, np.int32)
-
-        def floats(*shape: int) -> NDArray[Any]:
-            return np.zeros(shape, dtype)
-
-        return {
-            "starts": np.zeros((2, n + 1), np.int64),  # of this structure and of the next one
-            "live": np.zeros(n, np.bool_),
-            "t_indptr": np.zeros(n + 1, np.int64),
-            "executed": executed,
-            "executed_at": executed.ctypes.data,
-            "column": np.zeros(config.n_inputs, np.int32),
-            "waves": np.zeros(n + 2, np.int64),
-            "level_starts": np.zeros(n + 2, np.int64),
-            **{name: np.zeros(n, np.int32) for name in ("sequence", "column_of", "waiting", "levels", "order")},
-            "rows": np.zeros((KERNELS.ROWS, n_rows)),
-            "stale": np.zeros(n_rows, np.bool_),
-            "parts": np.zeros((4, n_rows)),
-            "weight": np.ones(n, dtype),
-            "bias": floats(n),
-            "x_batch": floats(batch, config.n_inputs),
-            "y": y_rows.reshape(batch, *self._y.shape[1:]),
-            "y_rows": y_rows,
-            **{name: memory(lanes, dtype) for name in ("x", "m", "g")},
-            **{name: floats(batch, n_outputs) for name in ("out", "squares", "by_output")},
-            **{name: floats(tiles_of(batch) * n) for name in ("by_weight", "by_bias")},
-            "best": np.zeros(config.n_sources),
-            "strongest": np.zeros(config.n_sources, np.int64),
-            **{name: np.zeros(n) for name in ("depths", "depths_back")},
-            "picked": np.zeros((n_rows, KERNELS.PICKS), np.int64),
-            "sums": np.zeros((len(SCALARS) + 1, n_rows)),
-            "by_scalar": floats(len(SCALARS), n_rows),
-            "by_cutoff": floats(1),
-            "nothing": floats(0),
-            "no_outputs": np.zeros(0, np.int32),
-            "no_out": floats(batch, 0),
-        }
+    def _graph(self, structure: CpuStructure) -> Block:
+        """What is known of the structure."""
+        s, t = structure.schedule, structure.topology
+        if self._known[0] is not s:
+            self._known = (
+                s,
+                Block(
+                    starts=t.indptr,
+                    sources=t.indices,
+                    live=t.live,
+                    t_indptr=t.t_indptr,
+                    t_edges=t.t_edges,
+                    inputs=s.inputs,
+                    column=s.column,
+                    order=s.order,
+                    sequence=s.sequence,
+                    waves=s.waves,
+                    column_of=s.column_of,
+                    everywhere=t.order,
+                ),
+            )
+        return self._known[1]
 
     def _make_entries(self, p: Any, f: Any) -> Block:
         """The kernels that such a training calls, compiled for such arguments."""
         s, w, p, f = (SimpleNamespace(**values) for values in (self._shape, self._work.values, p, f))
         forward, backward = KERNELS.make(s.width)
         scalars, flags = [getattr(p, name) for name in SCALARS], (s.periodic, s.omega_in_closeness, s.omega_in_strength)
-        head, graph = (s.n_inputs, s.n_sources, s.period, *flags), (f.indptr, f.indices)
+        head, graph, omega = (s.n_inputs, s.n_sources, s.period, *flags), (w.indptr[0], w.indices[0]), w.omega[0]
         network = (s.n_sources, w.weight, w.bias, s.kind, s.slope)
         longs, bools = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.bool_)
         made = dict(
             evaluate=Entry(
                 KERNELS.evaluate,
-                *(*scalars, s.offsets, *head, 0.5, 0.5, True, 1.0, f.reference, *graph, p.omega),
+                *(*scalars, s.offsets, *head, 0.5, 0.5, True, 1.0, w.reference, *graph, omega),
                 *(f.starts, f.sources, w.rows, w.stale, w.d, f.starts, f.sources, w.strengths, w.parts),
             ),
             analyze=Entry(
@@ -320,16 +294,37 @@ class CpuSteps:
             add_slopes=Entry(cpu_step.add_slopes, w.slopes, 1.0, 1.0, w.by_closeness),
             edges_backward=Entry(
                 KERNELS.strength_back,
-                *(w.rows, s.offsets, *head, 0.5, *graph, p.omega, w.d, f.starts, f.sources, w.strengths),
+                *(w.rows, s.offsets, *head, 0.5, *graph, omega, w.d, f.starts, f.sources, w.strengths),
                 *(w.by_strength, w.by_closeness, 0.0, w.sums, w.by_scalar, w.by_omega),
             ),
             adam=Entry(KERNELS.adam, *(w.weight,) * 4, 1.0, 0.9, 0.999, 1.0, 1e-8),
         )
-        return Block(**made, **self._optional_entries(s, w, p, f))
+        return Block(**made, **self._search_entries(s, w, head), **self._optional_entries(s, w, f))
 
-    def _optional_entries(self, s: Any, w: Any, p: Any, f: Any) -> dict[str, Entry | None]:
+    @staticmethod
+    def _search_entries(s: Any, w: Any, head: tuple[Any, ...]) -> dict[str, Entry | None]:
+        """Kernels that search for candidates."""
+        graph, origin, move, give_slots = (w.indptr[0], w.indices[0], w.omega[0]), w.origin[0], None, None
+        if s.free:
+            move = Entry(cpu_search.move, origin, w.first[0], w.first[0])
+            give_slots = Entry(cpu_search.give_slots, origin, w.slots[0], w.slots[0], w.taken, w.births)
+        return {
+            "scan": Entry(
+                KERNELS.scan,
+                *(w.rows, w.reference, w.stale, 0.5, s.offsets, *head, s.seed, s.mean, s.std, *graph, True, *graph),
+                origin,
+            ),
+            "all_finite": Entry(cpu_search.all_finite, w.rows, 0.5),
+            "sum_up": Entry(cpu_search.sum_up, w.indptr[0]),
+            "refer": Entry(cpu_search.refer, w.rows, w.stale, 0.5, w.reference, w.reference),
+            "compose": Entry(cpu_search.compose, origin, origin),
+            "move": move,
+            "give_slots": give_slots,
+        }
+
+    def _optional_entries(self, s: Any, w: Any, f: Any) -> dict[str, Entry | None]:
         """Kernels that are compiled only where such a training calls them."""
-        settings, free, graph = self.settings, self.engine.geometry.free, (f.indptr, f.indices)
+        settings, omega, graph = self.settings, w.omega[0], (w.indptr[0], w.indices[0])
         ring = rest = gates = cost = decay = hold = multiply = None
         if s.squared:
             multiply = Entry(cpu_step.multiply, w.out, w.out, w.out)
@@ -348,9 +343,9 @@ class CpuSteps:
                 *(s.n_inputs, s.n_sources, s.width, *graph, w.d, 0.5, 0.5, f.live, w.x, w.m, w.weight, w.bias),
                 *(w.g, 1.0, w.nothing, w.by_closeness),
             )
-        if settings.omega_decay and free:
-            decay = Entry(cpu_step.add_decay, p.omega, 0.1, w.by_omega)
-        if settings.holds and free:
-            hold = Entry(cpu_step.hold, p.omega, w.weight, w.weight, w.live)
+        if settings.omega_decay and s.free:
+            decay = Entry(cpu_step.add_decay, omega, 0.1, w.by_omega)
+        if settings.holds and s.free:
+            hold = Entry(cpu_step.hold, omega, w.weight, w.weight, w.live)
         found = {"multiply": multiply, "gates": gates, "expected_cost": cost, "rest_of": rest, "ring_gradient": ring}
         return {**found, "add_decay": decay, "hold": hold}

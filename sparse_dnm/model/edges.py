@@ -230,6 +230,19 @@ class EdgeSlots(nn.Module):
         self._followed.forget(self.edge_weight, changed)
         return bool((births[filled] > 1).any())
 
+    @torch.no_grad()
+    def take_candidates(self, candidates: Candidates, births: NDArray[np.int64] | None) -> None:
+        """Store candidates that other code has found, in arrays of the engine, whose omega it writes to their slots.
+
+        births (capacity,): how often each slot was given to a new one.  Free slots get 0.
+        """
+        self._write(candidates)
+        self._forget()
+        if candidates.slots is not None and births is not None:
+            slots = torch.as_tensor(candidates.slots)
+            self._fill(slots, slots[:0], self.edge_weight[:0])
+            self.slot_births.as_subclass(Tensor).add_(torch.from_numpy(births))
+
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Start the moments of a new edge at zero: those that ``optimizer`` keeps for its slot of edge_weight.
 

@@ -6,6 +6,7 @@ other code reads the results of a step, that step is made alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_steps import CpuSteps, StepSettings, Term
+from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.loss.proxy import SparsityProxy
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.train.adam import Adam, factors_of
@@ -55,6 +57,7 @@ class FusedSteps:
         self._names = [name for name in self._all if name != "edge_weight"]
         self._names += ["edge_weight"] if making.edges is not None else []
         self._places: tuple[int, ...] = ()  # in memory, of the parameters and their moments
+        self._structure: CpuStructure | None = None  # after the last call, where that has changed the candidates
         self._kept: tuple[Any, Any] = None, None  # what is frozen, and the arrays that hold it
 
     def ready(self) -> bool:
@@ -62,8 +65,8 @@ class FusedSteps:
         its moments."""
         making, model = self.making, self._model
         batch, executor = making.config.batch_size, model.executor
-        structure = model.structure
-        if structure.candidates is not model.candidates or making.engine is not self._steps.engine:
+        structure = self._find_structure()
+        if structure is None or making.engine is not self._steps.engine:
             return False  # candidates were added since, or the executor is another
         if any(t._version != version for t, version in self._copied):
             return False  # the copies are of other data
@@ -83,26 +86,36 @@ class FusedSteps:
     def run(self, draws: list[Draw], kappas: list[float], rates: list[float], frozen: Frozen | None) -> Made:
         """Make a step for each of the ``draws``, with these ``kappas`` and learning ``rates``; stops before a step
         that needs more than the kernel can do."""
-        making, structure, term = self.making, self._model.structure, self._term()
+        making, structure, term = self.making, self._find_structure(), self._term()
+        assert structure is not None
         assert term is not None
-        if making.edges is not None:
-            making.edges.load()
         if structure.candidates is not self._steps.candidates:
-            self._steps.begin(structure)
+            self._steps.begin(structure, self._model.capacity)
             self._kept, self._places = (None, None), ()
         self._find_parameters()
         counts = list[torch.Tensor]()
         rows = [self._row_of(name, frozen, counts) for name in self._names]
         batches = {**_stacked(draws), "kappas": np.array(kappas, np.float64), **self._factors(counts, rates)}
-        made, n_edges, loss = self._steps.run(structure, rows, batches, term, self._held(frozen))
+        made, n_edges, loss, changed = self._steps.run(structure, rows, batches, term, self._held(frozen))
         for count in counts:
             count.numpy()[()] += made
         making.passed(made)
+        if changed:
+            candidates, births = self._steps.searched()
+            self._model.take_candidates(candidates, births)
+            self._structure = replace(structure, candidates=candidates)
+            if making.edges is not None:
+                making.edges.hold(candidates, *self._steps.edges())
         if term.coefficient:
             loss += term.coefficient * self._value(n_edges)
         return Made(made, n_edges, loss)
 
     # -- arguments -------------------------------------------------------------------------------------------
+
+    def _find_structure(self) -> CpuStructure | None:
+        """The structure with which steps begin; None if it is not of the model's candidates."""
+        found = self._model.known_structure or self._structure
+        return found if found is not None and found.candidates is self._model.candidates else None
 
     def _term(self) -> Term | None:
         """The term of the loss that asks for a smaller network; None if the kernel does not know it."""
@@ -127,19 +140,23 @@ class FusedSteps:
     def _find_parameters(self) -> None:
         """Give the parameters to the kernel again if the memory of one, or of a moment, has moved."""
         edges, state = self.making.edges, self._optimizer.state
-        tensors = {name: self._all[name] for name in self._names}
+        if edges is not None:
+            edges.load()
+            own = self._steps.edges()
+            if edges.omega.data_ptr() != own[0].ctypes.data:
+                for array, tensor in zip(own, (edges.omega, edges.first, edges.second), strict=True):
+                    array[:] = tensor.numpy()
+                edges.hold(self._model.candidates, *own)
+        tensors = {name: self._all[name] for name in self._names if name != "edge_weight"}  # which moves within a call
         moments = {
             name: [state.get(p, {}).get(key, p) for key in ("exp_avg", "exp_avg_sq")] for name, p in tensors.items()
         }
-        numbers: dict[str, torch.Tensor] = {**tensors}
-        if edges is not None:
-            numbers["edge_weight"], moments["edge_weight"] = edges.omega, [edges.first, edges.second]
-        places = tuple(t.data_ptr() for name in self._names for t in (numbers[name], *moments[name]))
+        places = tuple(t.data_ptr() for name, p in tensors.items() for t in (p, *moments[name]))
         if places != self._places:
             self._places = places
             (group,) = self._optimizer.param_groups
             self._steps.set_parameters(
-                {name: _flat(t) for name, t in numbers.items()},
+                {name: _flat(t) for name, t in tensors.items()},
                 {name: (_flat(first), _flat(second)) for name, (first, second) in moments.items()},
                 group["betas"],
                 group["eps"],

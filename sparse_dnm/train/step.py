@@ -18,6 +18,8 @@ from torch.nn.modules import module
 
 from sparse_dnm.config import SCALARS, TrainConfig
 from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.candidates import Candidates
+from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.proxy import flow_loss
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
@@ -80,6 +82,11 @@ class CompactEdges:
             torch.zeros_like(self.omega) if state is None else state[name][self.slots]
             for name in ("exp_avg", "exp_avg_sq")
         )
+
+    def hold(self, candidates: Candidates, omega: Floats, first: Floats, second: Floats) -> None:
+        """Hold these, in their memory, for the model's candidates."""
+        self.slots = torch.from_numpy(candidates.slots)
+        self.omega, self.first, self.second = (torch.from_numpy(a) for a in (omega, first, second))
 
     @torch.no_grad()
     def store(self) -> None:
