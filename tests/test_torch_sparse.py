@@ -147,6 +147,30 @@ def double(dataset):
 
 
 @needs_torch_sparse
+@pytest.mark.parametrize("kind", ["manifold", "squared", "dag"])
+@torch.no_grad()
+def test_calls_without_a_graph_see_every_change(kind):
+    output = "square" if kind == "squared" else "linear"
+    model = DynamicManifold(
+        ManifoldConfig.preset("toy", output=output), torch.Generator().manual_seed(0), torch.float64, executor="columns"
+    )
+    x = rng_input(model, 7)
+    model = model.to_dag() if kind == "dag" else model
+    other = copy.deepcopy(model)
+    other.executor = Executor("torch-sparse")
+    for name, parameter in other.named_parameters():
+        before = other(x)
+        assert torch.equal(other(x), before)
+        for changed in (model.get_parameter(name), parameter.data):  # torch does not count what is written to data
+            changed[...] = 1.02 * changed + 0.01
+        assert_same({"out": other(x)}, {"out": model(x)})
+        assert not torch.equal(other(x), before)
+    x.add_(0.5)
+    for batch in (x, x[:1], x[:0]):
+        assert_same({"out": other(batch)}, {"out": model(batch)})
+
+
+@needs_torch_sparse
 def test_copies_and_pickles_run():
     model = DynamicManifold(ManifoldConfig.preset("toy"), executor="torch-sparse")
     x = rng_input(model, 3)
