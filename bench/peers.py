@@ -232,16 +232,23 @@ def measure(quick: bool = False) -> Peers:
     peers.mlp = interleave(mlp, repeats, budget_s=seconds, warmup=3, shortest_s=BLOCK)
     torch.set_num_threads(threads)
     try:
-        timings, about = external_peers.connex(topology, BATCH, 30 if quick else 200)
-        peers.graph.update(timings)
-        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        peers.notes.append(
-            f"connex ({versions}): {about['build_s']:.1f} s to build and {about['compile_s']:.1f} s to compile, per "
-            "structure; all cores; timed right after the others, in its own process."
-        )
+        connex_cases(dag, x, peers, quick)
     except external_peers.AbsentError as error:
         peers.absent["connex"] = str(error)
     return peers
+
+
+def connex_cases(dag: SparseDAG, x: Tensor, peers: Peers, quick: bool) -> None:
+    """Add connex, checked against our outputs and gradient.  Raises AbsentError."""
+    timings, about = external_peers.connex(dag, x, 30 if quick else 200)
+    peers.graph.update(timings)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    differs = " and ".join(f"{what} {worst:.1e}" for what, worst in about["differs"].items())
+    peers.notes.append(
+        f"connex ({versions}), layout {about['layout']}, its fastest on this graph, batched, jit: "
+        f"{about['build_s']:.1f} s to build and {about['compile_s']:.1f} s to compile, per structure; all cores; timed "
+        f"right after the others, in its own process.  Against ours, relative to the largest: {differs}."
+    )
 
 
 def table(timings: dict[str, Timing], reference: str) -> list[str]:
