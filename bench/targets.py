@@ -17,6 +17,7 @@ class Found:
     floor_s: dict[str, float] = field(default_factory=dict)  # seconds, batch 64
     steps: dict[str, float] = field(default_factory=dict)
     parts_s: float | None = None  # kernels of a step and Adam, each alone, one thread
+    profile: dict[int, dict[str, float]] = field(default_factory=dict)  # seconds of the parts of a step, by threads
     threads: dict[str, float] = field(default_factory=dict)  # one thread / two threads
     per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
     latency: dict[str, float] = field(default_factory=dict)
