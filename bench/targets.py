@@ -5,7 +5,17 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
+from bench.against import Ratio
 from sparse_dnm.kernels.machine import VECTOR_BYTES
+
+
+@dataclass(frozen=True)
+class Before:
+    """A training of this code against that of an old commit: see bench.before."""
+
+    whole: Ratio  # step here / step there
+    kernels: Ratio
+    over_kernels: Ratio  # step here / kernels there
 
 
 @dataclass
@@ -22,6 +32,7 @@ class Found:
     per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
     latency: dict[str, float] = field(default_factory=dict)
     large: dict[str, float] = field(default_factory=dict)
+    before: dict[int, Before] = field(default_factory=dict)  # by threads
     original_s: list[float] = field(default_factory=list)  # of each run
 
 
