@@ -9,6 +9,9 @@ from bench.against import Ratio
 from sparse_dnm.kernels.machine import VECTOR_BYTES
 
 
+IDLE, BUSY = "idle", "a second program on one core"
+
+
 @dataclass(frozen=True)
 class Before:
     """A training of this code against that of an old commit: see bench.before."""
@@ -30,6 +33,8 @@ class Found:
     profile: dict[int, dict[str, float]] = field(default_factory=dict)  # seconds of the parts of a step, by threads
     threads: dict[str, float] = field(default_factory=dict)  # one thread / two threads
     per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
+    training: dict[tuple[str, int], float] = field(default_factory=dict)  # one thread / two, by machine and batch
+    loop: dict[str, float] = field(default_factory=dict)  # loops of one's own
     latency: dict[str, float] = field(default_factory=dict)
     large: dict[str, float] = field(default_factory=dict)
     before: dict[int, Before] = field(default_factory=dict)  # by threads
