@@ -24,7 +24,9 @@ INSTALL_S = 900  # seconds that an installation may take
 RUN_S = 600  # seconds that connex may take to build, compile and run
 CONNEX = ("connex==0.4.0", "jax==0.10.2")
 CONNEX_NEEDS = (3, 12)  # the least Python
-LAYOUTS = ("matmul",)  # by trial the fastest of connex's four on the seed graph; its default, "hybrid", takes 10 times as long
+LAYOUTS = (
+    "matmul",
+)  # by trial the fastest of connex's four on the seed graph; its default, "hybrid", takes 10 times as long
 TOLERANCE = 1e-4  # of a peer's outputs and gradients, relative to the largest
 
 

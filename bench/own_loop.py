@@ -1,4 +1,5 @@
-"""A training loop of one's own: model(x) and backward() from Python, beside what torch itself takes for such a loop.
+"""A training loop of one's own: model(x) and backward() from Python, beside what torch itself takes for such a loop:
+python -m bench.own_loop [--quick].
 
 ``empty passes`` is a custom autograd function with as many parameters of the same shapes whose forward and backward
 compute nothing: they make the tensors that they return.  No module that torch differentiates can be faster.
@@ -6,6 +7,7 @@ compute nothing: they make the tensors that they return.  No module that torch d
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -101,3 +103,14 @@ def section(quick: bool, found: Found) -> list[str]:
     for name, t in timings.items():
         out.append(f"| {name} | {1e6 * t.median:,.1f} | {1e6 * t.low:,.1f}–{1e6 * t.high:,.1f} |")
     return out
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    print("\n".join(section(parser.parse_args().quick, Found())))
+
+
+if __name__ == "__main__":
+    main()

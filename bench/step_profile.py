@@ -18,13 +18,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from sparse_dnm.kernels import cpu_step
 
 from bench.replay import Call, recording
 from bench.steps import UPDATES, advancing, make_trainer
 from bench.targets import Found
 from sparse_dnm import Trainer
 from sparse_dnm.engine.device import use_threads
-from sparse_dnm.kernels import cpu_step
 from sparse_dnm.presets import PRESETS
 from sparse_dnm.timing.clock import Timing
 from sparse_dnm.train.trainer import one_torch_thread
@@ -120,11 +120,13 @@ def section(quick: bool, found: Found) -> list[str]:
             cells.append(f"{1e6 * t.median:,.1f} ({1e6 * t.low:,.1f}–{1e6 * t.high:,.1f})")
             cells += [f"{t.median / column[WHOLE].median:.0%}", f"{t.median / kernels:.2f}"]
         out.append(f"| {' | '.join(cells)} |")
-    found.profile = {n: {k: t.median for k, t in column.items()} for n, column in zip((1, 2), columns, strict=True)}
     best = min(columns, key=lambda column: column[WHOLE].median)
     kernels = sum(best[name].median for name in KERNELS)
     rest = statistics.median([best[REST].median])
-    out += ["", f"All parts but the rest: {(best[WHOLE].median - rest) / kernels:.2f} x the kernels, on the faster column."]
+    out += [
+        "",
+        f"All parts but the rest: {(best[WHOLE].median - rest) / kernels:.2f} x the kernels, on the faster column.",
+    ]
     return out
 
 
