@@ -1,8 +1,8 @@
 """The training of original-mnist against commit 9d64137, and against its kernels: python -m bench.before [--quick].
 
-Two processes, see bench.against, one on a checkout of that commit in the cache folder, take turns: blocks of STEPS steps
-of Trainer.run (batches, lines of metrics and all), and the forward + backward kernels of that moment's structure, which
-is the same in both, since both trainings have the same bits.
+Two processes, see bench.against, one on a checkout of that commit in the cache folder, take turns: blocks of STEPS
+steps of Trainer.run (batches, lines of metrics and all), and the forward + backward kernels of that moment's structure,
+which is the same in both, since both trainings have the same bits.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def section(quick: bool, found: Found, data_dir: Path | None = None, threads: tu
     ]
     for n in threads:
         found.before[n] = measure(root, n, 5 if quick else 30, data_dir)
-        for ratio in (found.before[n].whole, found.before[n].kernels, found.before[n].over_kernels):
-            out.append(
-                f"| {ratio.name} | {n} | {ratio.here_us:,.1f} | {ratio.there_us:,.1f} | {ratio.ratio:.3f} | "
-                f"{ratio.low:.3f}–{ratio.high:.3f} | {ratio.pairs} |"
-            )
+        out += [
+            f"| {ratio.name} | {n} | {ratio.here_us:,.1f} | {ratio.there_us:,.1f} | {ratio.ratio:.3f} | "
+            f"{ratio.low:.3f}–{ratio.high:.3f} | {ratio.pairs} |"
+            for ratio in (found.before[n].whole, found.before[n].kernels, found.before[n].over_kernels)
+        ]
     return out
 
 

@@ -74,7 +74,7 @@ def network(graph, layout):
     finders = {name: places(made.topology, name) for name in ("matmul", "padded", "sparse")}
     at = [finders[layout_of(affine, made.topology.edge_position[edge][0], layout)](edge) for edge in edges]
     weights = [np.zeros(w.shape, np.float32) for w in affine.weights]
-    for (k, index), value in zip(at, graph["values"].tolist()):  # noqa: B905: also for old Pythons
+    for (k, index), value in zip(at, graph["values"].tolist(), strict=True):
         weights[k][index] = value
     biases = [jax.numpy.zeros_like(b) for b in affine.biases]
     new = tuple(map(jax.numpy.asarray, weights)), tuple(biases)

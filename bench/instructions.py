@@ -2,7 +2,7 @@
 
 What depends on the instruction set is measured in this process, as the machine is, and again in a child process that
 compiles for AVX2.  ``AVX2`` holds the child's environment: Numba compiles for a processor without AVX-512 and asks for
-none of this one's own features; and torch, oneDNN, MKL and XLA, whose kernels would keep AVX-512, are told AVX2, so that
+none of this one's own features; torch, oneDNN, MKL and XLA, whose kernels would keep AVX-512, are told AVX2, so that
 peers have equal conditions.  Compiled kernels are kept per processor, so that both share a folder.
 """
 

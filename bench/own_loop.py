@@ -49,7 +49,7 @@ class EmptyModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, n_inputs) -> (batch, n_outputs), whatever is in that memory."""
-        found: Tensor = _Empty.apply(x, self._n_outputs, *self._given)  # type: ignore[no-untyped-call]
+        found: Tensor = _Empty.apply(x, self._n_outputs, *self._given)
         return found
 
 

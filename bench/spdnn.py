@@ -65,8 +65,8 @@ def by_torch(network: Challenge, threads: int) -> Run:
     """torch.sparse CSR layer by layer."""
 
     def matrix(m: sp.csr_array) -> torch.Tensor:
-        arrays = (torch.from_numpy(a) for a in (m.indptr.astype(np.int64), m.indices.astype(np.int64), m.data))
-        return torch_csr(*arrays, m.shape)  # type: ignore[call-arg]
+        indptr, indices = (torch.from_numpy(a.astype(np.int64)) for a in (m.indptr, m.indices))
+        return torch_csr(indptr, indices, torch.from_numpy(m.data), m.shape)
 
     matrices = [matrix(layer(network, k)) for k in range(len(network.radices))]
 
@@ -87,7 +87,8 @@ def agreement(name: str, found: Images, expected: Images) -> str:
     if np.array_equal(found, expected):
         return f"{name}: the same bits"
     worst = np.abs(found - expected).max() / expected.max()
-    return f"{name}: {np.mean(found == expected):.1%} of the numbers have the same bits, the worst differs by {worst:.1e} of the largest"
+    same = f"{np.mean(found == expected):.1%} of the numbers have the same bits"
+    return f"{name}: {same}, the worst differs by {worst:.1e} of the largest"
 
 
 def section(quick: bool) -> list[str]:
@@ -102,7 +103,7 @@ def section(quick: bool) -> list[str]:
     first, *others = runs
     out = runs[first](images)
     said = [agreement(name, runs[name](images), out) for name in others]
-    alive, clipped = (y.any(axis=1) for y in (out, by_scipy(network, 2, CLIP)(images)))
+    alive, clipped = ((y > 0).sum(axis=1) > 0 for y in (out, by_scipy(network, 2, CLIP)(images)))
     cases = {name: on(1, lambda run=run: run(images)) for name, run in runs.items()}  # type: ignore[misc]
     timings = interleave(cases, 3 if quick else 15, warmup=1, shortest_s=0, budget_s=10 if quick else 60)
     lines = [

@@ -10,7 +10,6 @@ is the rest: the driver, batches drawn by torch, Python, and caches.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,6 @@ from sparse_dnm.kernels import cpu_step
 
 from bench.replay import Call, recording
 from bench.steps import UPDATES, advancing, make_trainer
-from bench.targets import Found
 from sparse_dnm import Trainer
 from sparse_dnm.engine.device import use_threads
 from sparse_dnm.presets import PRESETS
@@ -102,11 +100,11 @@ def measure(threads: int, count: int) -> dict[str, Timing]:
     return {name: Timing.of([found[name] for found in rounds]) for name in rounds[0]}
 
 
-def section(quick: bool, found: Found) -> list[str]:
+def section(quick: bool) -> list[str]:
     """The parts on one thread and on two, with their share of the step and their size in forward + backward kernels."""
     out = [
-        "original-mnist, batch 50, random images; medians (quartiles) over rounds, each part alone on the structure that "
-        "the training had then, without its call from Python; × kernels: over forward + backward of the same column.",
+        "original-mnist, batch 50, random images; medians (quartiles) over rounds, each part alone on the structure "
+        "that the training had then, without its call from Python; × kernels: over forward + backward of that column.",
         "",
         "| part | 1 thread, µs | share | × kernels | 2 threads, µs | share | × kernels |",
         "|---|---|---|---|---|---|---|",
@@ -121,12 +119,8 @@ def section(quick: bool, found: Found) -> list[str]:
             cells += [f"{t.median / column[WHOLE].median:.0%}", f"{t.median / kernels:.2f}"]
         out.append(f"| {' | '.join(cells)} |")
     best = min(columns, key=lambda column: column[WHOLE].median)
-    kernels = sum(best[name].median for name in KERNELS)
-    rest = statistics.median([best[REST].median])
-    out += [
-        "",
-        f"All parts but the rest: {(best[WHOLE].median - rest) / kernels:.2f} x the kernels, on the faster column.",
-    ]
+    parts = (best[WHOLE].median - best[REST].median) / sum(best[name].median for name in KERNELS)
+    out += ["", f"All but the rest: {parts:.2f} x the kernels, in the column of the faster step."]
     return out
 
 
@@ -134,7 +128,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    print("\n".join(section(parser.parse_args().quick, Found())))
+    print("\n".join(section(parser.parse_args().quick)))
 
 
 if __name__ == "__main__":

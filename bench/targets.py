@@ -132,25 +132,23 @@ def _against(found: Found) -> list[Row]:
         if found.parts_s and (alone := s.get("its forward + backward kernels, 1 threads")):
             note += f"; kernels and Adam, each alone on one thread, add up to {found.parts_s / alone:.1f} x those"
     what = "whole training step, batch 50, 2 threads, over the kernels of 9d64137"
-    rows = [_most(what, 2.2, over and over.ratio, "x", note)]
+    rows = [_most(what, 2.2, None if over is None else over.ratio, "x", note)]
     pairs = found.whole_runs
-    value, note = (
-        whole and whole.ratio,
-        "" if whole is None else f" (95 % interval {whole.low:.2f} to {whole.high:.2f})",
-    )
+    value = None if whole is None else whole.ratio
     if pairs:
         value = statistics.median(here / there for here, there in pairs)
         said = ", ".join(f"{here:.1f} / {there:.1f}" for here, there in pairs)
         note = f", whole runs of 50,000 steps in turns, s: {said}"
     elif whole is not None:
-        note += ", blocks of Trainer.run in turns (run with --data-dir for whole runs)"
+        note = f" (95 % interval {whole.low:.2f} to {whole.high:.2f}), blocks of Trainer.run in turns"
+        note += " (run with --data-dir for whole runs)"
     return [*rows, _most("original-mnist training, over that of 9d64137", 0.45, value, "of its time", note)]
 
 
 def _loops(found: Found) -> list[Row]:
     """Loops of one's own, and batch 1, with what torch alone takes."""
     loop, latency = found.loop, found.latency
-    batch, toy = f"original-mnist, batch {64}", "toy, batch 50"
+    batch, toy = "original-mnist, batch 64", "toy, batch 50"
     kernels, mlp = loop.get(f"{batch}, forward + backward kernels"), loop.get("torch MLP 5-16-4, batch 50")
 
     def least(part: float | None, whole: float | None) -> str:

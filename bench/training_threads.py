@@ -1,4 +1,4 @@
-"""Training on two threads against one, on an idle machine and beside a second program: python -m bench.training_threads.
+"""Training on two threads against one, idle and beside a second program: python -m bench.training_threads [--quick].
 
 Blocks of STEPS steps of original-mnist as Trainer.run makes them, in turns, wall clock.  The second program is a Python
 process in an endless loop, which keeps one core busy.
