@@ -3,9 +3,9 @@
 Robinett and Kepner 2019 (arXiv:1905.00416): with radices N_1 .. N_k and N' = N_1 * .. * N_k, layer i of a mixed-radix
 topology joins neuron a to the N_i neurons a + j * N_1 * .. * N_(i-1) modulo N', j = 0 .. N_i - 1; the Kronecker product
 with a block of ones of size b makes b neurons of each.  Kepner et al. 2019 (arXiv:1909.05631): all weights 1/16, ReLU
-clipped at 32, a bias by width; the network of 1,024 neurons has 32 edges a neuron, which six radices 2 and blocks of 16
-give; here its 120 layers are those six twenty times over.  Nothing is read from the challenge's files: where these order
-neurons otherwise, the network is the same but for the names of neurons.
+clipped at 32, a bias by width; the network of 1,024 neurons has 32 edges a neuron, which six radices 2 and blocks of
+16 give; here its 120 layers are those six twenty times over.  Nothing is read from the challenge's files, which may
+order radices and neurons otherwise: the number of edges and the work are the same.
 """
 
 from __future__ import annotations

@@ -41,10 +41,11 @@ from sparse_dnm.timing.clock import load
 T = TypeVar("T")
 HOW = (
     "All sections up to the targets are of one run of that command, planned for at most 15 minutes on two quiet cores "
-    "with kernels compiled before; `--quick` tries all, `--data-dir` adds whole trainings, in turns with commit 9d64137, some minutes "
-    "each.  Alone: `python -m bench.limits`, `bench.peers`, `bench.spdnn`, `bench.step_profile`, `bench.before`, "
-    "`bench.own_loop`, `bench.training_threads`; `bench.instructions` makes what depends on the instruction set, for "
-    "AVX-512 and AVX2; all but the first know `--quick`.  A machine without AVX-512 has one column of targets.",
+    "with kernels compiled before; `--quick` tries all, `--data-dir` adds whole trainings, in turns with commit "
+    "9d64137, some minutes each.  Alone: `python -m bench.limits`, `bench.peers`, `bench.spdnn`, `bench.step_profile`, "
+    "`bench.before`, `bench.own_loop`, `bench.training_threads`; `bench.instructions` makes what depends on the "
+    "instruction set, for AVX-512 and AVX2; all but the first know `--quick`.  A machine without AVX-512 has one "
+    "column of targets.",
 )
 OTHERS = "# Measured time"  # printed by bench.time_model and bench.speed
 CUDA_RESULTS = "RESULTS-cuda.md"
