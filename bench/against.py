@@ -7,6 +7,7 @@ little; with more than one thread, where CPU seconds count waiting, wall seconds
 the same: same seeds, same inputs, public names only, so that the other checkout may be an old one.
 
     step NAME       a whole training step of the Trainer: batch, structure, loss with the proxy, backward, Adam
+    kernels NAME    the forward + backward kernels alone, on the structure that this training has then
     model(x) NAME   a call with a graph, in a loop of one's own; a call and backward; these and a step of torch's SGD,
                     after which no parameter is what it was
     latency         batch 1 under no_grad, a network of about 6,000 edges; and the same as a SparseDAG
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import statistics
@@ -38,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 0.02  # seconds of a block of calls, at least
 STEPS = 100  # training steps of a block, after which a training writes its line, as by default
 EDGES = 6_000  # of the network whose latency is measured
+ORIGINAL = "original-mnist"
+TRAINING = f"training, {ORIGINAL}"
 LIMIT = 1.05  # times as slow as the other checkout, from which on it is said
 Run = Callable[[int], float]  # seconds of as many calls
 
@@ -60,6 +64,20 @@ def _calls(call: Callable[[], object], threads: int) -> Run:
     return run
 
 
+def _samples(name: str, data_dir: Path | None) -> Any:
+    """The data set of a preset; of original-mnist without ``data_dir`` as many random numbers as images have."""
+    import torch
+
+    from sparse_dnm import data
+
+    if name == ORIGINAL and data_dir is None:
+        generator, digits = torch.Generator().manual_seed(0), data.load("digits")
+        x, y = torch.rand(5000, 784, generator=generator), torch.randint(10, (5000,), generator=generator)
+        return dataclasses.replace(digits, x_train=x, y_train=y, x_test=x[:10], y_test=y[:10], period=28.0)
+    samples = data.load("mnist" if name == ORIGINAL else name, data_dir)
+    return dataclasses.replace(samples, x_test=samples.x_test[:10], y_test=samples.y_test[:10])
+
+
 class _Training:
     """A training that goes on by STEPS steps at a time, from one line of its log to the next, and waits in between.
 
@@ -69,13 +87,12 @@ class _Training:
     def __init__(self, name: str, data_dir: Path | None, threads: int):
         import torch
 
-        from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer, data
+        from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer
 
-        samples = data.load(name, data_dir)
-        samples = dataclasses.replace(samples, x_test=samples.x_test[:10], y_test=samples.y_test[:10])
+        samples = _samples(name, data_dir)
         train = TrainConfig.preset(name, speed="proxy", log_every=STEPS, checkpoint_every=10**9, threads=threads)
         model = DynamicManifold(ManifoldConfig.preset(name), torch.Generator().manual_seed(0), threads=threads)
-        self._trainer = Trainer(model, samples, train)
+        self._trainer, self.model = Trainer(model, samples, train), model
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._failed: BaseException | None = None
         self._read = _clock(threads)
@@ -105,6 +122,40 @@ class _Training:
         self._go.release()
         self._wait()
         return self._read() - start
+
+
+def _kernels(training: _Training, threads: int, root: Path) -> Run:
+    """Forward + backward kernels alone, recorded by the checkout's own bench.replay, on the structure of now."""
+    import torch
+
+    from sparse_dnm import SparseDAG
+
+    spec = importlib.util.spec_from_file_location("replay_of_checkout", root / "bench" / "replay.py")
+    assert spec is not None
+    assert spec.loader is not None
+    replay = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(replay)
+    model = training.model
+    x = torch.rand(50, model.config.n_inputs, generator=torch.Generator().manual_seed(1))
+
+    def run(count: int) -> float:
+        topology = model.topology
+        dag = SparseDAG(topology, torch.full((topology.n_edges,), 0.05), executor="columns", threads=threads)
+        for _ in range(2):
+            dag(x).sum().backward()
+        with replay.recording() as calls:
+            dag(x).sum().backward()
+        again = replay.replay([c for c in calls if c.name.startswith(("forward", "backward", "add_tiles"))])
+        again()
+        return _calls(again, threads)(count)
+
+    return run
+
+
+def _original(data_dir: Path | None, threads: int, root: Path) -> dict[str, Run]:
+    """The training of original-mnist, and its forward + backward kernels."""
+    training = _Training(ORIGINAL, data_dir, threads)
+    return {f"step, {ORIGINAL}": training, f"kernels, {ORIGINAL}": _kernels(training, threads, root)}
 
 
 def _loops(name: str, batch: int, threads: int) -> dict[str, Run]:
@@ -158,12 +209,13 @@ def _latency(threads: int) -> dict[str, Run]:
     return {f"{name}(x), batch 1, no_grad, {EDGES:,} edges": run(m) for name, m in (("model", model), ("DAG", dag))}
 
 
-def cases(data_dir: Path | None, threads: int) -> dict[str, Callable[[], dict[str, Run]]]:
+def cases(data_dir: Path | None, threads: int, root: Path = ROOT) -> dict[str, Callable[[], dict[str, Run]]]:
     """What is compared, by name; each is made when it is asked for."""
     data_sets = ("toy", "digits", *(["mnist"] if data_dir else []))
     steps = {f"step, {n}": lambda n=n: {f"step, {n}": _Training(n, data_dir, threads)} for n in data_sets}
     return {
         **steps,
+        TRAINING: lambda: _original(data_dir, threads, root),
         "toy": lambda: _loops("toy", 50, threads),
         "original-mnist": lambda: _loops("original-mnist", 64, threads),
         "latency": lambda: _latency(threads),
@@ -178,7 +230,7 @@ def work(root: Path, data_dir: Path | None, threads: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    made = cases(data_dir, threads)
+    made = cases(data_dir, threads, root)
     held: dict[str, Run] = {}
     for line in sys.stdin:
         asked = json.loads(line)

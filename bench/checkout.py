@@ -1,4 +1,5 @@
-"""Import the packages of a checkout that is not installed: kernels/ lies beside sparse_dnm/, not in it.
+"""Make a checkout of an old commit, and import the packages of a checkout that is not installed: kernels/ lies beside
+sparse_dnm/, not in it.
 
 Imports nothing of this project, and may run before anything of it is imported.
 """
@@ -6,7 +7,10 @@ Imports nothing of this project, and may run before anything of it is imported.
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -45,3 +49,28 @@ def mount(root: Path) -> None:
         raise RuntimeError(f"{PACKAGE} was imported before: mount a checkout in a new process")
     sys.path.insert(0, str(root))
     sys.meta_path.insert(0, KernelsOf(root))
+
+
+def of_commit(commit: str, folder: Path) -> Path:
+    """``folder`` with the files of a commit of this repository, made where it is missing.
+
+    Raises RuntimeError where git, this repository or the commit is not there.
+    """
+    if (folder / PACKAGE / "__init__.py").is_file():
+        return folder
+    root = Path(__file__).resolve().parent.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        archive, files = Path(made) / "files.tar", Path(made) / "files"
+        try:
+            command = ["git", "-C", str(root), "archive", "-o", str(archive), commit]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except OSError as error:
+            raise RuntimeError(f"git: {error}") from None
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines()
+            raise RuntimeError(f"git archive {commit}: {said[-1] if said else error}") from None
+        with tarfile.open(archive) as tar:
+            tar.extractall(files, filter="data")
+        files.rename(folder)
+    return folder

@@ -111,15 +111,21 @@ def our_cases(batch: int = BATCH) -> tuple[Cases, DynamicManifold, SparseDAG, Te
     return cases, model, dag, x
 
 
+def product_cases(dag: SparseDAG, x: Tensor) -> tuple[Cases, Tensor]:
+    """torch.sparse's product of the whole matrix on one and two threads, and what the matrix is multiplied by."""
+    topology, values = dag.topology, dag.edge_weight.detach()
+    m = torch.randn(topology.n_neurons, len(x), generator=torch.Generator().manual_seed(2))
+    shape = (topology.n_neurons, topology.n_neurons)
+    csr = torch_csr(torch.from_numpy(topology.indptr), torch.from_numpy(topology.indices).long(), values, shape)
+    return {f"torch.sparse CSR, one SpMM, {n} threads": on(n, lambda: csr @ m) for n in (1, 2)}, m
+
+
 def library_cases(model: DynamicManifold, dag: SparseDAG, x: Tensor, peers: Peers) -> Cases:
     """torch.sparse, scipy and torch-sparse; each checked against our outputs first."""
     topology, values = model.topology, model.strengths.detach()
     columns = x.t().contiguous()
-    m = torch.randn(topology.n_neurons, len(x), generator=torch.Generator().manual_seed(2))
-    matrix = topology.to_scipy(values)
-    csr = torch_csr(torch.from_numpy(topology.indptr), torch.from_numpy(topology.indices).long(), values, matrix.shape)
-    dense_m = m.numpy()
-    cases: Cases = {f"torch.sparse CSR, one SpMM, {n} threads": on(n, lambda: csr @ m) for n in (1, 2)}
+    cases, m = product_cases(dag, x)
+    matrix, dense_m = topology.to_scipy(values), m.numpy()
     cases["scipy CSR, one SpMM, 1 thread"] = lambda: matrix @ dense_m
     builders: dict[str, Callable[[], tuple[Any, Any]]] = {
         "torch.sparse CSR": lambda: (torch_csr, torch.mm),
@@ -217,7 +223,7 @@ def mlp_cases(edges: int, x: Tensor, peers: Peers) -> Cases:
 
 def measure(quick: bool = False) -> Peers:
     """Run everything; see the module."""
-    repeats, seconds = (15, 5.0) if quick else (100, 60.0)
+    repeats, seconds = (15, 5.0) if quick else (100, 45.0)
     threads = torch.get_num_threads()
     cases, model, dag, x = our_cases()
     topology = model.topology
@@ -232,16 +238,39 @@ def measure(quick: bool = False) -> Peers:
     peers.mlp = interleave(mlp, repeats, budget_s=seconds, warmup=3, shortest_s=BLOCK)
     torch.set_num_threads(threads)
     try:
-        timings, about = external_peers.connex(topology, BATCH, 30 if quick else 200)
-        peers.graph.update(timings)
-        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        peers.notes.append(
-            f"connex ({versions}): {about['build_s']:.1f} s to build and {about['compile_s']:.1f} s to compile, per "
-            "structure; all cores; timed right after the others, in its own process."
-        )
+        connex_cases(dag, x, peers, quick)
     except external_peers.AbsentError as error:
         peers.absent["connex"] = str(error)
     return peers
+
+
+def connex_cases(dag: SparseDAG, x: Tensor, peers: Peers, quick: bool) -> None:
+    """Add connex, checked against our outputs and gradient.  Raises AbsentError."""
+    timings, about = external_peers.connex(dag, x, 30 if quick else 200)
+    peers.graph.update(timings)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    differs = " and ".join(f"{what} {worst:.1e}" for what, worst in about["differs"].items())
+    peers.notes.append(
+        f"connex ({versions}), layout {about['layout']}, its fastest on this graph, batched, jit: "
+        f"{about['build_s']:.1f} s to build and {about['compile_s']:.1f} s to compile, per structure; all cores; timed "
+        f"right after the others, in its own process.  Against ours, relative to the largest: {differs}."
+    )
+
+
+def few_section(quick: bool, found: Found) -> list[str]:
+    """Ours, one product of torch.sparse, and connex: what the targets need of each instruction set."""
+    threads = torch.get_num_threads()
+    cases, model, dag, x = our_cases()
+    peers = Peers(model.topology.n_edges, model.topology.n_neurons, model.topology.depth)
+    cases.update(product_cases(dag, x)[0])
+    peers.graph = interleave(cases, 15 if quick else 100, budget_s=5 if quick else 20, warmup=3, shortest_s=BLOCK)
+    torch.set_num_threads(threads)
+    try:
+        connex_cases(dag, x, peers, quick)
+    except external_peers.AbsentError as error:
+        peers.absent["connex"] = str(error)
+    found.peers = {name: timing.median for name, timing in peers.graph.items()}
+    return [*table(peers.graph, "kernels, 1 threads, forward"), "", *peers.notes, *peers.absent.values()]
 
 
 def table(timings: dict[str, Timing], reference: str) -> list[str]:

@@ -126,8 +126,8 @@ def dense_step(dense: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> Call
     return step
 
 
-def step_section(quick: bool, found: Found) -> list[str]:
-    """The whole step against its parts and against DenseManifold's."""
+def step_section(quick: bool, found: Found, dense_too: bool = True) -> list[str]:
+    """The whole step against its parts and, ``dense_too``, against DenseManifold's."""
     cases: Cases = {}
     preset = PRESETS["original-mnist"]
     parts: list[Call] = []
@@ -147,11 +147,10 @@ def step_section(quick: bool, found: Found) -> list[str]:
     names = dict.fromkeys(call.name for call in parts)
     cases.update({f"kernel {name}": replay([c for c in parts if c.name == name]) for name in names})
     x, y = random_digits(50, preset.manifold)
-    for method in ("levels",) if quick else ("levels", "neurons"):
+    for method in () if not dense_too else ("levels",) if quick else ("levels", "neurons"):
         dense = DenseManifold.from_manifold(seed_model(1), method)
         cases[f"DenseManifold {method}, whole step, 2 threads"] = on(2, dense_step(dense, x, y))
-    cases.update(toy_cases())
-    timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60, shortest_s=WARM)
+    timings = interleave(cases, 10 if quick else 50, budget_s=5 if quick else 60 if dense_too else 30, shortest_s=WARM)
     for name in timings:
         if name.startswith("whole step"):
             t = timings[name]
@@ -165,22 +164,6 @@ def step_section(quick: bool, found: Found) -> list[str]:
         "Parts on one thread; a kernel that is called several times counts once."
     )
     return [note, "", *HEAD, *(row(name, timing) for name, timing in timings.items())]
-
-
-def toy_cases() -> Cases:
-    """A loop of one's own on a network as small as a layer: the toy preset, and an MLP 5-16-4 of torch."""
-    x = torch.randn(50, 5, generator=torch.Generator().manual_seed(1))
-    model = DynamicManifold(ManifoldConfig.preset("toy"), torch.Generator().manual_seed(0), threads=1)
-    mlp = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.LeakyReLU(), torch.nn.Linear(16, 4))
-
-    def both(module: torch.nn.Module) -> Callable[[], object]:
-        def run() -> None:
-            module.zero_grad()
-            module(x).sum().backward()
-
-        return on(1, run)
-
-    return {"own loop, toy, model(x) and backward": both(model), "own loop, torch MLP 5-16-4": both(mlp)}
 
 
 def other_parts(model: DynamicManifold) -> Cases:
