@@ -117,12 +117,13 @@ def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record
             lines[:] = [_figures(record)]
             live.update(Group(bar, *lines, *([] if record["step"] > start else [COMPILING])))
 
-        def show_compiling(kernel: str) -> None:
-            live.update(
-                Group(bar, *lines, f"compiling {kernel}, which later runs find on disk (Ctrl-C twice gives up)")
-            )
+        def say(text: str) -> None:
+            live.update(Group(bar, *lines, f"{text}, which later runs find on disk (Ctrl-C twice gives up)"))
 
-        with watching_compilation(show_compiling):
+        with watching_compilation(
+            lambda kernel: say(f"compiling {kernel}"),
+            lambda kernel: say(f"waiting for another process compiling {kernel}"),
+        ):
             yield show
 
 
