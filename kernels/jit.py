@@ -59,7 +59,6 @@ _mode = PARALLEL
 _with_loops = []  # compiled functions that have parallel loops, or call a function that has
 _loops = set()  # linker's names of the bodies of parallel loops in this process
 _warned = False
-_leaves_busy = False  # what another process compiles is left to it, by raising Busy
 
 
 def kernel(function=None, *, parallel=False, fastmath=False, calls_loops=False):
@@ -192,10 +191,7 @@ class _Cache(NullCache):
         return Path(self.cache_path, f"{name}-{STAMP[:12]}-{key[:24]}.kernel"), f"{name}-*.kernel"
 
     def load_overload(self, sig, target_context):
-        """The compiled code of a signature, None where there is none: then it is compiled, in this process's turn.
-
-        Raises Busy where another process compiles it and `compile_unless_busy` asks.
-        """
+        """The compiled code of a signature, None where there is none: then it is compiled, in this process's turn."""
         found = self._load(sig, target_context)
         if found is None and self._numbas is not None:
             self._take_turn(self._file(self._key(sig, target_context.codegen()))[0].with_suffix(".turn"))
@@ -207,8 +203,6 @@ class _Cache(NullCache):
     def _take_turn(self, path):
         turn = Turn(path)
         if not turn.take():
-            if _leaves_busy:
-                raise Busy
             for tell in when_waiting:
                 tell(self._dispatcher.py_func.__name__)
             turn.wait()
@@ -219,10 +213,6 @@ class _Cache(NullCache):
         if self._turn is not None:
             self._turn.give_back()
             self._turn = None
-
-    def holds(self, sig, target_context):
-        """Is there a file of this signature, or no folder for one?"""
-        return self._numbas is None or self._file(self._key(sig, target_context.codegen()))[0].exists()
 
     def _load(self, sig, target_context):
         target_context.refresh()
@@ -303,33 +293,11 @@ class _Part(CPUDispatcher):
         raise TypeError(f"{self.py_func.__qualname__} is a part of kernels; only they can call it")
 
 
-class Busy(Exception):
-    """Another process compiles the kernel."""
-
-
-def compile_unless_busy(kernel, kinds):
-    """Compile a kernel for these types of arguments, or load it; returns False where another process compiles it."""
-    global _leaves_busy
-    _leaves_busy = True
-    try:
-        kernel.compile(kinds)
-    except Busy:
-        return False
-    finally:
-        _leaves_busy = False
-    return True
-
-
-def is_compiled(kernel, kinds):
-    """Is the kernel for these types of arguments in this process, or on disk (or can it never be there)?"""
-    return kinds in kernel.overloads or kernel._cache.holds(kinds, kernel.targetctx)
-
-
 class _Kernel(CPUDispatcher):
     """An entry point."""
 
     def compile(self, signature):
-        """As Numba's, without Python's search for cycles, which takes a sixth of the time and finds none to speak of."""
+        """As Numba's, without Python's search for cycles, which takes a sixth of the time and finds hardly any."""
         collects = gc.isenabled()
         gc.disable()
         try:

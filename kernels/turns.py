@@ -1,4 +1,4 @@
-"""Who compiles a kernel: one process; the others wait for it, or do something else meanwhile."""
+"""Who compiles a kernel: one process; the others wait for it."""
 
 import contextlib
 import os

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-
-from sparse_dnm.engine.device import watching_compilation
 from sparse_dnm.kernels import jit, turns
 from sparse_dnm.kernels.turns import Turn
+
+from sparse_dnm.engine.device import watching_compilation
 
 HOLD = """
 import sys
@@ -85,20 +85,15 @@ def doubled(values):
     return out
 
 
-def test_a_kernel_that_another_process_compiles_is_left_to_it(monkeypatch, tmp_path):
+def test_a_kernel_that_another_process_compiles_is_waited_for(monkeypatch, tmp_path):
     monkeypatch.setattr(jit._Cache, "cache_path", str(tmp_path))
-    made, kinds = jit.kernel(doubled), (jit.numba.typeof(np.zeros(1)),)
+    made = jit.kernel(doubled)
     told, waited = [], []
     with monkeypatch.context() as patch, watching_compilation(told.append, waited.append):
         patch.setattr(Turn, "take", lambda turn: False)
         patch.setattr(Turn, "wait", lambda turn: None)
-        assert not jit.compile_unless_busy(made, kinds)
-        assert (told, waited) == ([], [])
-        assert not jit.is_compiled(made, kinds)
         assert made(np.ones(3)) == 6.0
         assert (told, waited) == (["doubled"], ["doubled"])
-    assert jit.is_compiled(made, kinds)
-    assert jit.compile_unless_busy(made, kinds)
 
 
 @pytest.mark.slow
