@@ -17,6 +17,10 @@ class PartLibrary(JITCodeLibrary):
     """Code that kernels take into theirs: function by function simplified, but neither optimised as a whole nor turned
     into machine code."""
 
+    def _optimize_functions(self, ll_module):
+        """None of Numba's passes for each function: the kernel has them all."""
+        ll_module.data_layout = self._codegen._data_layout
+
     def _optimize_final_module(self):
         passes = llvm.create_new_module_pass_manager()
         passes.add_always_inliner_pass()

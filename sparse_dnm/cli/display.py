@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparse_dnm.train.trainer import Record, Trainer
 
 COMPILING = "first steps: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
+COMPILES, WAITS, LATER = "compiling ", "waiting for another process compiling ", "which later runs find on disk"
 FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
 
 
@@ -27,7 +28,7 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
     """
     console = Console()
     live = console.is_terminal and not console.is_dumb_terminal
-    with console.status("reading the data, building the network") if live else contextlib.nullcontext():
+    with _building(console) if live else contextlib.nullcontext():
         trainer = build()
     if trainer.finished:
         typer.echo(f"{trainer.out} is finished at step {trainer.step:,}; a larger --steps extends it")
@@ -57,6 +58,20 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
     notes.show()
     console.print(_table(summary))
     typer.echo(f"run directory: {trainer.out}")
+
+
+@contextlib.contextmanager
+def _building(console: Console) -> Iterator[None]:
+    """A line while data are read and the network is built, with the name of the kernel that is compiled."""
+    from sparse_dnm.engine.device import watching_compilation
+
+    with console.status("reading the data, building the network") as status:
+
+        def say(text: str) -> None:
+            status.update(f"building the network: {text}, {LATER}")
+
+        with watching_compilation(lambda kernel: say(COMPILES + kernel), lambda kernel: say(WAITS + kernel)):
+            yield
 
 
 class _Notes:
@@ -118,12 +133,10 @@ def _live_lines(console: Console, trainer: Trainer) -> Iterator[Callable[[Record
             lines[:] = [_figures(record)]
             live.update(Group(bar, *lines, *([] if record["step"] > start else [COMPILING])))
 
-        def show_compiling(kernel: str) -> None:
-            live.update(
-                Group(bar, *lines, f"compiling {kernel}, which later runs find on disk (Ctrl-C twice gives up)")
-            )
+        def say(text: str) -> None:
+            live.update(Group(bar, *lines, f"{text}, {LATER} (Ctrl-C twice gives up)"))
 
-        with watching_compilation(show_compiling):
+        with watching_compilation(lambda kernel: say(COMPILES + kernel), lambda kernel: say(WAITS + kernel)):
             yield show
 
 

@@ -174,13 +174,17 @@ class DeviceMemoryError(torch.OutOfMemoryError, MemoryError):
 
 
 @contextlib.contextmanager
-def watching_compilation(tell: Callable[[str], None]) -> Iterator[None]:
-    """Inside ``with``, ``tell`` is called with the name of every kernel of the CPU that is about to be compiled."""
+def watching_compilation(tell: Callable[[str], None], waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Inside ``with``, ``tell`` is called with the name of every kernel of the CPU that is about to be compiled, and
+    ``waiting`` with that of one which another process compiles, before it is waited for."""
+    waiting = waiting or (lambda kernel: None)
     jit.when_compiling.append(tell)
+    jit.when_waiting.append(waiting)
     try:
         yield
     finally:
         jit.when_compiling.remove(tell)
+        jit.when_waiting.remove(waiting)
 
 
 def count_up(number: torch.Tensor) -> None:
