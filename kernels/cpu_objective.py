@@ -6,6 +6,7 @@ to the outputs.  Sums are float64, in the order of the arrays.  Returns the obje
 
 import math
 
+import numpy as np
 from sparse_dnm.kernels.jit import kernel
 
 
@@ -13,6 +14,7 @@ from sparse_dnm.kernels.jit import kernel
 def cross_entropy(outputs, labels, scale, gradient):
     """Mean over the batch of the cross entropy of softmax(outputs); ``labels`` int64 (batch,)."""
     rows, classes = outputs.shape
+    parts = np.empty(classes)
     total = 0.0
     for r in range(rows):
         highest = outputs[r, 0]
@@ -20,10 +22,11 @@ def cross_entropy(outputs, labels, scale, gradient):
             highest = max(highest, outputs[r, k])
         norm = 0.0
         for k in range(classes):
-            norm += math.exp(outputs[r, k] - highest)
+            parts[k] = math.exp(outputs[r, k] - highest)
+            norm += parts[k]
         total += math.log(norm) - (outputs[r, labels[r]] - highest)
         for k in range(classes):
-            gradient[r, k] = scale / rows * math.exp(outputs[r, k] - highest) / norm
+            gradient[r, k] = scale / rows * parts[k] / norm
         gradient[r, labels[r]] -= scale / rows
     return total / rows
 

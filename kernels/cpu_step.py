@@ -7,6 +7,8 @@ Python, called by their addresses, in the same order and with the same bits.
 
 import math
 
+import numba
+import numpy as np
 from numba.core import types
 from sparse_dnm.kernels import lanes
 from sparse_dnm.kernels.blocks import at_address, call, head, item, length, put, row, rows_of
@@ -23,7 +25,7 @@ _get_threads = types.ExternalFunction("get_num_threads", types.int32())
 # -- parts that a single step leaves to numpy and torch ------------------------------------------------------------
 
 
-@kernel
+@kernel(parallel=True)
 def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
     """The samples of a step and their targets, augmented: x (batch, n_inputs), y (batch, numbers of a target).
 
@@ -31,7 +33,8 @@ def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
     each image moves, where width is not 0; kept bool (steps, batch n_inputs): inputs that are not set to 0, or (0, 0).
     """
     batch, n = x.shape
-    for r in range(batch):
+    for place in numba.prange(batch):
+        r = np.int64(place)  # numba types the index of a parallel loop twice, and would compile what it calls twice
         sample = rows[step, r]
         for c in range(y.shape[1]):
             y[r, c] = targets[sample, c]
@@ -312,6 +315,8 @@ def steps(given):
             break
         strengths = head(w.strengths, n_edges)
         # forward
+        if s.tiles > 1:
+            _use(for_tiles, several)
         call(
             entries.take_batch,
             (batches.x, batches.y, batches.rows, k, batches.width, batches.shifts, batches.kept, w.x_batch, w.y_rows),
