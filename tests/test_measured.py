@@ -4,6 +4,8 @@ import dataclasses
 import gc
 import json
 import math
+import re
+import time
 import tracemalloc
 
 import naive
@@ -30,7 +32,7 @@ from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
-from sparse_dnm.timing.calibration import calibrate
+from sparse_dnm.timing.calibration import calibrate, read_profile
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.step import Costs, KernelStep
@@ -395,7 +397,48 @@ def test_wrong_settings_are_named(change, words):
         MeasuredTime(model_of(), TimeSettings(**{**QUICK, **change}))
 
 
-def test_a_clock_too_coarse_is_refused(monkeypatch):
+@pytest.fixture
+def coarse(monkeypatch):
+    """process_time ticks every 15.625 ms, as on some systems."""
+    tick = 15_625_000
+    monkeypatch.setitem(timing.READ, "process_time", lambda: time.process_time_ns() // tick * tick / 1e9)
+    timing.Clock.of.cache_clear()
+    yield
+    timing.Clock.of.cache_clear()
+
+
+def test_a_clock_too_coarse_is_replaced_by_a_finer_one(coarse, tmp_path):
+    chosen = TimeSettings(mode="infer", batch=4, **{**QUICK, "clock": "process_time"})
+    model = model_of()
+    term = MeasuredTime(model, chosen)
+    assert term.clock.name == term.promise().clock == "perf_counter"
+    assert 0 < term.start < 0.1
+    assert re.fullmatch(
+        r"clock process_time has steps of 1\.56e\+04 µs, too coarse for .* µs: perf_counter is used instead",
+        term.describe()[0],
+    )
+    again = MeasuredTime(model, chosen, state=json.loads(json.dumps(term.state())))
+    assert again.clock.name == "perf_counter"
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(term.calibration.as_dict()))
+    for clock in ("process_time", "perf_counter"):
+        known = MeasuredTime(model, dataclasses.replace(chosen, clock=clock), profile=read_profile(path))
+        assert known.clock.name == "perf_counter"
+    with pytest.raises(ValueError, match="clock is perf_counter in it, thread_time here"):
+        MeasuredTime(model, dataclasses.replace(chosen, clock="thread_time"), profile=read_profile(path))
+
+
+@pytest.mark.parametrize(
+    ("clock", "words"), [("process_time", "adds up the seconds of all 2 threads"), ("thread_time", "counts one of the 2")]
+)
+def test_a_clock_that_counts_waiting_threads_is_replaced(clock, words):
+    term = MeasuredTime(model_of(threads=2), TimeSettings(batch=64, **{**QUICK, "clock": clock}))
+    assert term.clock.name == "perf_counter"
+    assert words in term.describe()[0]
+    assert sum("is used instead" in line for line in term.describe()) == 1
+
+
+def test_a_clock_too_coarse_is_refused_where_there_is_no_finer_one(monkeypatch):
     coarse = dataclasses.replace(timing.Clock.of("perf_counter"), resolution=1e-3)
     monkeypatch.setattr(timing.Clock, "of", staticmethod(lambda name: coarse))
     with pytest.raises(ValueError, match=r"too coarse for .*choose another clock"):

@@ -77,7 +77,8 @@ class MeasuredTime:
     preempted are not included.
 
     The model is not changed: ``executor`` is the one that was timed, for "auto" the faster one.
-    Raises ValueError if the model runs on torch-sparse, the clock is too coarse, or the profile does not fit.
+    A clock that is not fit for that is replaced, see `timing.calibration.calibrate`.
+    Raises ValueError if the model runs on torch-sparse, no clock is fine enough, or the profile does not fit.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class MeasuredTime:
         self.executor = self._bench.settle(name, threads)
         only = ("call", "edge") if settings.ablation == "edges-only" else COUNTS
         self._measuring = self._bench.settings(self.executor, settings.probes, settings.repeats, only)
+        if state is not None:
+            self._measuring = replace(self._measuring, clock=state.get("clock", self._measuring.clock))
         self.clock = Clock.of(self._measuring.clock)
         self._engine: Engine = self._bench.engine(self.executor)
         self._recent: deque[float] = deque(maxlen=50)  # s, for the placebo
@@ -124,6 +127,8 @@ class MeasuredTime:
         else:
             check_profile(profile, wanted)
         self.calibration = profile
+        self._measuring = replace(wanted, clock=profile.settings.clock)
+        self.clock = Clock.of(profile.settings.clock)
         counts, seconds = profile.counts[: profile.n_fitted], profile.seconds[: profile.n_fitted]
         if ablation == "shuffled":
             seconds = self._rng.permutation(seconds)
@@ -295,6 +300,7 @@ class MeasuredTime:
             "executor": self.executor.name,
             "threads": self.executor.threads,
             "device": self._measuring.device,
+            "clock": self._measuring.clock,
             "start": self.start,
             "seconds": None if math.isnan(self.seconds) else self.seconds,
             "calls": self.calls,
@@ -330,7 +336,9 @@ class MeasuredTime:
 
 def check_profile(profile: Calibration, wanted: Settings) -> None:
     """Raise ValueError unless ``profile`` was measured with these settings."""
-    had = replace(profile.settings, threads=profile.threads)
+    asked_as_well = profile.asked_clock and wanted.clock == profile.asked_clock
+    clock = wanted.clock if asked_as_well else profile.settings.clock
+    had = replace(profile.settings, threads=profile.threads, clock=clock)
     names = ("executor", "mode", "batch", "threads", "clock", "device")
     differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names
               if getattr(had, name) != getattr(wanted, name)]  # fmt: skip

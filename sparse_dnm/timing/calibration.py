@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.io import read_json
-from sparse_dnm.timing.clock import Clock
+from sparse_dnm.timing.clock import FINEST, Clock
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.probes import Settings, edge_values, probes, time_steps, topology_dtype
 
@@ -37,6 +37,8 @@ class Calibration:
     cpu_share: float
     counts: Floats = field(repr=False)  # the fitted structures come first
     seconds: Floats = field(repr=False)  # medians
+    asked_clock: str = ""  # the clock that was asked for, where it was not fit, and why; else empty
+    why_not: str = ""
 
     @property
     def n_fitted(self) -> int:
@@ -59,6 +61,7 @@ class Calibration:
             "rejected": self.rejected,
             "drift": self.drift,
             "cpu_share": self.cpu_share,
+            **({"asked_clock": self.asked_clock, "why_not": self.why_not} if self.asked_clock else {}),
             "counts": self.counts.tolist(),
             "seconds": self.seconds.tolist(),
         }
@@ -96,6 +99,7 @@ def read_profile(path: Path) -> Calibration:
         if not all(math.isfinite(c) and c >= 0 for c in model.coefficients):
             raise ValueError("a price is negative or not finite")
         about = {name: values[name] for name in ("noise", "rejected", "drift", "cpu_share")}
+        about |= {name: str(values.get(name, "")) for name in ("asked_clock", "why_not")}
         held_out = Quality(**values["held_out"])
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
     except (KeyError, TypeError, ValueError) as error:
@@ -107,7 +111,8 @@ def calibrate(
 ) -> Calibration:
     """Fit a cost model to probes derived from a network's ``structure``, and judge it on half as many others.
 
-    ``engine`` runs them on the batch x.  Raises ValueError if the clock is too coarse for the shortest step.
+    ``engine`` runs them on the batch x.  A clock that is too coarse for the shortest of them, or that does not count
+    the time of several threads as it passes, is replaced by FINEST.  Raises ValueError if that is too coarse as well.
     """
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
@@ -118,17 +123,39 @@ def calibrate(
     for part, made in zip(cuts, structures, strict=True):
         values = torch.from_numpy(edge_values(part, dtype)).to(engine.device)
         watches.append(engine.stopwatch(made, engine.array(values), x, settings.mode == "train"))
+    asked, why_not = settings.clock, ""
+    if settings.device == "cpu":
+        settings, why_not = fit_clock(settings, engine.executor.threads)
     times = time_steps(watches, settings, on_round)
     seconds = np.median(times.seconds, axis=1)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
-        Clock.of(settings.clock).check(float(seconds.min()))
+        clock, shortest = Clock.of(settings.clock), float(seconds.min())
+        if settings.clock != FINEST and not clock.fits(shortest):
+            settings = replace(settings, clock=FINEST)
+            times = time_steps(watches, settings, on_round)
+            seconds = np.median(times.seconds, axis=1)
+            shortest = float(seconds.min())
+            why_not = f"has steps of {1e6 * clock.resolution:.3g} µs, too coarse for {1e6 * shortest:.3g} µs"
+        Clock.of(settings.clock).check(shortest)
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
     held_out = Quality.of(model.seconds(counts[-n_held:]), seconds[-n_held:])
     low, high = np.quantile(times.seconds, [0.25, 0.75], axis=1)
     noise = statistics.median(((high - low) / 2 / seconds).tolist())
     about = noise, times.rejected, times.drift, times.cpu_share
-    return Calibration(model, settings, engine.executor.threads, held_out, *about, counts, seconds)
+    replaced = (asked, why_not) if why_not else ("", "")
+    return Calibration(
+        model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced
+    )
+
+
+def fit_clock(settings: Settings, threads: int) -> tuple[Settings, str]:
+    """The settings with a clock that measures what passes while ``threads`` run; why not that of before, or nothing."""
+    counts = {"process_time": f"adds up the seconds of all {threads} threads, also while they wait for each other",
+              "thread_time": f"counts one of the {threads} threads"}  # fmt: skip
+    if threads == 1 or settings.clock not in counts:
+        return settings, ""
+    return replace(settings, clock=FINEST), counts[settings.clock]
 
 
 def describe(calibration: Calibration) -> list[str]:
@@ -137,7 +164,9 @@ def describe(calibration: Calibration) -> list[str]:
     what = "forward + backward" if s.mode == "train" else "forward"
     where = f"{c.threads} threads" if s.device == "cpu" else f"device {s.device}"
     costs = zip(FEATURES[s.priced], c.model.coefficients, strict=True)
+    lines = [f"clock {c.asked_clock} {c.why_not}: {s.clock} is used instead"] if c.asked_clock else []
     return [
+        *lines,
         f"{what}, batch {s.batch}, executor {s.executor}, {where}, clock {s.clock}, median of {s.repeats}",
         *(f"  {1e9 * value:10.3f} ns per {name}" for name, value in costs),
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
@@ -164,13 +193,6 @@ def doubts(calibration: Calibration) -> list[str]:
             f"warning: the process had the processor for {c.cpu_share:.0%} of the wall time: process_time and "
             "perf_counter differ; keep the machine quiet"
         )
-    elif s.clock == "process_time" and c.cpu_share > 1.0 / MIN_CPU_SHARE:
-        lines.append(
-            f"warning: {s.clock} adds up the seconds of all threads, {c.cpu_share:.2f} a wall second, also while they "
-            "wait for each other: choose --clock perf_counter for wall time"
-        )
-    elif s.clock == "thread_time" and c.threads > 1:
-        lines.append("warning: thread_time counts one of the threads: choose process_time or perf_counter")
     if math.isnan(q.r2) or q.r2 < 0.9:
         lines.append(f"warning: the model does not fit (R² {q.r2:.3f}): do not steer training by it")
     return lines

@@ -25,7 +25,7 @@ READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
     "thread_time": time.thread_time,  # CPU seconds of the calling thread
 }
 
-
+FINEST = "perf_counter"  # what replaces a clock that is not fit
 PAIR_ORDER = (0, 1, 1, 0, 1, 0, 0, 1)  # of two cases in a pair
 WARMUP_CALLS = 2  # unmeasured calls before a measured one
 RESAMPLES = 2000  # of the pairs of a comparison
@@ -78,9 +78,13 @@ class Clock:
         """Preemptions of this process so far, if this clock counts the time that they take."""
         return 0 if self.name == CUDA_CLOCK else preemptions()
 
+    def fits(self, seconds: float) -> bool:
+        """Whether this clock is fine enough for an interval of ``seconds``."""
+        return self.resolution <= seconds / 100
+
     def check(self, seconds: float) -> None:
         """Raise ValueError if this clock is too coarse for an interval of ``seconds``."""
-        if not self.resolution <= seconds / 100:
+        if not self.fits(seconds):
             raise ValueError(
                 f"clock {self.name} has steps of {1e6 * self.resolution:.3g} µs, too coarse for "
                 f"{1e6 * seconds:.3g} µs: choose another clock, a larger batch or a larger network"
