@@ -34,7 +34,7 @@ class Found:
     parts_s: float | None = None  # kernels of a step and Adam, each alone, one thread
     threads: dict[str, float] = field(default_factory=dict)  # one thread / two threads
     per_edge: dict[str, tuple[float, float]] = field(default_factory=dict)  # ns per edge and column; DRAM floor / time
-    training: dict[tuple[str, int], float] = field(default_factory=dict)  # one thread / two, by machine and batch
+    training: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)  # 2 threads, chosen, over 1
     loop: dict[str, float] = field(default_factory=dict)  # loops of one's own
     latency: dict[str, float] = field(default_factory=dict)
     large: dict[str, float] = field(default_factory=dict)
@@ -177,10 +177,11 @@ def _threads(found: Found) -> list[Row]:
     """Training on two threads."""
     rows = []
     busy = {batch: ratio for (machine, batch), ratio in found.training.items() if machine == BUSY}
-    said = ", ".join(f"batch {batch}: {ratio:.2f}x" for batch, ratio in busy.items()) or NOT_MEASURED
-    ok = min(busy.values()) >= 0.95 if busy else None
-    rows.append(Row("training on 2 threads over 1, a second program on one core", "≥ 0.95x", said, ok))
-    idle = found.training.get((IDLE, 256))
+    said = ", ".join(f"batch {batch}: {chosen:.2f}x (always 2: {two:.2f}x)" for batch, (two, chosen) in busy.items())
+    ok = min(chosen for _, chosen in busy.values()) >= 0.95 if busy else None
+    what = "training on the number of threads that is chosen, the default, over 1, a second program on one core"
+    rows.append(Row(what, "≥ 0.95x", said or NOT_MEASURED, ok))
+    idle, _ = found.training.get((IDLE, 256), (None, None))
     rows.append(_least("training on 2 threads over 1, idle machine, batch 256", 1.5, idle, idle and 1.0))
     return rows
 

@@ -62,7 +62,7 @@ def section(quick: bool, found: Found) -> list[str]:
             with beside():
                 t = interleave(cases, 5 if quick else 25, warmup=1, shortest_s=0, budget_s=5 if quick else 20)
             one, two, chosen = (t[name].median for name in THREADS.values())
-            found.training[machine, batch] = one / two
+            found.training[machine, batch] = one / two, one / chosen
             cells = [f"{1e6 * v.median / STEPS:,.0f} ({1e6 * v.low / STEPS:,.0f}–{1e6 * v.high / STEPS:,.0f})"
                      for v in t.values()]  # fmt: skip
             out.append(f"| {machine} | {batch} | {' | '.join(cells)} | {one / two:.2f} | {one / chosen:.2f} |")

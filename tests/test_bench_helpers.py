@@ -16,7 +16,11 @@ def ratio(value):
 def found():
     return targets.Found(
         latency={"kernel alone": 4e-6, "model(x)": 8e-6, "an empty nn.Module": 1e-6},
-        training={(targets.BUSY, 50): 0.99, (targets.BUSY, 256): 0.90, (targets.IDLE, 256): 1.6},
+        training={
+            (targets.BUSY, 50): (0.4, 0.99),
+            (targets.BUSY, 256): (0.98, 0.90),
+            (targets.IDLE, 256): (1.6, 1.6),
+        },  # fmt: skip
         before={2: targets.Before(ratio(0.4), ratio(1.0), ratio(2.5))},
     )
 
@@ -32,7 +36,7 @@ def test_targets_are_judged_by_the_worst_figure():
         "original-mnist training, over that of 9d64137": True,
         "batch 1, 6,000 edges, kernel": True,
         "batch 1, 6,000 edges, model(x) under no_grad": True,
-        "training on 2 threads over 1, a second program on one core": False,
+        "training on the number of threads that is chosen, the default, over 1, a second program on one core": False,
         "training on 2 threads over 1, idle machine, batch 256": True,
     }
 

@@ -429,7 +429,7 @@ def test_a_clock_too_coarse_is_replaced_by_a_finer_one(coarse, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clock", "words"), [("process_time", "adds up the seconds of all 2 threads"), ("thread_time", "counts one of the 2")]
+    ("clock", "words"), [("process_time", "adds up the seconds of all 2"), ("thread_time", "counts one of the 2")]
 )
 def test_a_clock_that_counts_waiting_threads_is_replaced(clock, words):
     term = MeasuredTime(model_of(threads=2), TimeSettings(batch=64, **{**QUICK, "clock": clock}))

@@ -144,9 +144,7 @@ def calibrate(
     noise = statistics.median(((high - low) / 2 / seconds).tolist())
     about = noise, times.rejected, times.drift, times.cpu_share
     replaced = (asked, why_not) if why_not else ("", "")
-    return Calibration(
-        model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced
-    )
+    return Calibration(model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced)
 
 
 def fit_clock(settings: Settings, threads: int) -> tuple[Settings, str]:
