@@ -20,7 +20,7 @@ def found():
             (targets.BUSY, 50): (0.4, 0.99),
             (targets.BUSY, 256): (0.98, 0.90),
             (targets.IDLE, 256): (1.6, 1.6),
-        },  # fmt: skip
+        },
         before={2: targets.Before(ratio(0.4), ratio(1.0), ratio(2.5))},
     )
 
