@@ -240,6 +240,25 @@ def test_capacity_grows_while_a_parameter_is_frozen():
     assert torch.equal(*(m.alpha for m in trained))
 
 
+def test_capacity_grows_between_searches_of_rows(monkeypatch):
+    manifold = dataclasses.replace(MANIFOLD, **CASES["free closeness"][0], capacity=300)
+    trained = []
+    for fused in (True, False):
+        model = DynamicManifold(manifold, torch.Generator().manual_seed(1), executor="columns", threads=1)
+
+        def look(line, model=model):
+            model.grow_capacity(model.capacity + 10)
+
+        with monkeypatch.context() as patch:
+            if not fused:
+                patch.setattr(FusedSteps, "ready", lambda self: False)
+            Trainer(model, samples(), dataclasses.replace(CONFIG, log_every=6)).run(look)
+        trained.append(model)
+    assert trained[0].capacity == 410
+    for name, tensor in trained[0].state_dict().items():
+        assert torch.equal(tensor, trained[1].state_dict()[name]), name
+
+
 def test_a_replaced_parameter_is_an_error():
     model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1), executor="columns", threads=1)
 

@@ -67,7 +67,7 @@ class CpuSteps:
         self._choice: tuple[Any, Any] = None, None  # of executors, and the block of it
         self._known: tuple[Any, Any] = None, None  # a schedule, and the block of its structure
         self._work: Any = None
-        self._room = -1  # candidates that the memory is for
+        self.capacity = -1  # candidates that the memory is for
         self._parameters: Any = None
         self._entries: Any = None
         self._mode = jit.mode()
@@ -77,10 +77,10 @@ class CpuSteps:
         candidates = structure.candidates
         assert candidates is not None
         self.candidates, n = candidates, len(candidates.indices)
-        if capacity != self._room:
+        if capacity != self.capacity:
             self._shape, self._choice = self._make_shape(structure, capacity), (None, None)
             dtype = self._shape["slope"].dtype
-            self._work, self._room = make_work(self.engine, dtype, self.settings.batch, self._y, capacity), capacity
+            self._work, self.capacity = make_work(self.engine, dtype, self.settings.batch, self._y, capacity), capacity
         work = self._work.values
         work["which"][0] = 0
         work["indptr"][0], work["indices"][0, :n] = candidates.indptr, candidates.indices

@@ -89,8 +89,9 @@ class FusedSteps:
         making, structure, term = self.making, self._find_structure(), self._term()
         assert structure is not None
         assert term is not None
-        if structure.candidates is not self._steps.candidates:
-            self._steps.begin(structure, self._model.capacity)
+        capacity = self._model.capacity
+        if structure.candidates is not self._steps.candidates or capacity != self._steps.capacity:
+            self._steps.begin(structure, capacity)
             self._kept, self._places = (None, None), ()
         self._find_parameters()
         counts = list[torch.Tensor]()
