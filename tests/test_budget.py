@@ -190,7 +190,7 @@ def test_a_run_ends_within_its_budget_or_says_what_it_could_reach(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def budget_run(monkeypatch, fresh, steps=40, charge=None):
+def budget_run(monkeypatch, fresh, steps=40, charge=None, out=None):
     """A trained run with a budget of 10 ms, on a machine where a step takes 9 ms here and, in new processes, the
     seconds of ``fresh`` in turn."""
     seconds = iter(fresh)
@@ -200,28 +200,49 @@ def budget_run(monkeypatch, fresh, steps=40, charge=None):
         lambda networks, settings: {name: np.full((3, 5), next(seconds)) for name in networks},
     )
     config = TrainConfig(steps=steps, batch_size=16, budget_us=1e4, clock="perf_counter", log_every=10)
-    return make_trainer(None, config)
+    return make_trainer(out, config)
 
 
 def test_one_slow_timing_in_new_processes_cuts_nothing(monkeypatch):
-    run = budget_run(monkeypatch, [14e-3, 9.5e-3])
+    run = budget_run(monkeypatch, [14e-3, 9.5e-3, 9.6e-3])
     summary = run.run()
     assert summary["fresh_seconds"] == pytest.approx(9.5e-3)
     assert not any("trimming further" in line for line in run.notes)
 
 
-def test_a_network_that_is_slow_in_new_processes_is_trimmed_to_less(monkeypatch):
+def test_a_network_that_is_slow_in_new_processes_is_trimmed_to_less_before_it_is_trained_on(monkeypatch):
     edges = []
 
     def charge(self, evaluation, repeats=15):
         edges.append(evaluation.n_edges)
         return 9e-3 * evaluation.n_edges / edges[0]
 
-    run = budget_run(monkeypatch, [11e-3, 12e-3, 11.5e-3, 9.5e-3], charge=charge)
+    run = budget_run(monkeypatch, [11e-3, 12e-3, 11.5e-3, 9.5e-3, 9.6e-3], charge=charge)
     summary = run.run()
     assert summary["fresh_seconds"] == pytest.approx(9.5e-3)
     assert "1.1e+04 µs in new processes, over the budget: trimming further" in run.notes
+    assert [line.endswith("at step 30") for line in run.notes if line.startswith("trimmed to")] == [True, True]
     assert 9 * run.model.n_edges / edges[0] <= 0.985**2 * 10 * 10 / 11
+
+
+def test_a_machine_that_is_slower_at_the_end_cuts_nothing_and_is_reported(monkeypatch):
+    run = budget_run(monkeypatch, [9.5e-3, 12e-3, 13e-3, 14e-3])
+    summary = run.run()
+    assert summary["fresh_seconds"] == pytest.approx(9.5e-3)
+    assert sum(line.startswith("trimmed to") for line in run.notes) == 1
+    (line,) = (line for line in run.notes if "in new processes now" in line)
+    assert line.startswith("warning: a step takes 1.2e+04 µs in new processes now, over budget_us=10000, and took 9500 µs")
+
+
+def test_a_run_resumed_after_its_trim_knows_what_was_confirmed(monkeypatch, tmp_path):
+    run = budget_run(monkeypatch, [9.5e-3, 9.6e-3], out=tmp_path / "run")
+    run.run()
+    seconds = iter([9.9e-3])
+    monkeypatch.setattr(
+        "sparse_dnm.train.constraints.time_in_subprocess", lambda networks, settings: {"network": np.full(3, next(seconds))}
+    )
+    again = Trainer.resume(tmp_path / "run", dataset("classification"))
+    assert again.run()["fresh_seconds"] == pytest.approx(9.5e-3)
 
 
 def test_the_error_of_a_budget_that_new_processes_exceed_names_both_times(monkeypatch):

@@ -77,7 +77,10 @@ def time_in_subprocess(
     """
     request, found = pickle.dumps((list(networks.values()), settings)), []
     for _ in range(processes):
-        done = subprocess.run([sys.executable, "-c", COMMAND], input=request, capture_output=True, check=False)
+        # in a session of its own: Ctrl-C in the terminal is for the process that trains
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND], input=request, capture_output=True, check=False, start_new_session=True
+        )
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip()
             raise RuntimeError(f"timing in a new process failed, exit status {done.returncode}: {said[-2000:]}")

@@ -91,7 +91,14 @@ class Constraint:
 
 
 class TimeBudget(Constraint):
-    """A step takes at most ``config.budget_us``, also in new processes.  Needs the term of measured time."""
+    """A step takes at most ``config.budget_us``, also in new processes.  Needs the term of measured time.
+
+    ``confirmed``: µs of a step in new processes after the trim; inf before it.
+    """
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        self.confirmed = math.inf
 
     @property
     def term(self) -> MeasuredTime:
@@ -102,6 +109,7 @@ class TimeBudget(Constraint):
 
     def start(self, saved: Record) -> None:
         """Refuse a budget below the time of the smallest network that connects inputs and outputs."""
+        self.confirmed = (saved.get("edges") or {}).get("confirmed_us", math.inf)
         prices, budget = self.term.seconds_per(), self.run.config.budget_us
         n_outputs = self.run.data.n_outputs
         least = prices["call"] + n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
@@ -119,14 +127,17 @@ class TimeBudget(Constraint):
         controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def cut(self) -> None:
-        """Trim the network to the budget, less a margin; raise TrainingError if that is out of reach."""
+        """Trim the network to the budget, less a margin, until new processes confirm it: the steps that follow train what
+        is left.  Raises TrainingError if that is out of reach."""
         budget = self.run.config.budget_us
+        self.run.save()  # the last good checkpoint, should the trim fail
         try:
             self._trim_to(BUDGET_MARGIN * budget)
         except OverBudget as error:
             raise TrainingError(
                 f"a step cannot be made to fit budget_us={budget:g}: {error}. {self._ways_out(1e6 * error.nearest)}"
             ) from None
+        self.confirmed = self._confirm()
 
     def _trim_to(self, target_us: float) -> None:
         """Trim the network to ``target_us``; raise OverBudget if that is out of reach."""
@@ -145,14 +156,27 @@ class TimeBudget(Constraint):
 
     def finish(self) -> Record:
         """The seconds of a step in new processes."""
-        if self.run.config.steps and not self.trimmed:
+        run, budget = self.run, self.run.config.budget_us
+        if run.config.steps and not self.trimmed:
             self.trim()
-        found = {"budget_us": self.run.config.budget_us, "fresh_seconds": self._keep_budget()}
-        self.run.save()
-        return found
+        if math.isinf(self.confirmed):  # no step was made, or the trim was that of an earlier version
+            self.confirmed = self._confirm()
+            self.keep()
+        found = self._in_new_processes(budget)
+        if found > budget:
+            run.notes.append(
+                f"warning: a step takes {found:.4g} µs in new processes now, over budget_us={budget:g}, and took "
+                f"{self.confirmed:.4g} µs with the same edges after the trim: keep the machine quiet"
+            )
+        run.save()
+        return {"budget_us": budget, "fresh_seconds": 1e-6 * min(found, self.confirmed)}
 
-    def _keep_budget(self) -> float:
-        """Seconds of a step in new processes, within the budget: if they are not, the network is trimmed further.
+    def state(self) -> Record | None:
+        """What new processes have confirmed."""
+        return None if math.isinf(self.confirmed) else {"confirmed_us": self.confirmed}
+
+    def _confirm(self) -> float:
+        """µs of a step in new processes, within the budget: if they are not, the network is trimmed further.
 
         Raises TrainingError with the least time if that does not help.
         """
@@ -161,7 +185,7 @@ class TimeBudget(Constraint):
         for _ in range(MAX_TRIMS):
             found = self._in_new_processes(budget)
             if found <= budget:
-                return 1e-6 * found
+                return found
             least = min(least, found)
             run.notes.append(f"{found:.4g} µs in new processes, over the budget: trimming further")
             factor *= BUDGET_MARGIN * budget / found
@@ -173,7 +197,6 @@ class TimeBudget(Constraint):
                     f"fit: trimming to {factor * budget:.4g} µs, {error}. A busy machine is slower: keep it quiet. "
                     f"{self._ways_out(max(least, 1e6 * error.nearest))}"
                 ) from None
-            self.keep()
         raise TrainingError(
             f"a step takes {least:.4g} µs in new processes, and budget_us={budget:g} was not met after {MAX_TRIMS} "
             f"trims: keep the machine quiet. {self._ways_out(least)}"
