@@ -127,8 +127,8 @@ class TimeBudget(Constraint):
         controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def cut(self) -> None:
-        """Trim the network to the budget, less a margin, until new processes confirm it: the steps that follow train what
-        is left.  Raises TrainingError if that is out of reach."""
+        """Trim the network to the budget, less a margin, until new processes confirm it: the steps that follow train
+        what is left.  Raises TrainingError if that is out of reach."""
         budget = self.run.config.budget_us
         self.run.save()  # the last good checkpoint, should the trim fail
         try:

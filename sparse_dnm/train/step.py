@@ -117,6 +117,7 @@ class KernelStep:
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_cutoff = np.zeros((), dtype)
         self._seconds: float | None = None  # of the last backward pass, where a clock was read
+        self._evaluation: Any = None
         self.engine: Any = model.engine
         rows = torch.from_numpy(self._by_scalar)
         self._gradients = {name: rows[SCALARS.index(name)] for name in self.engine.geometry.scalars}
@@ -213,8 +214,8 @@ class KernelStep:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Of the last forward."""
-        return self._evaluation
+        """Of the last forward; before the first, of the present parameters."""
+        return self.model.find() if self._evaluation is None else self._evaluation
 
     def finish(self) -> None:
         """Write back what is held beside the model."""
@@ -227,6 +228,7 @@ class AutogradStep:
 
     def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
         self.model, self.config, self.costs = model, config, costs
+        self._evaluation: Any = None
         self._objective = F.cross_entropy if task == "classification" else F.mse_loss
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,8 +271,8 @@ class AutogradStep:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Of the last forward."""
-        return self._evaluation
+        """Of the last forward; before the first, of the present parameters."""
+        return self.model.find() if self._evaluation is None else self._evaluation
 
     def finish(self) -> None:
         """Nothing is held beside the model."""
