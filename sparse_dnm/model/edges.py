@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sparse_dnm.checks import CPU
-from sparse_dnm.config import OMEGA_IN_CLOSENESS, SCALARS, ManifoldConfig
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, ManifoldConfig
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Update
 from sparse_dnm.engine.candidates import Candidates, Geometry, check_candidates, check_slots, digest, with_new_pairs
@@ -170,8 +170,7 @@ class EdgeSlots(nn.Module):
         if not torch.equal(self._digest(), self.structure_digest):
             raise ValueError(MIXED)
         n = int(self.candidate_indptr[-1])
-        slots = self._buffers.get("candidate_slots")
-        engine = self.engine
+        slots, engine = self._buffers.get("candidate_slots"), self.engine
         parts = self.candidate_indptr, self.candidate_indices[:n], self._reference, None if slots is None else slots[:n]
         held = Candidates.of(*(None if t is None else engine.array(t.clone()) for t in parts))
         host = held.host
@@ -232,10 +231,8 @@ class EdgeSlots(nn.Module):
 
     @torch.no_grad()
     def take_candidates(self, candidates: Candidates, births: NDArray[np.int64] | None) -> None:
-        """Store candidates that other code has found, in arrays of the engine, whose omega it writes to their slots.
-
-        births (capacity,): how often each slot was given to a new one.  Free slots get 0.
-        """
+        """Store candidates that other code has found, in arrays of the engine; it writes their omega to their slots,
+        free slots get 0.  births (capacity,): how often each slot was given to a new one."""
         self._write(candidates)
         self._forget()
         if candidates.slots is not None and births is not None:
@@ -357,7 +354,8 @@ class EdgeSlots(nn.Module):
         self._watch()
         self._forget()
         if free and not saved.searched:
-            self._as_if_searched()
+            arrays = self.engine.read({name: getattr(self, name) for name in self._geometry.parameters})
+            self._write(as_searched(self.engine, arrays, self._candidates()))
 
     def _on_engine(self, candidates: Candidates) -> Candidates:
         """CPU candidates as arrays of the engine."""
@@ -385,11 +383,3 @@ class EdgeSlots(nn.Module):
         if gradient is not None:
             self.edge_weight.grad = change(gradient)
         self._followed.change(self.edge_weight, before, change)
-
-    def _as_if_searched(self) -> None:
-        """Every row counts as searched at the present scalars."""
-        engine, held = self.engine, self._candidates()
-        arrays = engine.read({name: getattr(self, name) for name in self._geometry.parameters})
-        now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
-        reference = engine.array(as_searched(torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)))
-        self._write(Candidates.of(held.indptr, held.indices, reference, held.slots))

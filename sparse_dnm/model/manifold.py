@@ -267,12 +267,6 @@ class DynamicManifold(EdgeSlots):
         return self._last.structure
 
     @property
-    def known_structure(self) -> Any:
-        """The structure of the last forward; None before the first, and where the candidates have changed since."""
-        self._candidates()
-        return None if self._found is None else self._found.structure
-
-    @property
     def _last(self) -> Evaluation:
         self._candidates()
         return self.find() if self._found is None else self._found

@@ -6,12 +6,14 @@ With slots; in the order of the candidates (before there were slots); and withou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_dnm.config import SCALARS
+from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.candidates import Candidates, Geometry, check_candidates, check_slots, digest
 
 DAMAGED = (
@@ -93,6 +95,9 @@ def slots_in_order(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor
     return {prefix + name: tensor for name, tensor in found.items()}
 
 
-def as_searched(rows: Tensor, threshold: Tensor) -> Tensor:
-    """The reference of rows that have just been searched: ``rows`` (7, n_rows) are their transformed scalars."""
-    return torch.cat([rows.T, threshold.double().reshape(1, 1).expand(rows.shape[1], 1)], dim=1)
+def as_searched(engine: Engine, arrays: Mapping[str, Any], held: Candidates) -> Candidates:
+    """The candidates ``held``, as if every row had just been searched at the scalars of ``arrays``."""
+    now = engine.evaluate(arrays, arrays["edge_weight"][held.slots], held, None, check=False).values
+    rows, threshold = torch.as_tensor(now.rows)[: len(SCALARS)], torch.as_tensor(now.threshold)
+    reference = torch.cat([rows.T, threshold.double().reshape(1, 1).expand(rows.shape[1], 1)], dim=1)
+    return Candidates.of(held.indptr, held.indices, engine.array(reference), held.slots)

@@ -115,8 +115,11 @@ class FusedSteps:
 
     def _find_structure(self) -> CpuStructure | None:
         """The structure with which steps begin; None if it is not of the model's candidates."""
-        found = self._model.known_structure or self._structure
-        return found if found is not None and found.candidates is self._model.candidates else None
+        candidates = self._model.candidates
+        for found in (self.making.evaluation.structure, self._structure):
+            if found is not None and found.candidates is candidates:
+                return found
+        return None
 
     def _term(self) -> Term | None:
         """The term of the loss that asks for a smaller network; None if the kernel does not know it."""
