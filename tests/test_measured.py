@@ -32,6 +32,7 @@ from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
+from sparse_dnm.timing import probes
 from sparse_dnm.timing.calibration import calibrate, read_profile
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.train.adam import Adam
@@ -352,6 +353,14 @@ def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
     assert model.executor.asked == 0
     other = {**term.state(), "threads": 1}
     assert MeasuredTime(model, TimeSettings(batch=50, **QUICK), state=other).executor.threads == 1
+
+
+@pytest.mark.parametrize(("two", "chosen"), [(0.7, 1), (0.6, 2)])
+def test_two_threads_must_be_much_faster_than_one(monkeypatch, two, chosen):
+    times = probes.Times(np.array([[1.0], [two]]), 0, 1.0, 1.0)
+    monkeypatch.setattr(probes, "time_steps", lambda watches, settings: times)
+    bench = probes.Bench(model_of("digits").find(), "train", 50, "perf_counter", 0)
+    assert bench.settle("columns", [1, 2]).asked == chosen
 
 
 def test_a_profile_takes_the_place_of_the_calibration():

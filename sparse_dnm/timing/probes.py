@@ -36,6 +36,7 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
+WORTH = 1.5  # times as fast that more threads must be
 MAX_DRIFT = 1.25  # a round is measured again if the reference work took so many times its usual seconds
 
 
@@ -218,7 +219,11 @@ class Bench:
 
     def settle(self, name: str, threads: Sequence[int]) -> Executor:
         """The executor to time: ``name`` ("auto": `columns` or `wavefront`) on one of these numbers of threads, the
-        fastest by wall seconds."""
+        fastest by wall seconds.
+
+        More threads than the fewest must be WORTH times as fast: the choice holds for a whole training, and threads
+        that wait for each other are many times slower than one as soon as another program needs a core.
+        """
         names = ("columns", "wavefront") if name == "auto" else (name,)
         cpu, tiles = self._name == "cpu", tiles_of(self._batch)
         made = [
@@ -234,7 +239,8 @@ class Bench:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
         seconds = np.median(time_steps(watches, timing).seconds, axis=1)
-        return made[int(np.argmin(seconds))]
+        price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
+        return made[int(np.argmin(seconds * price))]
 
 
 def topology_dtype(structure: Any) -> np.dtype[Any]:
