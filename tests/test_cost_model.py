@@ -1,7 +1,9 @@
 """The cost model: features, cuts and fits against independent computations; calibrate in a real process."""
 
 import json
+import math
 import re
+import warnings
 from dataclasses import replace
 
 import naive
@@ -18,6 +20,7 @@ from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
 from sparse_dnm.cli.app import app
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.cpu import FAR, KERNELS, CpuEngine
+from sparse_dnm.io import write_json
 from sparse_dnm.timing import calibration
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes as probing
@@ -323,6 +326,18 @@ def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
             calibration.read_profile(path)
     with pytest.raises(ValueError, match="does not exist; write one with: sparse-dnm calibrate"):
         calibration.read_profile(tmp_path / "none.json")
+
+
+def test_a_profile_whose_predictions_are_all_the_same_is_kept(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quality = Quality.of(np.ones(5), np.arange(1.0, 6.0))
+    assert math.isnan(quality.spearman)
+    made = calibration.Calibration(
+        CostModel("columns", (1.0,) * 6), Settings(), 1, quality, 0.01, 0, 1.0, 1.0, np.ones((15, 6)), np.ones(15)
+    )
+    write_json(tmp_path / "profile.json", made.as_dict())
+    assert math.isnan(calibration.read_profile(tmp_path / "profile.json").held_out.spearman)
 
 
 def test_doubts_are_reported():

@@ -315,3 +315,68 @@ def test_the_digest_of_a_structure_is_that_of_torch_s_arithmetic(n, seed):
         for k, array in enumerate((indptr, indices, slots))
     )
     assert digest(indptr, indices, slots) == expected
+
+
+@pytest.mark.parametrize("stop", [10, 20, 40])
+def test_a_run_stopped_where_edges_are_counted_goes_on_with_the_same_bits(stop, tmp_path):
+    manifold, config = (dataclasses.replace(a, **b) for a, b in zip((MANIFOLD, CONFIG), CASES["proxy"], strict=True))
+    config = dataclasses.replace(config, target_edges=60, kappa=1.0, lr=0.02, log_every=10, checkpoint_every=10**6)
+    trained = []
+    for number in (None, stop):
+        model = DynamicManifold(manifold, torch.Generator().manual_seed(1), executor="columns", threads=1)
+        run = Trainer(model, samples(), config, tmp_path / str(number))
+
+        def look(line, number=number):
+            if line["step"] == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        if number is None:
+            run.run(look)
+        else:
+            with pytest.raises(Interrupted):
+                run.run(look)
+            run = Trainer.resume(tmp_path / str(number), samples())
+            assert run.step == stop
+            run.run()
+        trained.append(run.model.state_dict())
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
+
+
+def test_a_network_that_is_cut_in_two_is_connected_again_whoever_looks_first(tmp_path):
+    manifold = ManifoldConfig(
+        n_neurons=68, n_inputs=6, n_outputs=2, period=3.0, activation="sigmoid", sigma=(8.0, 0.0), mu=(0.0, 2.0),
+        weight=(1.0, 0.0), bias=(0.0, 0.5), skin=0.02, seed=25,
+    )  # fmt: skip
+    config = TrainConfig(
+        steps=90, batch_size=50, lr=0.2, objective=100.0, flow=0.1, speed="none", log_every=1000, snapshot_every=16,
+        executor="columns", threads=1,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 6)).astype("f")
+    y = torch.from_numpy((x @ rng.standard_normal((6, 2)).astype("f")).argmax(1))
+    data = Dataset(
+        "random", "classification", torch.from_numpy(x), y, torch.from_numpy(x[:20]), y[:20], 3.0, ("a", "b")
+    )
+    trained = []
+    for how in ("nobody", "checkpoint", "signal"):
+        changed = dataclasses.replace(config, checkpoint_every=16 if how == "checkpoint" else 10**6)
+        model = DynamicManifold(manifold, torch.Generator().manual_seed(1), executor="columns", threads=1)
+        run = Trainer(model, data, changed, tmp_path / how)
+
+        def look(snapshot, how=how):
+            if how == "signal" and snapshot.step == 16:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        if how == "signal":
+            with pytest.raises(Interrupted):
+                run.run(on_snapshot=look)
+            notes = [*run.notes]
+            run = Trainer.resume(tmp_path / how, data)
+            assert run.step == 16
+        run.run(on_snapshot=look)
+        assert any("step 16 had cut the network in two" in line for line in (notes if how == "signal" else run.notes))
+        trained.append(run.model.state_dict())
+    for other in trained[1:]:
+        for name, tensor in trained[0].items():
+            assert torch.equal(tensor, other[name]), name

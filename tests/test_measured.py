@@ -445,6 +445,8 @@ def test_a_clock_that_counts_waiting_threads_is_replaced(clock, words):
     assert term.clock.name == "perf_counter"
     assert words in term.describe()[0]
     assert sum("is used instead" in line for line in term.describe()) == 1
+    own = dataclasses.replace(term.calibration, asked_clock="", why_not="")  # as if perf_counter had been asked for
+    assert MeasuredTime(model_of(threads=2), term.settings, profile=own).clock.name == "perf_counter"
 
 
 def test_a_clock_too_coarse_is_refused_where_there_is_no_finer_one(monkeypatch):

@@ -26,7 +26,7 @@ from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import Calibration, calibrate, describe
+from sparse_dnm.timing.calibration import Calibration, calibrate, describe, fit_clock
 from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
 from sparse_dnm.timing.probes import Bench, Settings
@@ -125,7 +125,8 @@ class MeasuredTime:
         if profile is None:
             profile = calibrate(evaluation.structure, self._engine, self._bench.x, wanted, on_round)
         else:
-            check_profile(profile, wanted)
+            fit, _ = fit_clock(wanted, self.executor.threads)
+            check_profile(profile, fit if profile.settings.clock == fit.clock else wanted)
         self.calibration = profile
         self._measuring = replace(wanted, clock=profile.settings.clock)
         self.clock = Clock.of(profile.settings.clock)

@@ -56,7 +56,7 @@ class Calibration:
             "version": VERSION,
             "seconds_per": dict(zip(names, self.model.coefficients, strict=True)),
             "settings": {name: value for name, value in settings.items() if name != "only"},
-            "held_out": asdict(self.held_out),
+            "held_out": {name: None if math.isnan(value) else value for name, value in asdict(self.held_out).items()},
             "noise": self.noise,
             "rejected": self.rejected,
             "drift": self.drift,
@@ -100,7 +100,8 @@ def read_profile(path: Path) -> Calibration:
             raise ValueError("a price is negative or not finite")
         about = {name: values[name] for name in ("noise", "rejected", "drift", "cpu_share")}
         about |= {name: str(values.get(name, "")) for name in ("asked_clock", "why_not")}
-        held_out = Quality(**values["held_out"])
+        judged: dict[str, Any] = {name: math.nan if v is None else v for name, v in values["held_out"].items()}
+        held_out = Quality(**judged)
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is a damaged profile: {error}; write it again with sparse-dnm calibrate") from None

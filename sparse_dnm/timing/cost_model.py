@@ -45,12 +45,13 @@ class Quality:
         from scipy.stats import spearmanr  # slow to import, and only needed here
         from sklearn.metrics import mean_absolute_percentage_error, r2_score
 
+        differ = np.ptp(predicted) > 0.0 and np.ptp(measured) > 0.0
         return Quality(
             n=len(measured),
             r2=float(r2_score(measured, predicted)),
             mape=float(mean_absolute_percentage_error(measured, predicted)),
             within_10=float((np.abs(predicted / measured - 1) <= 0.1).mean()),
-            spearman=float(spearmanr(predicted, measured).statistic),
+            spearman=float(spearmanr(predicted, measured).statistic) if differ else math.nan,
         )
 
 

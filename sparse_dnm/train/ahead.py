@@ -89,6 +89,7 @@ class Ahead:
             return False
         self._draws.take(made.steps)
         run.step, run.edges, run.last_loss, run.fused = step + made.steps, made.n_edges, made.loss, True
+        run.seen = None
         seconds = (time.perf_counter() - start) / made.steps
         self._times += [seconds] * made.steps
         if choice is not None and (made.steps >= TIMED_STEPS or seconds > LONG_STEP):
@@ -104,6 +105,7 @@ class Ahead:
         limits += [] if untimed is None else [untimed]
         limits += [len(self._draws)] if stopping else []
         limits += [self._recovery.quiet_until - step] if self._recovery.quiet else []
+        limits += [0] if self._recovery.cut_at == step else []
         limits += [left - 1 for left in self._lefts(step, snapshots)]
         return max(min(limits), 0)
 

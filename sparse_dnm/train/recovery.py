@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 
 from sparse_dnm.model.growth import reinitialize_rows
 from sparse_dnm.train.state import Run
-from sparse_dnm.train.trim import keep_edges
+from sparse_dnm.train.trim import Frozen, keep_edges
 
 MAX_RECOVERIES = 5
 DOUBLINGS = 8  # of the number of edges, tried one after the other
@@ -23,20 +24,37 @@ class Recovery:
 
     count        how often the network was reconnected
     quiet_until  step up to which those terms are left out
+    cut_at       the last step that had cut it; the next one is not quiet yet, whoever noticed
     """
 
     def __init__(self, run: Run):
         self.run = run
         self.count = self.quiet_until = 0
+        self.cut_at = -1
+
+    def state(self) -> list[int]:
+        """What a checkpoint holds: also the numbers of edges that the run knows."""
+        return [self.count, self.quiet_until, self.cut_at, self.run.edges, self.run.n_edges]
+
+    def restore(self, saved: Sequence[int] | None) -> None:
+        """Go on from what `state` returned, or from what earlier versions saved."""
+        if saved is None:
+            return
+        if len(saved) == 3:  # of earlier versions
+            self.count, self.quiet_until, self.run.edges = saved
+        else:
+            self.count, self.quiet_until, self.cut_at, self.run.edges, self.run.seen = saved
 
     @property
     def quiet(self) -> bool:
         """The terms that ask for a smaller network are left out now."""
-        return self.run.step < self.quiet_until
+        return self.cut_at < self.run.step < self.quiet_until
 
-    def reconnect(self) -> bool:
-        """Reconnect the network; returns whether that succeeded."""
+    def reconnect(self, frozen: Frozen | None) -> bool:
+        """Reconnect the network where an update has cut it in two and it is not ``frozen``; returns whether it did."""
         run = self.run
+        if run.step == 0 or run.model.connected or frozen is not None:
+            return False
         if run.config.budget_us or self.count >= MAX_RECOVERIES:
             return False
         run.settle()
@@ -62,7 +80,7 @@ class Recovery:
     def _rest(self, found: int, redrawn: bool) -> None:
         """Pause the terms, and reset the moments that would keep shrinking the network."""
         run = self.run
-        self.quiet_until = run.step + QUIET_STEPS
+        self.quiet_until, self.cut_at = run.step + QUIET_STEPS, run.step
         for state in run.optimizer.state.values():
             state["exp_avg"].zero_()
         rows = "scalars of some rows were drawn again, " if redrawn else ""

@@ -36,6 +36,7 @@ class Run:
     saved      step of the checkpoint in ``out``
     edges      number of them in the last forward of a step
     fused      that step was made by `fused.FusedSteps`: the model itself knows an earlier one
+    seen       `n_edges` before the next step, where the model was evaluated for a test that other runs do not make
     notes      lines for the user
     """
 
@@ -52,6 +53,7 @@ class Run:
     saved: int | None = None
     edges: int = 0
     fused: bool = False
+    seen: int | None = None
     last_loss: float = math.nan
     notes: list[str] = field(default_factory=list)
 
@@ -64,6 +66,8 @@ class Run:
     @property
     def n_edges(self) -> int:
         """Number of edges in the last forward."""
+        if self.seen is not None:
+            return self.seen
         return self.edges if self.fused else self.model.n_edges
 
     def settle(self) -> None:

@@ -135,6 +135,7 @@ class Trainer:
                 self._choose_step()  # hooks may have been added, or parameters frozen
             while self.step < self.config.steps:
                 if signals.received is not None and self.out and not self._draws:
+                    self._run.seen = self._run.n_edges  # a run that is not stopped makes no test here
                     self._test()
                     self._save()
                     raise Interrupted(signals.received, self.step, self.out)
@@ -153,7 +154,7 @@ class Trainer:
         if self.config.speed == "time":
             run.check_connected()
         costs, notes = make_costs(self.config, self.model, self._saved_costs)
-        self.notes += notes
+        self.notes.extend(notes)
         if isinstance(costs.speed, MeasuredTime) and self.config.time_mode == "train":
             self.model.executor = costs.speed.executor  # what is timed is what trains
         run.costs = costs
@@ -240,10 +241,10 @@ class Trainer:
         """Outputs and loss of a batch; a term of coefficient 0 for a ``report`` at least."""
         run = self._run
         outputs = run.with_room(lambda: run.making.forward(x))
-        if self.step and not self.model.connected and self._constraint.frozen is None and self._recovery.reconnect():
+        if self._recovery.reconnect(self._constraint.frozen):
             outputs = run.with_room(lambda: run.making.forward(x))
         run.check_connected()
-        run.edges, run.fused = self.model.n_edges, False
+        run.edges, run.fused, run.seen = self.model.n_edges, False, None
         terms = run.making.loss(y, report)
         if not math.isfinite(terms.total):
             raise run.diverged(f"the loss became {terms.total} in step {self.step + 1}")
@@ -272,12 +273,15 @@ class Trainer:
 
     def _test(self) -> dict[str, float]:
         """The test figure of a model that is fit to be saved: connected, and finite."""
-        self._run.settle()
+        run = self._run
+        run.settle()
         try:
-            test = self._run.with_room(lambda: evaluate(self.model, self.data))
+            test = run.with_room(lambda: evaluate(self.model, self.data))
+            if self._recovery.reconnect(self._constraint.frozen):
+                test = run.with_room(lambda: evaluate(self.model, self.data))
         except TrainingError as error:
-            raise self._run.diverged(str(error)) from None
-        self._run.check_connected()
+            raise run.diverged(str(error)) from None
+        run.check_connected()
         return test
 
     @property
@@ -340,7 +344,7 @@ class Trainer:
             "time": None if run.time is None else run.time.state(),
             "memory_reference": None if memory is None else memory.reference,
             "edges": self._constraint.state(),
-            "guard": [self._recovery.count, self._recovery.quiet_until, run.edges],
+            "guard": self._recovery.state(),
         }
 
     @classmethod
@@ -386,9 +390,8 @@ class Trainer:
     def _restore(self, saved: Checkpoint) -> None:
         """Restore the rest of a checkpoint whose model has been loaded."""
         run, header = self._run, saved.header
-        self._saved_costs = {name: header.get(name) for name in SAVED_COSTS}
-        guard = self._saved_costs["guard"] or (0, 0, 0)
-        self._recovery.count, self._recovery.quiet_until, run.edges = guard
+        self._saved_costs = found = {name: header.get(name) for name in SAVED_COSTS}
+        self._recovery.restore(found["guard"])
         files.unpack(saved, self.model, self._optimizer, self._order, self._generator)
         shared: dict[float, Tensor] = {}
         for state in self._optimizer.state.values():
