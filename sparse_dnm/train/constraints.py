@@ -70,6 +70,7 @@ class Constraint:
         self.run.settle()
         if self.run.step == self.last:  # else a checkpoint of a later step was resumed
             self.cut()
+            self.run.seen = None  # it is of the network before
         self.trimmed = True
         self.run.costs.rest()
         self.keep()
