@@ -204,7 +204,11 @@ def test_hooks_and_frozen_parameters_make_single_steps(monkeypatch):
     model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(1))
     model.bias.requires_grad_(False)
     monkeypatch.setattr(FusedSteps, "run", lambda *arguments: pytest.fail("bias would be trained"))
-    Trainer(model, samples(), dataclasses.replace(CONFIG, steps=5)).run()
+    trainer = Trainer(model, samples(), dataclasses.replace(CONFIG, steps=5))
+    before = model.bias.clone()
+    trainer.run()
+    assert trainer.step == 5
+    assert torch.equal(model.bias, before)
 
 
 @pytest.mark.parametrize("where", ["first line", "snapshot"])

@@ -67,7 +67,11 @@ def test_a_turn_ends_with_the_process_that_is_killed(held):
 
 def test_a_process_that_is_stopped_is_waited_for_with_patience(held, monkeypatch):
     monkeypatch.setattr(turns, "PATIENCE", 0.1)
-    Turn(held[0]).wait()
+    turn = Turn(held[0])
+    turn.wait()
+    turn.give_back()
+    assert held[0].exists()  # it is the other process's still
+    assert not turn.take()
 
 
 def test_a_turn_in_a_folder_that_cannot_be_written_is_given_to_everybody(tmp_path):
