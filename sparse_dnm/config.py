@@ -97,6 +97,7 @@ Positive = Annotated[Integer, Field(ge=1)]
 Count = Annotated[Integer, Field(ge=0)]
 Coefficient = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, lt=1, description="a share")]
+WholeShare = Annotated[Number, Field(ge=0, le=1, description="a share")]
 Normal = tuple[Number, Coefficient]  # mean and standard deviation of a normal distribution
 Device = Annotated[str, BeforeValidator(str), AfterValidator(check_device)]
 Path = Annotated[str, BeforeValidator(_path)]
@@ -104,8 +105,8 @@ Path = Annotated[str, BeforeValidator(_path)]
 TYPE_RULES = {int: "an integer", float: "a number", str: "a string"}
 PAIR_RULE = "a pair of numbers: mean, standard deviation"
 NORMAL_RULE = "finite with a standard deviation >= 0"
-BOUNDS = {"ge": ">=", "gt": ">", "lt": "<"}
-BOUND_ERRORS = ("finite_number", "greater_than_equal", "greater_than", "less_than")
+BOUNDS = {"ge": ">=", "gt": ">", "lt": "<", "le": "<="}
+BOUND_ERRORS = ("finite_number", "greater_than_equal", "greater_than", "less_than", "less_than_equal")
 
 
 def _line(cls: Any, values: dict[str, Any], error: ValidationError) -> str:
@@ -246,6 +247,7 @@ class TrainConfig:
     shift: Count = 0  # largest random shift of images in each direction, pixels
     input_dropout: Share = 0.0  # share of the inputs set to 0 at random
     omega_decay: Coefficient = 0.0  # coefficient of half the sum of squares of omega, if edges have omega
+    fine_tune: WholeShare = 0.3  # share of the steps, the last ones, in which the structure stays
     kappa: Coefficient = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
     grow_every: Positive = 4  # steps between those with that gradient, which is multiplied by this number
     scan_every: Count = 0  # steps between searches for edges outside the candidates; 0: no search
@@ -261,7 +263,8 @@ class TrainConfig:
     time_every: Positive = 10  # steps between timed ones
     clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
     budget_us: Coefficient = 0.0  # most µs that a step may take; 0: no budget
-    trim_steps: Count = 500  # steps of fine-tuning after the trim to the budget
+    validation: Share = 0.1  # share of the training samples, 2,000 at most, held out to judge the cut to a budget
+    max_loss: Coefficient = 2.0  # most points of validation accuracy, or of R2, that the cut to a budget may cost
     time_estimator: Estimator = "cost-model"  # source of the gradient of the measured time
     time_ablation: Ablation = "none"
     profile: Path = ""  # path of a profile to use instead of a calibration at the start
@@ -285,6 +288,16 @@ class TrainConfig:
                 f"target_edges={self.target_edges} is reached by the proxy: it needs speed='proxy', "
                 f"proxy_gradient='straight-through' and a proxy_coefficient > 0, not speed={self.speed!r}, "
                 f"proxy_gradient={self.proxy_gradient!r}, proxy_coefficient={self.proxy_coefficient!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_cut_is_followed_by_training(self) -> TrainConfig:
+        name = "budget_us" if self.budget_us else "target_edges"
+        if getattr(self, name) and not self.fine_tune:
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} cuts the network, and fine_tune=0 leaves no steps to train what is "
+                "left; give a share such as fine_tune=0.3"
             )
         return self
 
@@ -323,6 +336,11 @@ class TrainConfig:
     def steps_per_snapshot(self) -> int:
         """Steps between snapshots of the structure."""
         return self.snapshot_every or max(1, self.steps // 100)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a term of the loss asks for fewer edges by its gradient."""
+        return bool(self.speed_coefficient) and (self.speed == "time" or self.proxy_gradient != "none")
 
     @property
     def speed_coefficient(self) -> float:

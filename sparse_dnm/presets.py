@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,16 +12,17 @@ from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a network and of its training, and changes for training to a given number of edges."""
+    """Settings of a network and of its training, the same whatever says how small it becomes."""
 
     manifold: ManifoldConfig
-    train: TrainConfig = field(default_factory=TrainConfig)
-    growth: Mapping[str, Any] = field(default_factory=dict)  # changes to ``train`` in `growing`
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(kappa=1.0))
 
     def growing(self, target_edges: int) -> TrainConfig:
-        """Training settings that end with ``target_edges`` edges: the proxy prunes, and ``kappa`` lets edges grow."""
-        changes = {"speed": "proxy", "proxy_gradient": "straight-through", "target_edges": target_edges, "kappa": 1.0}
-        return dataclasses.replace(self.train, **{**changes, **self.growth})
+        """Training settings that end with ``target_edges`` edges, by the proxy."""
+        changes: dict[str, Any] = {"target_edges": target_edges}
+        if self.train.kappa == 0.0:  # the original's: it never optimised its proxy, and never grew an edge
+            changes |= {"kappa": 1.0, "fine_tune": TrainConfig().fine_tune}
+        return dataclasses.replace(self.train, speed="proxy", proxy_gradient="straight-through", **changes)
 
 
 PRESETS: dict[str, Preset] = {
@@ -46,6 +46,7 @@ PRESETS: dict[str, Preset] = {
             schedule="constant",
             objective=1e4,
             flow=1.0,
+            fine_tune=0.0,
             speed="proxy",
             proxy_coefficient=0.1,
             speed_power=2,
@@ -67,6 +68,7 @@ PRESETS: dict[str, Preset] = {
             schedule="constant",
             objective=1e3,
             flow=1e-4,
+            fine_tune=0.0,
             speed="proxy",
             proxy_coefficient=0.1,
             speed_power=2,
@@ -86,7 +88,7 @@ PRESETS: dict[str, Preset] = {
             bias=(0.0, 0.0),
             cutoff=-2.0,
         ),
-        TrainConfig(steps=5_000, lr=0.01, time_coefficient=0.1, proxy_coefficient=0.1),
+        TrainConfig(steps=5_000, lr=0.01, kappa=1.0, time_coefficient=0.1, proxy_coefficient=0.1),
     ),
     "digits": Preset(
         ManifoldConfig(
@@ -101,8 +103,15 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=3_000, lr=0.002, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"input_dropout": 0.1, "steps": 20_000, "lr": 0.004, "omega_decay": 0.001},
+        TrainConfig(
+            steps=20_000,
+            lr=0.004,
+            input_dropout=0.1,
+            omega_decay=0.001,
+            kappa=1.0,
+            time_coefficient=2.0,
+            proxy_coefficient=8.0,
+        ),
     ),
     "mnist": Preset(
         ManifoldConfig(
@@ -116,8 +125,15 @@ PRESETS: dict[str, Preset] = {
             weight=(1.0, 0.0),
             bias=(0.0, 0.0),
         ),
-        TrainConfig(steps=10_000, batch_size=100, lr=0.004, time_coefficient=2.0, proxy_coefficient=8.0),
-        {"shift": 1, "steps": 60_000},
+        TrainConfig(
+            steps=60_000,
+            batch_size=100,
+            lr=0.004,
+            shift=1,
+            kappa=1.0,
+            time_coefficient=2.0,
+            proxy_coefficient=8.0,
+        ),
     ),
 }
 

@@ -353,8 +353,8 @@ def test_a_network_that_is_cut_in_two_is_connected_again_whoever_looks_first(tmp
         weight=(1.0, 0.0), bias=(0.0, 0.5), skin=0.02, seed=25,
     )  # fmt: skip
     config = TrainConfig(
-        steps=90, batch_size=50, lr=0.2, objective=100.0, flow=0.1, speed="none", log_every=1000, snapshot_every=16,
-        executor="columns", threads=1,
+        steps=90, batch_size=50, lr=0.2, fine_tune=0.0, objective=100.0, flow=0.1, speed="none", log_every=1000,
+        snapshot_every=16, executor="columns", threads=1,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 6)).astype("f")

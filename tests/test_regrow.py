@@ -297,7 +297,7 @@ def test_omega_decays():
 
 
 def test_a_network_that_cut_itself_in_two_is_connected_again():
-    run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
+    run = training(steps=300, target_edges=0, fine_tune=0.0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     found = run.run()
     assert [note for note in run.notes if "had cut the network in two" in note]
     assert math.isfinite(found["test_accuracy"])
@@ -306,7 +306,7 @@ def test_a_network_that_cut_itself_in_two_is_connected_again():
 
 def test_a_network_that_needs_many_recoveries_is_reported(monkeypatch):
     monkeypatch.setattr("sparse_dnm.train.recovery.MAX_RECOVERIES", 0)
-    run = training(steps=300, target_edges=0, trim_steps=0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
+    run = training(steps=300, target_edges=0, fine_tune=0.0, proxy_coefficient=3e4, kappa=0.0, lr=0.02)
     with pytest.raises(TrainingError, match="the network has cut itself in two"):
         run.run()
 

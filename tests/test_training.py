@@ -30,7 +30,7 @@ SUMMARY = {
     *("executor", "versions", "machine"),
 }
 CONFIG = TrainConfig(
-    steps=60, batch_size=16, lr=0.02, flow=1e-4, speed="proxy", log_every=10, checkpoint_every=20
+    steps=60, batch_size=16, lr=0.02, flow=1e-4, fine_tune=0.0, speed="proxy", log_every=10, checkpoint_every=20
 )  # no clock in the loss: the same bits every time
 
 
@@ -377,7 +377,7 @@ def test_data_that_kernels_would_misread_are_refused(task, change, words):
 
 
 def test_longer_training_extends_a_finished_one(tmp_path):
-    constant = {"batch_size": 16, "speed": "proxy", "schedule": "constant", "log_every": 10}
+    constant = {"batch_size": 16, "fine_tune": 0.0, "speed": "proxy", "schedule": "constant", "log_every": 10}
     trainer(tmp_path / "whole", TrainConfig(steps=50, **constant)).run()
     first = trainer(tmp_path / "extended", TrainConfig(steps=30, **constant)).run()
     resumed = Trainer.resume(tmp_path / "extended", dataset("classification"), steps=50)
@@ -391,11 +391,11 @@ def test_longer_training_extends_a_finished_one(tmp_path):
 
 
 def test_schedules():
-    cosine = TrainConfig(steps=100, lr=0.5)
+    cosine = TrainConfig(steps=100, lr=0.5, fine_tune=0.0)
     assert learning_rate(cosine, 0) == 0.5
     assert learning_rate(cosine, 50) == pytest.approx(0.25)
     assert 0 < learning_rate(cosine, 99) < 0.001
-    assert learning_rate(TrainConfig(steps=100, lr=0.5, schedule="constant"), 99) == 0.5
+    assert learning_rate(TrainConfig(steps=100, lr=0.5, fine_tune=0.0, schedule="constant"), 99) == 0.5
 
 
 def test_no_directory_and_no_steps(tmp_path, monkeypatch):

@@ -28,7 +28,8 @@ WAYS_OUT = {  # for errors of the operating system
 def errors_reported() -> Iterator[None]:
     """Report an error that a user can cause as one line on stderr and an exit code, without a traceback.
 
-    Exit codes: 2 after an error, 128 + the signal's number after a signal.
+    Exit codes: 2 after an error, 3 where a training has lost more in the cut to its budget than it may, 128 + the
+    signal's number after a signal.
     """
     try:
         yield
@@ -39,7 +40,7 @@ def errors_reported() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's MemoryError
             raise
         typer.secho(f"error: {_explain(error)}", fg="red", err=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(getattr(error, "exit_code", 2)) from None
 
 
 def _explain(error: Exception) -> str:

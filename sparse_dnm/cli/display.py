@@ -179,6 +179,9 @@ def _table(summary: Record) -> Table:
     if "fresh_seconds" in summary:
         seconds = summary["fresh_seconds"]
         table.add_row("budget", f"{1e6 * seconds:.4g} of {summary['budget_us']:g} µs, timed in subprocesses")
+    if "validation_before" in summary:
+        before, after = (summary[f"validation_{when}"] for when in ("before", "after"))
+        table.add_row("validation", f"{before:.2%} before the cut to the budget, {after:.2%} at the end")
     where = f"{summary['threads']} threads" if summary["device"] == "cpu" else summary["device"]
     table.add_row("executor", f"{summary['executor']}; {where}")
     gpu = f", {summary['machine']['gpu']}" if "gpu" in summary["machine"] else ""

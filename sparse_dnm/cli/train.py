@@ -45,6 +45,13 @@ class TrainOptions:
     budget_us: Annotated[
         float | None, typer.Option(help="µs that a step of the trained network may take, at most."), o.SETTING
     ] = None
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Points of validation accuracy (or R²) that the cut to --budget-us may cost, else exit 3; default 2."
+        ),
+        o.SETTING,
+    ] = None
     profile: Annotated[
         Path | None, typer.Option(help="Train for the machine that this profile (of calibrate) comes from.")
     ] = None
@@ -151,6 +158,10 @@ def _check_values(options: TrainOptions) -> None:
     budget, every, edges, density = options.budget_us, options.snapshot_every, options.edges, options.density
     if budget is not None and not budget > 0:
         raise ValueError(f"--budget-us {budget:g} must be > 0 µs; leave it out for no budget")
+    if options.max_loss is not None and budget is None:
+        raise ValueError(f"--max-loss {options.max_loss:g} is about the cut to a budget: give --budget-us as well")
+    if options.max_loss is not None and not 0 <= options.max_loss <= 100:
+        raise ValueError(f"--max-loss {options.max_loss:g} must be in 0 .. 100 points")
     if every is not None and every < 1:
         raise ValueError(f"--snapshot-every {every} must be >= 1; more than --steps keeps the first and the last only")
     if options.device is not None:

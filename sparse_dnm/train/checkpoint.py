@@ -169,7 +169,7 @@ def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | No
     try:
         source = None if values["source"] is None else DataSource(**values["source"])
         manifold = from_dict(ManifoldConfig, values["manifold"])
-        return manifold, from_dict(TrainConfig, values["train"]), source, dict(values["data"])
+        return manifold, from_dict(TrainConfig, renewed(values["train"])), source, dict(values["data"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not describe a run: {error}") from None
 
@@ -184,7 +184,8 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
     saved = load(path)
     _check_same(path, "manifold", saved.header, asdict(manifold), _defaults(ManifoldConfig))
     _check_same(path, "data", saved.header, description, {})
-    _check_same(path, "train", saved.header, asdict(train), _defaults(TrainConfig))
+    header = {"train": renewed(saved.header.get("train") or {})}
+    _check_same(path, "train", header, asdict(train), _defaults(TrainConfig))
     changed = _differences(description, describe(data))
     if changed:
         what = "contents" if changed == ["sha256"] else ", ".join(k for k in changed if k != "sha256")
@@ -193,6 +194,18 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
             "with --data-dir where they are elsewhere, or start a new run"
         )
     return manifold, train, source, saved
+
+
+def renewed(train: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a TrainConfig, perhaps of an earlier version: then as they must be for the same training."""
+    if "fine_tune" in train:
+        return train
+    fields = dict(train)
+    steps, trimmed = fields.get("steps", TrainConfig.steps), fields.pop("trim_steps", 500)
+    share = 0.3 if fields.get("target_edges") else 0.0
+    if fields.get("budget_us") and steps:
+        share = max(min(trimmed, steps // 4) - 0.5, 0.5) / steps  # is rounded up to whole steps
+    return {"fine_tune": share, "kappa": 0.0, "validation": 0.0, **fields}
 
 
 def _defaults(config: type) -> dict[str, Any]:

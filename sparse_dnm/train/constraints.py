@@ -1,7 +1,7 @@
 """Constraints: what a network must not exceed at the end of its training, seconds of a step or a number of edges.
 
-A constraint steers the terms of the loss until the trim (schedules.trimmed_after says when).  Then it removes the
-excess, and keeps the structure, or its size, while the remaining steps fine-tune the network.
+A constraint steers the terms of the loss until the trim (schedules.trimmed_after says when).  Then it gives the network
+its size, and keeps the structure, or the size, while the remaining steps fine-tune the network.
 """
 
 from __future__ import annotations
@@ -13,25 +13,30 @@ import numpy as np
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
+from sparse_dnm.train.descent import Descent
 from sparse_dnm.train.schedules import trimmed_after
-from sparse_dnm.train.state import Record, Run, TrainingError
-from sparse_dnm.train.trim import Frozen, OverBudget, keep_edges, saliency, trim
+from sparse_dnm.train.state import CutTooDeep, Record, Run, TrainingError
+from sparse_dnm.train.trim import Frozen, OverBudget, fill, keep_edges, saliency, trim
+from sparse_dnm.train.validation import Validation
 
 BUDGET_MARGIN = 0.985  # share of the budget that a network is trimmed to: processes differ by some percent
 APPROACH = 0.7  # share of the steps before the trim in which the size falls to the wanted one
 STEER_EVERY = 10  # steps between looks at the number of edges
 JUMP = 1.5  # a trim from more than so many times the wanted number of edges is a jump
+UNDERSHOT = 0.96  # share of the budget below which a network is filled up again
 TOLERANCE = 0.02  # by which the number of edges may differ from the wanted one
-MAX_TRIMS = 4  # of a network that exceeds its budget in new processes
+MAX_TRIMS = 6  # of a network that does not fit its budget in new processes
 CONFIRMATIONS = 3  # timings in new processes of a network that exceeds its budget: other programs only ever add time
 
 
 class Constraint:
-    """Called before and after each step.  The base class constrains nothing: the loss alone decides.
+    """Called before and after each step.  In the base class the loss alone decides how small the network becomes.
 
     frozen   the structure, once it is kept
     trimmed  the network was cut to its size, or a checkpoint of a later step was resumed
     """
+
+    has_goal = False
 
     def __init__(self, run: Run):
         self.run = run
@@ -72,8 +77,9 @@ class Constraint:
             self.cut()
             self.run.seen = None  # it is of the network before
         self.trimmed = True
-        self.run.costs.rest()
-        self.keep()
+        if self.has_goal or self.run.model.config.edges != "closeness":
+            self.run.costs.rest()
+            self.keep()
 
     def cut(self) -> None:
         """Make the network fit."""
@@ -94,12 +100,17 @@ class Constraint:
 class TimeBudget(Constraint):
     """A step takes at most ``config.budget_us``, also in new processes.  Needs the term of measured time.
 
-    ``confirmed``: µs of a step in new processes after the trim; inf before it.
+    confirmed  µs of a step in new processes after the trim; inf before it
+    before     validation points before the cut
     """
 
-    def __init__(self, run: Run):
+    has_goal = True
+
+    def __init__(self, run: Run, validation: Validation | None):
         super().__init__(run)
-        self.confirmed = math.inf
+        self.confirmed, self.before = math.inf, -math.inf
+        self._validation = validation
+        self._descent: Descent | None = None
 
     @property
     def term(self) -> MeasuredTime:
@@ -110,7 +121,11 @@ class TimeBudget(Constraint):
 
     def start(self, saved: Record) -> None:
         """Refuse a budget below the time of the smallest network that connects inputs and outputs."""
-        self.confirmed = (saved.get("edges") or {}).get("confirmed_us", math.inf)
+        before = saved.get("edges") or {}
+        self.confirmed = before.get("confirmed_us") or math.inf
+        self.before = before.get("points_before", -math.inf)
+        if self._validation is not None:
+            self._descent = Descent(self.run, self._validation)
         prices, budget = self.term.seconds_per(), self.run.config.budget_us
         n_outputs = self.run.data.n_outputs
         least = prices["call"] + n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
@@ -121,6 +136,12 @@ class TimeBudget(Constraint):
                 f"{self.run.kept()}"
             )
 
+    def before_step(self) -> None:
+        """As in `Constraint`; on the way down also keep networks to fall back on."""
+        if not self.trimmed and self._descent is not None and not math.isnan(self.term.seconds):
+            self._descent.look(1e6 * self.term.seconds / self.run.config.budget_us)
+        super().before_step()
+
     def pace(self) -> None:
         """The budget is approached during the first APPROACH of the steps before the trim."""
         controller = self.term.controller
@@ -128,10 +149,12 @@ class TimeBudget(Constraint):
         controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def cut(self) -> None:
-        """Trim the network to the budget, less a margin, until new processes confirm it: the steps that follow train
-        what is left.  Raises TrainingError if that is out of reach."""
+        """Give the network the time of the budget, less a margin, until new processes confirm it: the steps that
+        follow train what is left.  Raises TrainingError if that is out of reach."""
         budget = self.run.config.budget_us
         self.run.save()  # the last good checkpoint, should the trim fail
+        if self._validation is not None and self._descent is not None:
+            self.before = max(self._validation.points(self.run.model), self._descent.best)
         try:
             self._trim_to(BUDGET_MARGIN * budget)
         except OverBudget as error:
@@ -141,10 +164,14 @@ class TimeBudget(Constraint):
         self.confirmed = self._confirm()
 
     def _trim_to(self, target_us: float) -> None:
-        """Trim the network to ``target_us``; raise OverBudget if that is out of reach."""
-        run, config = self.run, self.run.config
-        found = trim(run.model, self.term, 1e-6 * target_us, lambda: saliency(run.model, run.data, config.batch_size))
-        run.notes.append(f"trimmed to {1e6 * found:.4g} µs, {run.model.topology.n_edges:,} edges, at step {run.step}")
+        """Add edges to the network, or remove some, up to ``target_us``; raise OverBudget if that is out of reach."""
+        run, config, target = self.run, self.run.config, 1e-6 * target_us
+        before = run.model.topology.n_edges
+        run.with_room(lambda: fill(run.model, self.term, target))
+        found = trim(run.model, self.term, target, lambda: saliency(run.model, run.data, config.batch_size))
+        run.notes.append(
+            f"trimmed to {1e6 * found:.4g} µs, {run.model.topology.n_edges:,} edges from {before:,}, at step {run.step}"
+        )
 
     def _ways_out(self, least_us: float) -> str:
         """What the user can do about a budget that was not met."""
@@ -156,7 +183,10 @@ class TimeBudget(Constraint):
         )
 
     def finish(self) -> Record:
-        """The seconds of a step in new processes."""
+        """The seconds of a step in new processes, and the validation figure before and after the cut.
+
+        Raises CutTooDeep if the cut has cost more than ``max_loss`` points of it.
+        """
         run, budget = self.run, self.run.config.budget_us
         if run.config.steps and not self.trimmed:
             self.trim()
@@ -170,25 +200,63 @@ class TimeBudget(Constraint):
                 f"{self.confirmed:.4g} µs with the same edges after the trim: keep the machine quiet"
             )
         run.save()
-        return {"budget_us": budget, "fresh_seconds": 1e-6 * min(found, self.confirmed)}
+        return {"budget_us": budget, "fresh_seconds": 1e-6 * min(found, self.confirmed), **self._judge()}
 
     def state(self) -> Record | None:
-        """What new processes have confirmed."""
-        return None if math.isinf(self.confirmed) else {"confirmed_us": self.confirmed}
+        """What new processes have confirmed, and the validation figure before the cut."""
+        if math.isinf(self.confirmed):
+            return None
+        points = {} if math.isinf(self.before) else {"points_before": self.before}
+        return {"confirmed_us": self.confirmed, **points}
+
+    def _judge(self) -> Record:
+        """What the cut has cost, for the summary; raise CutTooDeep if that is too much."""
+        validation, before, config = self._validation, self.before, self.run.config
+        if validation is None or self._descent is None or math.isinf(before):
+            return {}
+        after = validation.points(self.run.model)
+        if before - after > config.max_loss:
+            raise CutTooDeep(self._too_deep(validation.figure, self._descent, after))
+        self._descent.forget()
+        return {"validation_before": before / 100, "validation_after": after / 100}
+
+    def _too_deep(self, figure: str, descent: Descent, after: float) -> str:
+        """The error of a run that has lost too much: what it lost, and the smallest budget that it can keep."""
+        run, config, before = self.run, self.run.config, self.before
+        found = descent.least(before - config.max_loss, self.term)
+        if found is None:
+            keeps = "no network that it passed on the way down keeps that, fine-tuned"
+            way_out = f"--budget-us {math.ceil(3 * config.budget_us)}"
+        else:
+            keeps = (
+                f"the smallest budget that it can keep is {found.microseconds:.4g} µs: the network of step "
+                f"{found.step}, fine-tuned, has {found.points:.2f} %"
+            )
+            way_out = f"--budget-us {math.ceil(found.microseconds / BUDGET_MARGIN)}"
+        return (
+            f"the cut to budget_us={config.budget_us:g} has cost {before - after:.2f} points of validation {figure}, "
+            f"{before:.2f} to {after:.2f} %, more than max_loss={config.max_loss:g}; {keeps}. Start a new run, with "
+            f"another --out or the default, and {way_out} or more, more --steps (now {config.steps}), or --max-loss "
+            f"{math.ceil(before - after)} where the loss is acceptable. {run.kept()}"
+        )
 
     def _confirm(self) -> float:
-        """µs of a step in new processes, within the budget: if they are not, the network is trimmed further.
+        """µs of a step in new processes, within the budget: if they are not, the network is trimmed further; if they
+        are far below it, it is filled up again.
 
         Raises TrainingError with the least time if that does not help.
         """
         run, budget = self.run, self.run.config.budget_us
-        factor, least = BUDGET_MARGIN, math.inf
-        for _ in range(MAX_TRIMS):
+        factor, least, edges = BUDGET_MARGIN, math.inf, 0
+        for attempt in range(MAX_TRIMS):
             found = self._in_new_processes(budget)
-            if found <= budget:
+            full = edges == run.model.topology.n_edges or attempt == MAX_TRIMS - 1
+            if UNDERSHOT * budget <= found <= budget or (found <= budget and full):
                 return found
+            edges = run.model.topology.n_edges
             least = min(least, found)
-            run.notes.append(f"{found:.4g} µs in new processes, over the budget: trimming further")
+            what = "over the budget: trimming further" if found > budget else "below the budget: filling up"
+            run.notes.append(f"{found:.4g} µs in new processes, {what}")
             factor *= BUDGET_MARGIN * budget / found
             try:
                 self._trim_to(factor * budget)
@@ -220,6 +288,8 @@ class EdgeCount(Constraint):
     Until the trim a controller steers the coefficient of the proxy.  If closeness is computed from the rows alone, no
     edge has a weight of its own to fine-tune: rows keep learning after the trim, and the cutoff holds the number.
     """
+
+    has_goal = True
 
     def __init__(self, run: Run):
         super().__init__(run)
@@ -302,8 +372,8 @@ class EdgeCount(Constraint):
         return None if made is None else {name: getattr(made, name) for name in ("start", "integral", "multiplier")}
 
 
-def constraint_of(run: Run) -> Constraint:
-    """The constraint that the configuration asks for."""
+def constraint_of(run: Run, validation: Validation | None) -> Constraint:
+    """The constraint that the configuration asks for; ``validation`` judges the cut to a budget."""
     if run.config.target_edges:
         return EdgeCount(run)
-    return TimeBudget(run) if run.config.budget_us else Constraint(run)
+    return TimeBudget(run, validation) if run.config.budget_us else Constraint(run)

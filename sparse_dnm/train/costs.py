@@ -37,13 +37,13 @@ class Costs:
         edges: Controller | None = None,
     ):
         self.speed, self.memory, self.edges = speed, memory, edges
-        self._resting = False
+        self.resting = False  # until the end
         self.paused = False  # for some steps
         self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
 
     def coefficients(self) -> tuple[float, float]:
         """The present coefficients of speed, times the multiplier of a controller, and of memory."""
-        if self._resting or self.paused:
+        if self.resting or self.paused:
             return 0.0, 0.0
         multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
         if self.edges is not None:
@@ -52,7 +52,7 @@ class Costs:
 
     def rest(self) -> None:
         """From now on only report the terms."""
-        self._resting = True
+        self.resting = True
 
     def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
         """In the order of `coefficients`."""

@@ -46,8 +46,8 @@ class FusedSteps:
             omega_decay=config.omega_decay,
             gates=isinstance(speed, SparsityProxy) and not speed.flat,
             cost=isinstance(speed, MeasuredTime),
-            ring=config.kappa > 0,
-            holds=bool(config.target_edges or config.budget_us),
+            ring=config.kappa > 0 and config.prunes,
+            holds=config.fine_tune > 0,
         )
         tensors = data.x_train, data.y_train
         self._copied = [(t, t._version) for t in tensors if not t.is_contiguous()]
@@ -80,8 +80,8 @@ class FusedSteps:
 
     def most(self) -> int | None:
         """The number of steps until one is timed; None: no limit."""
-        speed = self.making.costs.speed
-        return speed.untimed_calls if isinstance(speed, MeasuredTime) else None
+        costs = self.making.costs
+        return costs.speed.untimed_calls if isinstance(costs.speed, MeasuredTime) and not costs.resting else None
 
     def run(self, draws: list[Draw], kappas: list[float], rates: list[float], frozen: Frozen | None) -> Made:
         """Make a step for each of the ``draws``, with these ``kappas`` and learning ``rates``; stops before a step

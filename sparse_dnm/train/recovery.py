@@ -55,7 +55,7 @@ class Recovery:
         run = self.run
         if run.step == 0 or run.model.connected or frozen is not None:
             return False
-        if run.config.budget_us or self.count >= MAX_RECOVERIES:
+        if self.count >= MAX_RECOVERIES:
             return False
         run.settle()
         run.check_parameters()

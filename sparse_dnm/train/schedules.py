@@ -6,37 +6,38 @@ import math
 
 from sparse_dnm.config import TrainConfig
 
-FINE_TUNE = 0.3  # share of the steps with a fixed structure, if a number of edges is asked for
 LEAST = 0.1  # share of lr before the structure is fixed: until then edges must come and go
 
 
 def trimmed_after(config: TrainConfig) -> int:
-    """Updates after which a network is trimmed to its budget or its number of edges; without either, all updates."""
-    if config.target_edges:
-        return config.steps - math.ceil(FINE_TUNE * config.steps)
-    return config.steps - (min(config.trim_steps, config.steps // 4) if config.budget_us else 0)
+    """Updates after which a network is trimmed to its budget or its number of edges, if there is one, and its
+    structure stays."""
+    return config.steps - math.ceil(config.fine_tune * config.steps)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Adam's step size for update ``step`` = 0 .. steps - 1.
 
-    The cosine falls from lr to 0 over all steps; with a trim, from lr until the trim and from lr / 2 to 0 after it.
+    The cosine falls from lr until the structure is fixed, and from lr / 2 to 0 after that; over all steps, from lr to
+    0, where it is never fixed.
     """
     first, last, highest = 0, trimmed_after(config), config.lr
+    searching = step < last < config.steps
     if step >= last < config.steps:
         first, last, highest = last, config.steps, 0.5 * config.lr
     if config.schedule == "constant":
         return highest
     rate = highest * 0.5 * (1 + math.cos(math.pi * min((step - first) / max(last - first, 1), 1)))
-    return max(rate, LEAST * config.lr) if config.target_edges and first == 0 else rate
+    return max(rate, LEAST * config.lr) if searching else rate
 
 
 def kappa(config: TrainConfig, step: int) -> float:
     """Coefficient of the ring's gradient in update ``step``: only every ``grow_every``-th has it, times ``grow_every``.
 
-    It is constant for the first half of the steps before the trim, then falls to 0.
+    It is constant for the first half of the steps before the trim, then falls to 0.  It is 0 where no term of the loss
+    asks for fewer edges: then all would grow.
     """
     last = trimmed_after(config)
-    if step % config.grow_every or step >= last:
+    if step % config.grow_every or step >= last or not config.prunes:
         return 0.0
     return config.kappa * config.grow_every * min(1.0, 2.0 * (1.0 - step / last))

@@ -27,12 +27,19 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says why, what is kept, and what to try."""
 
 
+class CutTooDeep(TrainingError):
+    """All steps were made, but the cut to the budget has cost more than ``max_loss`` points."""
+
+    exit_code = 3
+
+
 @dataclass(eq=False)
 class Run:
     """One training: what it trains, its progress, and its notes.
 
     making     the kind of step in use
     save       writes a checkpoint
+    fine_tune  trains a copy of the model whose structure stays, as after a trim
     saved      step of the checkpoint in ``out``
     edges      number of them in the last forward of a step
     fused      that step was made by `fused.FusedSteps`: the model itself knows an earlier one
@@ -48,6 +55,7 @@ class Run:
     optimizer: Adam
     making: KernelStep | AutogradStep
     save: Callable[[], None]
+    fine_tune: Callable[[DynamicManifold], None]
     costs: Costs | None = None
     step: int = 0
     saved: int | None = None

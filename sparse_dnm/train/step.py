@@ -162,11 +162,19 @@ class KernelStep:
         e, time, ran = self._evaluation, self._time, None
         if time is not None and self._seconds is not None:
             ran = self._saved.seconds + self._seconds - 2 * time.clock.overhead
-        costs = (
-            None if term is None else term.value(e, ran) if isinstance(term, MeasuredTime) else term.value(e)
-            for term in self.costs.terms()
-        )
-        return total_of(self.config, self.costs, objective, e.values.imbalance**2, *costs)
+        costs = [None if term is None else term.value(e) for term in self.costs.terms()[1:]]
+        return total_of(self.config, self.costs, objective, e.values.imbalance**2, self._speed(e, ran, report), *costs)
+
+    def _speed(self, e: Evaluation, ran: float | None, report: bool) -> float | None:
+        """The term for speed; one that rests is only measured for a report."""
+        speed = self.costs.speed
+        if not isinstance(speed, MeasuredTime):
+            return None if speed is None else speed.value(e)
+        if self.costs.resting:
+            if not report:
+                return None
+            speed.pass_calls(speed.untimed_calls)
+        return speed.value(e, ran)
 
     def backward(self) -> None:
         """Gradient of that loss."""
@@ -245,6 +253,8 @@ class AutogradStep:
         for coefficient, term in zip(self._coefficients[1:], (flow_loss, *self.costs.terms()), strict=True):
             value = None
             if term is not None and (coefficient or report):
+                if self.costs.resting and isinstance(term, MeasuredTime):
+                    term.pass_calls(term.untimed_calls)  # the next call is a timed one
                 with contextlib.nullcontext() if coefficient else torch.no_grad():
                     value = term(self.model)
             self._terms.append(value)

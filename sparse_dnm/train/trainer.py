@@ -41,6 +41,7 @@ from sparse_dnm.train.signals import Interrupted, StopSignals
 from sparse_dnm.train.snapshots import Snapshot
 from sparse_dnm.train.state import Record, Run, TrainingError
 from sparse_dnm.train.step import step_for
+from sparse_dnm.train.validation import hold_out
 
 __all__ = ["Interrupted", "Record", "StopSignals", "Trainer", "TrainingError", "evaluate", "one_torch_thread"]
 SAVED_COSTS = ("time", "memory_reference", "edges", "guard")  # entries of a checkpoint for measured terms and recovery
@@ -63,6 +64,8 @@ class Trainer:
         source: DataSource | None = None,
     ) -> None:
         check_fit(model, data, config)
+        self._description = describe(data)
+        data, validation = hold_out(data, config)
         self._device = backend.device_of(config.device)
         model.to(self._device)
         self.model, self.data, self.config, self.source = model, data, config, source
@@ -74,13 +77,14 @@ class Trainer:
         self._draws = Draws(self._order, self._augment)
         check_data(data, model)
         making = step_for(model, data.task, config, self._optimizer)
-        self._run = Run(model, data, config, out and Path(out), self._generator, self._optimizer, making, self._save)
+        parts = self._generator, self._optimizer, making, self._save, self._fine_tune
+        self._run = Run(model, data, config, out and Path(out), *parts)
         self.notes = self._run.notes
-        self._constraint, self._recovery = constraint_of(self._run), Recovery(self._run)
+        self._constraint, self._recovery = constraint_of(self._run, validation), Recovery(self._run)
         self._metrics = Metrics(self._run)
         self._ahead = Ahead(self._run, self._draws, self._constraint, self._recovery, self._metrics.times)
         self._saved_costs: Record = {}  # SAVED_COSTS of a checkpoint
-        self._description = describe(data)
+        self._signals = StopSignals()
         self._on_snapshot: Callable[[Snapshot], None] | None = None
 
     @property
@@ -118,7 +122,7 @@ class Trainer:
         """
         self._metrics.begin()
         self._on_snapshot = on_snapshot
-        signals = StopSignals()
+        signals = self._signals = StopSignals()
         kernel_threads = backend.use_threads(self.model.executor.threads)  # once: in every kernel it would cost
         with one_torch_thread(), kernel_threads, contextlib.ExitStack() as stack:
             stack.callback(self._ahead.end)
@@ -311,6 +315,19 @@ class Trainer:
         if self.out:
             write_json(self.out / files.SUMMARY, summary)
         return summary
+
+    def _fine_tune(self, model: DynamicManifold) -> None:
+        """Train ``model``, a copy of this one at an earlier step, as after a trim: its structure stays."""
+        config = self.config
+        steps = config.steps - trimmed_after(config)
+        alone = {"fine_tune": 1.0, "speed": "none", "budget_us": 0.0, "profile": "", "scan_every": 0}
+        rest = {"memory_coefficient": 0.0, "checkpoint_every": max(steps, 1)}
+
+        def check(record: Record) -> None:
+            if self._signals.received is not None and self.out is not None:
+                raise Interrupted(self._signals.received, self.step, self.out)
+
+        Trainer(model, self.data, dataclasses.replace(config, steps=steps, **alone, **rest)).run(check)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 

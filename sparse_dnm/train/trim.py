@@ -1,6 +1,7 @@
-"""The trim of a run with a budget: remove edges until the measured time fits, then keep the structure.
+"""The trim of a run with a budget: add and remove edges until the measured time fits, then keep the structure.
 
-Edges with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
+Where a step takes less than the budget, the closest candidates below the cutoff become edges.  Where it takes more, edges
+with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
 removed, |strength * gradient| summed over batches (Molchanov et al. 2017); the seconds are the cost model's.
 """
 
@@ -23,6 +24,10 @@ from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 
 MAX_CUTS = 60
+MAX_FILLS = 12
+SLACK = 0.01  # share of the target that a step may take less
+LARGEST_FILL = 0.15  # share of the present edges that are added at a time
+NEW_EDGE = 1.002  # |d| of an added edge, over the cutoff
 LARGEST_CUT = 0.04  # share of the remaining edges
 SALIENCY_BATCHES = 8  # batches over which saliency is summed
 
@@ -61,7 +66,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
             with torch.no_grad():
                 model.edge_weight[torch.from_numpy(gone)] = 0.0
         else:
-            _raise_cutoff(model, np.sort(np.abs(values.d[active])), len(first))
+            _set_cutoff(model, np.sort(np.abs(values.d[active])), len(first))
         evaluation = model.find()
         if not evaluation.connected:
             with torch.no_grad():
@@ -75,6 +80,42 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     raise OverBudget(seconds)
 
 
+def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
+    """Add edges to ``model`` until a step takes about ``target`` seconds, SLACK less or somewhat more; returns what it
+    then takes.
+
+    The closest candidates below the cutoff come first.  Free edges are added one by one: their omega grows until they
+    are just above the cutoff; if closeness is computed from the rows alone, the cutoff falls instead.  Ends early where
+    no candidates are left.
+    """
+    evaluation = model.find()
+    seconds = term.measure(evaluation)
+    for _ in range(MAX_FILLS):
+        missing = (1.0 - SLACK) * target - seconds
+        if missing <= 0.0:
+            break
+        values, candidates = evaluation.host_values, evaluation.host.candidates
+        assert candidates is not None
+        size = np.abs(values.d)
+        readers = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr)) + model.config.n_inputs
+        usable = np.flatnonzero((size <= values.c) & (size > 0.0) & evaluation.topology.live[readers])
+        edge = max(term.prices(evaluation).edge, 1e-3 * seconds / max(evaluation.n_edges, 1))
+        count = math.ceil(min(missing / edge, LARGEST_FILL * evaluation.n_edges))
+        added = usable[np.argsort(-size[usable], kind="stable")[:count]]
+        if len(added) == 0:
+            break
+        if model.config.edges in OMEGA_IN_CLOSENESS:
+            slots = torch.from_numpy(candidates.slots[added])
+            factor = torch.from_numpy(NEW_EDGE * values.c / size[added])
+            with torch.no_grad():
+                model.edge_weight[slots] *= factor.to(model.edge_weight)
+        else:
+            _set_cutoff(model, np.sort(size), len(size) - evaluation.n_edges - len(added))
+        evaluation = model.find()
+        seconds = term.measure(evaluation)
+    return seconds
+
+
 def keep_edges(model: DynamicManifold, count: int) -> int:
     """Move the cutoff so that the ``count`` closest candidates are active; returns how many are, in the end.
 
@@ -85,7 +126,7 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
         if evaluation.n_edges == count:
             break
         sizes = np.sort(np.abs(evaluation.host_values.d))
-        _raise_cutoff(model, sizes, max(len(sizes) - count, 1))
+        _set_cutoff(model, sizes, max(len(sizes) - count, 1))
     evaluation = model.find()
     if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
@@ -119,8 +160,9 @@ def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
     return saved
 
 
-def _raise_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:
-    """Move the cutoff above the ``count`` weakest active edges; ``sizes`` is their closeness, ascending."""
+def _set_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:
+    """Move the cutoff above the ``count`` weakest of some candidates; ``sizes`` is their closeness, ascending."""
+    count = max(count, 1)
     least = float(sizes[min(count, len(sizes) - 1)])
     below = float(sizes[min(count, len(sizes) - 1) - 1])
     c = min(max(0.5 * (least + below), below * (1 + 1e-6)), 1 - 1e-6)
