@@ -118,6 +118,7 @@ class MeasuredTime:
         self._recent: deque[float] = deque(maxlen=50)  # s, for the placebo
         self.seconds = math.nan  # of the present structure: a median over the last timed steps
         self.timing: Timing | None = None  # the same with its quartiles
+        self.told: tuple[Timing, float] | None = None  # that of the last `value`, and what the clock had shown last
         self.steps = TimedSteps()
         self._before = 0  # disturbances before the caller's own step
         self.calls = self.timed = 0
@@ -213,6 +214,8 @@ class MeasuredTime:
             before = self.clock.disturbances()
             found = sample(self.pace, lambda: watch.warm(self.clock))
             self._time(evaluation, found, self.clock.disturbances() != before)
+        if self.timing is not None:
+            self.told = self.timing, self.steps.raw
         return self.seconds / self.reference
 
     def begin_step(self) -> bool:

@@ -134,8 +134,7 @@ class Metrics:
         if term is not None and not math.isnan(term.seconds):
             error = term.refit.error
             found |= {
-                "measured_seconds": term.seconds,
-                **self._spread(term),
+                **self._seconds(term),
                 "model_error": None if math.isnan(error) else error,
                 "time_multiplier": term.multiplier,
             }
@@ -154,14 +153,17 @@ class Metrics:
         return found
 
     @staticmethod
-    def _spread(term: MeasuredTime) -> Record:
-        """Quartiles of the last timed steps, and what the clock showed at the last of them."""
-        found = term.timing
-        return (
-            {}
-            if found is None
-            else {"measured_low": found.low, "measured_high": found.high, "measured_raw": term.steps.raw}
-        )
+    def _seconds(term: MeasuredTime) -> Record:
+        """Those of the term of speed, their quartiles, and what the clock had shown last."""
+        if term.told is None:  # the first step after a resume
+            return {"measured_seconds": term.seconds}
+        found, raw = term.told
+        return {
+            "measured_seconds": found.median,
+            "measured_low": found.low,
+            "measured_high": found.high,
+            "measured_raw": raw,
+        }
 
     def _structure(self) -> Record:
         model = self.run.model
