@@ -1,7 +1,7 @@
 """The CPU kernels, by name."""
 
 from sparse_dnm.kernels.cpu_adam import adam
-from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, reference
+from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs
 from sparse_dnm.kernels.cpu_edges import (
     CHUNK,
     OMEGA_LIMIT,
@@ -36,7 +36,6 @@ __all__ = [
     "input_gradients",
     "lone_inputs",
     "make",
-    "reference",
     "ring_gradient",
     "same_words",
     "scan",

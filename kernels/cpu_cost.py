@@ -51,16 +51,6 @@ def lone_inputs(inputs, column, group):
     return lone
 
 
-@kernel
-def reference(values, rounds):
-    """A fixed amount of work, whose time shows the pace of the machine: ``rounds`` sums over ``values``, in order."""
-    total = 0.0
-    for _ in range(rounds):
-        for k in range(values.size):
-            total = total * 0.5 + values[k]
-    return total
-
-
 @inner
 def _row_gates(first, last, d, c, tau, threshold, price, by_gate, gates, slopes):
     """Gates of a row's candidates, 0 at or below ``threshold``, and their derivative by |d|; returns their sums."""

@@ -1,8 +1,11 @@
 """Settings of all tests: modules of this tree, two processes, and no time limit for hypothesis (kernels compile)."""
 
+import atexit
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 try:
@@ -22,6 +25,11 @@ if not torch.cuda.is_available():
 import sparse_dnm.kernels
 
 import sparse_dnm
+
+# Tests and the machine's own quiet references do not see each other; every process of pytest has a folder for its own
+_cache = tempfile.mkdtemp(prefix="sparse-dnm-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["SPARSE_DNM_CACHE"] = _cache
 
 ROOT = Path(__file__).resolve().parent.parent
 for module, folder in ((sparse_dnm, "sparse_dnm"), (sparse_dnm.kernels, "kernels")):

@@ -177,8 +177,6 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     settings = Settings(executor, mode, batch=3, threads=1, probes=20, repeats=3)
     monkeypatch.setattr(probing, "stolen", lambda: 0)
     monkeypatch.setattr(timing, "preemptions", lambda: 0)
-    monkeypatch.setattr(timing.Sentinel, "pace", lambda self: 1.0)
-    monkeypatch.setattr(timing.Sentinel, "drift", 1.0)
     rounds = []
     engine = CpuEngine(Executor(executor, 1))
     x = np.ones((3, 64), np.float32)

@@ -34,7 +34,9 @@ from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes
 from sparse_dnm.timing.calibration import calibrate, read_profile
+from sparse_dnm.timing.pace import Conditions, Steady
 from sparse_dnm.timing.probes import Settings
+from sparse_dnm.timing.timed_steps import TimedSteps
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.step import Costs, KernelStep
 
@@ -181,6 +183,7 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
     model = model_of()
     term = MeasuredTime(model, TimeSettings(mode=mode, batch=8, every=1, **QUICK))
     monkeypatch.setattr(timing, "preemptions", lambda: 0)
+    term.pace = Steady()
     config = TrainConfig(batch_size=8)
     step = KernelStep(model, "regression", config, Costs(config, term), Adam(list(model.parameters()), 0.01))
     evaluation = model.find()
@@ -188,12 +191,15 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
         readings = iter(np.arange(10**4) * seconds)
         term.clock = dataclasses.replace(term.clock, read=lambda readings=readings: next(readings), overhead=0.5)
         expected = 2 * (seconds - 0.5) if mode == "train" else seconds - 0.5
+        term.steps = TimedSteps()
         assert term.value(evaluation) * term.reference == pytest.approx(expected)  # a step of its own
-        for _ in range(2):  # the model's own steps, of which the first knows no backward pass yet
+        for _ in range(2):  # the model's own steps, which are timed up to the end of their backward pass
+            term.steps, term.seconds = TimedSteps(), 0.0
             step.forward(torch.randn(8, 5))
-            found = step.loss(torch.randn(8, 4), True)
+            found = step.loss(torch.randn(8, 4), True).speed
+            assert found == (0.0 if mode == "train" else term.seconds / term.reference)
             step.backward()
-        assert found.speed * term.reference == pytest.approx(expected)
+            assert term.seconds == pytest.approx(expected)
 
 
 def test_a_stopwatch_returns_its_seconds():
@@ -357,7 +363,8 @@ def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
 
 @pytest.mark.parametrize(("two", "chosen"), [(0.7, 1), (0.6, 2)])
 def test_two_threads_must_be_much_faster_than_one(monkeypatch, two, chosen):
-    times = probes.Times(np.array([[1.0], [two]]), 0, 1.0, 1.0)
+    seconds = np.array([[1.0], [two]])
+    times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, 0.0))
     monkeypatch.setattr(probes, "time_steps", lambda watches, settings: times)
     bench = probes.Bench(model_of("digits").find(), "train", 50, "perf_counter", 0)
     assert bench.settle("columns", [1, 2]).asked == chosen

@@ -7,11 +7,12 @@ a neuron and a level are fitted to measurements and updated during training.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,20 @@ from torch import Tensor
 
 from sparse_dnm.config import ABLATIONS, CLOCKS, ESTIMATORS, check_choice
 from sparse_dnm.engine.base import Engine
-from sparse_dnm.engine.costs import Prices
+from sparse_dnm.engine.costs import Prices, Stopwatch
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import Calibration, calibrate, describe, fit_clock
-from sparse_dnm.timing.clock import Clock
+from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, describe, fit_clock
+from sparse_dnm.timing.clock import Clock, Timing
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
-from sparse_dnm.timing.probes import Bench, Settings
+from sparse_dnm.timing.pace import Pace, Sample, pace_of, sample
+from sparse_dnm.timing.probes import Bench, Settings, topology_dtype
+from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.timing.timed_steps import TimedSteps
 
 MAX_MODEL_ERROR = 0.15  # largest median relative error of recent predictions of a cost model that fits
 MAX_START_MEASUREMENTS = 3  # of the first step, if it is not as predicted
@@ -72,9 +76,12 @@ class MeasuredTime:
     Creating it calibrates: structures derived from the network are timed, unless the ``profile`` of a calibration or
     the ``state`` of an earlier object is given.  Every ``settings.every``-th call of `value` is a timed step; in
     between the value stays.  To time it, a step of ``settings.batch`` samples is run, after some unmeasured ones: its
-    data are then in the caches, as in a process that does nothing else.  A caller that has timed the model's own step
-    passes those seconds instead.  Compilation, the search for structure, and steps during which the process was
-    preempted are not included.
+    data are then in the caches, as in a process that does nothing else.  A caller may time the model's own step
+    instead, see `begin_step`.  Compilation, the search for structure, and steps during which the process was
+    preempted or the pace of the machine changed are not included.
+
+    Seconds are those of the quiet machine: a reference step runs beside every timed one (`timing.pace`).  The value is
+    a median over the last timed steps.
 
     The model is not changed: ``executor`` is the one that was timed, for "auto" the faster one.
     A clock that is not fit for that is replaced, see `timing.calibration.calibrate`.
@@ -107,8 +114,13 @@ class MeasuredTime:
             self._measuring = replace(self._measuring, clock=state.get("clock", self._measuring.clock))
         self.clock = Clock.of(self._measuring.clock)
         self._engine: Engine = self._bench.engine(self.executor)
+        self._dtype = topology_dtype(evaluation.structure)
         self._recent: deque[float] = deque(maxlen=50)  # s, for the placebo
-        self.seconds = math.nan  # of the last timed step
+        self.seconds = math.nan  # of the present structure: a median over the last timed steps
+        self.timing: Timing | None = None  # the same with its quartiles
+        self.told: tuple[Timing, float] | None = None  # that of the last `value`, and what the clock had shown last
+        self.steps = TimedSteps()
+        self._before = 0  # disturbances before the caller's own step
         self.calls = self.timed = 0
         self._prices: Prices | None = None
         self._began = False  # a step has been timed since the calibration
@@ -121,15 +133,19 @@ class MeasuredTime:
     def _calibrate(self, evaluation: Evaluation, profile: Calibration | None, on_round: Callable[[], None]) -> None:
         """Fit the cost model, and measure the first step."""
         wanted, ablation = self._measuring, self.settings.ablation
+        self.notes: tuple[str, ...] = ()  # about the pace of a profile
         self._rng = np.random.default_rng(self.settings.seed)
         if profile is None:
             profile = calibrate(evaluation.structure, self._engine, self._bench.x, wanted, on_round)
         else:
             fit, _ = fit_clock(wanted, self.executor.threads)
             check_profile(profile, fit if profile.settings.clock == fit.clock else wanted)
-        self.calibration = profile
         self._measuring = replace(wanted, clock=profile.settings.clock)
         self.clock = Clock.of(profile.settings.clock)
+        self.pace = pace_of(self._engine, self._measuring, self._dtype)
+        if isinstance(self.pace, Pace):
+            profile, self.notes = adopt(profile, self.pace)
+        self.calibration = profile
         counts, seconds = profile.counts[: profile.n_fitted], profile.seconds[: profile.n_fitted]
         if ablation == "shuffled":
             seconds = self._rng.permutation(seconds)
@@ -150,20 +166,26 @@ class MeasuredTime:
 
     # -- value -----------------------------------------------------------------------------------------------
 
-    def _explicit(self, evaluation: Evaluation) -> float:
-        """Seconds of a step that is run only for timing, after warm-up."""
+    def _watch(self, evaluation: Evaluation) -> Stopwatch:
+        """Of a step that is run only for timing."""
         e = evaluation
-        return self._engine.stopwatch(
-            e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train"
-        ).warm(self.clock)
+        return self._engine.stopwatch(e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train")
 
     def measure(self, evaluation: Evaluation, repeats: int = 15) -> float:
-        """Median seconds of a step of this structure, run only for timing."""
-        return statistics.median(self._explicit(evaluation) for _ in range(repeats))
+        """Median seconds of a step of this structure, run only for timing, in turns with the reference."""
+        return self.sample(evaluation, repeats).seconds
+
+    def sample(self, evaluation: Evaluation, repeats: int = 15) -> Sample:
+        """The same, with the seconds that the clock showed."""
+        watch = self._watch(evaluation)
+        samples = [sample(self.pace, lambda: watch.warm(self.clock)) for _ in range(repeats)]
+        kept = [one for one in samples if not one.torn] or samples
+        return Sample(*(statistics.median(values) for values in zip(*((s.seconds, s.raw) for s in kept), strict=True)))
 
     def promise(self) -> Settings:
         """Settings with which subprocesses time the network, for the summary."""
-        return replace(self._measuring, repeats=101, device=str(self._engine.device))
+        unit = self.pace.unit if isinstance(self.pace, Pace) else None
+        return replace(self._measuring, repeats=101, device=str(self._engine.device), unit=unit)
 
     def seconds_per(self) -> dict[str, float]:
         """Seconds per feature in the present cost model."""
@@ -180,15 +202,36 @@ class MeasuredTime:
         where Python launches the kernels one by one."""
         return self.settings.mode == "train" and self.settings.budget is None and self._measuring.device == "cpu"
 
-    def value(self, evaluation: Evaluation, ran: float | None = None) -> float:
-        """Measured seconds of the last timed step, relative to the reference; every ``every``-th call times one.
+    def value(self, evaluation: Evaluation, own: bool = False) -> float:
+        """Seconds of a step, relative to the reference; every ``every``-th call times one.
 
-        ran   seconds of the model's own last forward and backward pass by `clock`, if the caller has timed them
+        own   the caller times the model's own step, see `begin_step`
         """
+        due = self.untimed_calls == 0
         self.calls += 1
-        if self.calls % self.settings.every == 1 or self.settings.every == 1 or math.isnan(self.seconds):
-            self._time(evaluation, ran if self.takes_steps and self._began else None)
+        if due and not own:
+            watch = self._watch(evaluation)
+            before = self.clock.disturbances()
+            found = sample(self.pace, lambda: watch.warm(self.clock))
+            self._time(evaluation, found, self.clock.disturbances() != before)
+        if self.timing is not None:
+            self.told = self.timing, self.steps.raw
         return self.seconds / self.reference
+
+    def begin_step(self) -> bool:
+        """Call before the model's own step.  Where it returns True, that step is to be timed: read `clock` around its
+        passes, say ``own`` to `value`, and hand the seconds to `end_step`."""
+        if not (self.takes_steps and self._began and self.untimed_calls == 0):
+            return False
+        self._before = self.clock.disturbances()
+        return True
+
+    def end_step(self, evaluation: Evaluation, seconds: float) -> None:
+        """The model's own step took ``seconds`` by `clock`, without its overhead.  A reference step follows it; one
+        before it would push its data out of the caches."""
+        disturbed = self.clock.disturbances() != self._before
+        now = self.pace.now()
+        self._time(evaluation, sample(self.pace, lambda: seconds, now), disturbed)
 
     @property
     def untimed_calls(self) -> int:
@@ -199,21 +242,22 @@ class MeasuredTime:
         """Count ``count`` calls of `value` as made, whose results the caller knows."""
         self.calls += count
 
-    def _time(self, evaluation: Evaluation, ran: float | None) -> None:
-        """Time a step; update prices and multiplier."""
-        before = self.clock.disturbances()
-        seconds = self._explicit(evaluation) if ran is None else ran
+    def _time(self, evaluation: Evaluation, found: Sample, disturbed: bool) -> None:
+        """A step was timed: update prices and multiplier."""
         self._began = True
-        if seconds <= 0.0 or (self.clock.disturbances() != before and not math.isnan(self.seconds)):
+        if found.seconds <= 0.0 or ((disturbed or found.torn) and not math.isnan(self.seconds)):
+            self.steps.fail()
             return
         self.timed += 1
-        self.seconds = seconds
-        counts = self.counts(evaluation)
+        counts, seconds = self.counts(evaluation), found.seconds
+        self.steps.add(counts, seconds, found.raw)
         if self.settings.ablation == "shuffled":
             self._recent.append(seconds)
             seconds = float(self._rng.choice(self._recent))
         if self.settings.ablation != "no-refit":
             self.refit.add(counts, seconds)
+        self.timing = self.steps.of(counts, self.refit.model, self.clock.name)
+        self.seconds = self.timing.median
         self._prices = self.refit.model.prices(counts)
         if self.controller is not None:
             self.controller.update(self.seconds)
@@ -285,7 +329,8 @@ class MeasuredTime:
         found: tuple[list[float], list[float]] = ([], [])
         for _ in range(SPSA_ROUNDS):
             for which in (0, 1, 1, 0):
-                found[which].append((a, b)[which].warm(self.clock))
+                watch = (a, b)[which]
+                found[which].append(sample(self.pace, functools.partial(watch.warm, self.clock)).seconds)
         return statistics.median(found[0]), statistics.median(found[1])
 
     def __call__(self, model: DynamicManifold) -> Tensor:
@@ -304,6 +349,8 @@ class MeasuredTime:
             "clock": self._measuring.clock,
             "start": self.start,
             "seconds": None if math.isnan(self.seconds) else self.seconds,
+            "steps": self.steps.state(),
+            "unit": asdict(self.pace.unit) if isinstance(self.pace, Pace) and self.pace.unit else None,
             "calls": self.calls,
             "timed": self.timed,
             "integral": None if self.controller is None else self.controller.integral,
@@ -313,9 +360,14 @@ class MeasuredTime:
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, without a calibration."""
         self._rng = np.random.default_rng((self.settings.seed, state["calls"]))
+        unit = Quiet(**state["unit"]) if state.get("unit") else None
+        self.pace = pace_of(self._engine, self._measuring, self._dtype, unit)
+        self.pace.settle_now()
+        self.notes = ()
         self._begin(state["start"])
         self.refit = Refit.from_state(state["refit"])
         self.calls, self.timed = state["calls"], state["timed"]
+        self.steps = TimedSteps.from_state(state.get("steps", []))
         if state["seconds"] is not None:
             self.seconds = state["seconds"]
         if self.controller is not None:
@@ -325,7 +377,11 @@ class MeasuredTime:
         """The results of the calibration, as lines."""
         if self.calibration is None:
             return []
-        lines = [*describe(self.calibration), f"  reference: {1e6 * self.reference:.1f} µs"]
+        lines = [*describe(self.calibration), *self.notes]
+        lines += [
+            *(() if self.calibration.notes else self.pace.describe()),
+            f"  reference: {1e6 * self.reference:.1f} µs",
+        ]
         if self.settings.ablation == "none" and not 1 < UNEXPECTED * self.start / self._predicted < UNEXPECTED**2:
             lines.append(
                 f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration predicts "

@@ -17,7 +17,9 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.io import read_json
 from sparse_dnm.timing.clock import FINEST, Clock
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
-from sparse_dnm.timing.probes import Settings, edge_values, probes, time_steps, topology_dtype
+from sparse_dnm.timing.pace import Pace, Steady, pace_of
+from sparse_dnm.timing.probes import Settings, Times, edge_values, probes, time_steps, topology_dtype
+from sparse_dnm.timing.quiet import Quiet
 
 MAX_NOISE = 0.05  # relative spread of repeats; above it a fit is doubtful
 MIN_CPU_SHARE = 0.9  # CPU over wall seconds; below it the process was often preempted
@@ -33,12 +35,15 @@ class Calibration:
     held_out: Quality
     noise: float  # median over structures of half the interquartile range of their repeats, relative
     rejected: int  # measurements made again
-    drift: float  # see Times
+    drift: float  # spread of the reference, see pace.Conditions
     cpu_share: float
     counts: Floats = field(repr=False)  # the fitted structures come first
-    seconds: Floats = field(repr=False)  # medians
+    seconds: Floats = field(repr=False)  # medians, of the quiet machine
     asked_clock: str = ""  # the clock that was asked for, where it was not fit, and why; else empty
     why_not: str = ""
+    raw_seconds: Floats | None = field(default=None, repr=False)  # medians, as the clock showed them
+    pace: dict[str, Any] = field(default_factory=dict, repr=False)  # see `_about`; empty in old profiles
+    notes: tuple[str, ...] = field(default=(), repr=False)  # about the pace, as lines
 
     @property
     def n_fitted(self) -> int:
@@ -55,7 +60,7 @@ class Calibration:
             "format": FORMAT,
             "version": VERSION,
             "seconds_per": dict(zip(names, self.model.coefficients, strict=True)),
-            "settings": {name: value for name, value in settings.items() if name != "only"},
+            "settings": {name: value for name, value in settings.items() if name not in ("only", "unit")},
             "held_out": {name: None if math.isnan(value) else value for name, value in asdict(self.held_out).items()},
             "noise": self.noise,
             "rejected": self.rejected,
@@ -64,7 +69,22 @@ class Calibration:
             **({"asked_clock": self.asked_clock, "why_not": self.why_not} if self.asked_clock else {}),
             "counts": self.counts.tolist(),
             "seconds": self.seconds.tolist(),
+            **({} if self.raw_seconds is None else {"raw_seconds": self.raw_seconds.tolist()}),
+            **({"pace": self.pace} if self.pace else {}),
         }
+
+    @property
+    def unit(self) -> Quiet | None:
+        """Seconds of the reference that all seconds are relative to; None where there was none."""
+        return Quiet(self.pace["quiet_seconds"], self.pace["quiet_date"]) if self.pace else None
+
+    def of_unit(self, unit: Quiet) -> Calibration:
+        """With seconds relative to another unit: that of another machine, or a later one of this machine."""
+        assert self.unit is not None
+        factor = unit.seconds / self.unit.seconds
+        model = replace(self.model, coefficients=tuple(factor * c for c in self.model.coefficients))
+        pace = {**self.pace, "quiet_seconds": unit.seconds, "quiet_date": unit.date}
+        return replace(self, model=model, seconds=factor * self.seconds, pace=pace)
 
 
 FORMAT = "sparse-dnm profile"
@@ -100,6 +120,8 @@ def read_profile(path: Path) -> Calibration:
             raise ValueError("a price is negative or not finite")
         about = {name: values[name] for name in ("noise", "rejected", "drift", "cpu_share")}
         about |= {name: str(values.get(name, "")) for name in ("asked_clock", "why_not")}
+        if "pace" in values:
+            about |= {"pace": checked_pace(values["pace"]), "raw_seconds": np.array(values["raw_seconds"], float)}
         judged: dict[str, Any] = {name: math.nan if v is None else v for name, v in values["held_out"].items()}
         held_out = Quality(**judged)
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
@@ -127,25 +149,82 @@ def calibrate(
     asked, why_not = settings.clock, ""
     if settings.device == "cpu":
         settings, why_not = fit_clock(settings, engine.executor.threads)
-    times = time_steps(watches, settings, on_round)
-    seconds = np.median(times.seconds, axis=1)
+    pace = pace_of(engine, settings, dtype)
+    times = time_steps(watches, settings, on_round, pace)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
-        clock, shortest = Clock.of(settings.clock), float(seconds.min())
+        clock, shortest = Clock.of(settings.clock), float(np.median(times.raw, axis=1).min())
         if settings.clock != FINEST and not clock.fits(shortest):
             settings = replace(settings, clock=FINEST)
-            times = time_steps(watches, settings, on_round)
-            seconds = np.median(times.seconds, axis=1)
-            shortest = float(seconds.min())
+            pace = pace_of(engine, settings, dtype)
+            times = time_steps(watches, settings, on_round, pace)
+            shortest = float(np.median(times.raw, axis=1).min())
             why_not = f"has steps of {1e6 * clock.resolution:.3g} µs, too coarse for {1e6 * shortest:.3g} µs"
         Clock.of(settings.clock).check(shortest)
+    seconds = np.median(times.seconds, axis=1)
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
     held_out = Quality.of(model.seconds(counts[-n_held:]), seconds[-n_held:])
     low, high = np.quantile(times.seconds, [0.25, 0.75], axis=1)
     noise = statistics.median(((high - low) / 2 / seconds).tolist())
-    about = noise, times.rejected, times.drift, times.cpu_share
+    about = noise, times.rejected, times.conditions.spread, times.conditions.cpu_share
     replaced = (asked, why_not) if why_not else ("", "")
-    return Calibration(model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced)
+    raw, notes = np.median(times.raw, axis=1), tuple(pace.describe())
+    about_pace = _about(pace, times)
+    return Calibration(
+        *(model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced),
+        *(raw, about_pace, notes),
+    )
+
+
+def _about(pace: Pace | Steady, times: Times) -> dict[str, Any]:
+    """The pace of a calibration as JSON values: the unit of its seconds, the conditions, and whose it is."""
+    if isinstance(pace, Steady):
+        return {}
+    assert pace.unit is not None
+    found = times.conditions
+    return {
+        "quiet_seconds": pace.unit.seconds,
+        "quiet_date": pace.unit.date,
+        "reference_seconds": found.reference,
+        "quiet": found.quiet,
+        "others": found.others,
+        "key": pace.key,
+    }
+
+
+def checked_pace(values: dict[str, Any]) -> dict[str, Any]:
+    """The pace in a profile.  Raises ValueError, KeyError or TypeError where it is damaged."""
+    for name in ("quiet_seconds", "reference_seconds"):
+        if not (math.isfinite(values[name]) and values[name] > 0):
+            raise ValueError(f"{name}={values[name]!r} must be a finite number > 0")
+    if not (isinstance(values["quiet_date"], str) and isinstance(values["key"], dict)):
+        raise ValueError("its pace has no date or no machine")
+    return values
+
+
+def adopt(profile: Calibration, pace: Pace) -> tuple[Calibration, tuple[str, ...]]:
+    """The profile in seconds of this machine's unit, which ``pace`` gets; and how the paces differ, as lines.
+
+    Without a quiet reference the unit is that of a profile of this machine, else some references now.
+    """
+    theirs = profile.unit
+    if theirs is None:
+        pace.settle_now()
+        return profile, ()
+    same, known = profile.pace["key"] == pace.key, pace.known()
+    if same and (known is None or known.seconds == theirs.seconds):
+        pace.unit = theirs
+        return profile, ()
+    ours = pace.settle_now()
+    if same:
+        return profile.of_unit(ours), ()
+    what = "quiet reference" if theirs.date else "reference, on a machine that was not quiet,"
+    here = f"that of this one {1e6 * ours.seconds:.4g}" + (f" ({ours.date})" if ours.date else ", as it is now")
+    return profile.of_unit(ours), (
+        f"pace: the profile is of another machine or version ({profile.pace['key'].get('processor')}): its {what} "
+        f"takes {1e6 * theirs.seconds:.4g} µs, {here}: its seconds are multiplied by "
+        f"{ours.seconds / theirs.seconds:.3g}",
+    )
 
 
 def fit_clock(settings: Settings, threads: int) -> tuple[Settings, str]:
@@ -170,8 +249,9 @@ def describe(calibration: Calibration) -> list[str]:
         *(f"  {1e9 * value:10.3f} ns per {name}" for name, value in costs),
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
         f"mean error {q.mape:.1%}, {q.within_10:.0%} within 10 %, rank correlation {q.spearman:.3f}",
-        f"noise: {c.noise:.1%} of a repeat; {c.rejected} repeats measured again; the machine's pace changed by "
-        f"{c.drift - 1:.0%}; {c.cpu_share:.2f} CPU seconds a wall second",
+        f"noise: {c.noise:.1%} of a repeat, corrected by the reference; {c.rejected} repeats measured again; the "
+        f"machine's pace changed by {c.drift - 1:.0%}; {c.cpu_share:.2f} CPU seconds a wall second",
+        *c.notes,
         *doubts(calibration),
     ]
 

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ import torch
 from sparse_dnm.config import CLOCKS, CUDA_CLOCK, check_choice
 from sparse_dnm.engine import device as backend
 
-KERNELS = backend.kernels(torch.device("cpu"))
-
+T = TypeVar("T")
 READ: dict[str, Callable[[], float]] = {  # of config.CLOCKS
     "perf_counter": time.perf_counter,  # wall seconds
     "process_time": time.process_time,  # CPU seconds of all threads of this process
@@ -155,36 +154,7 @@ def stolen() -> int:
         return 0
 
 
-class Sentinel:
-    """Measures the speed of the machine by a fixed piece of work, some 20 µs of arithmetic in the cache."""
-
-    def __init__(self) -> None:
-        self._values = np.linspace(0.0, 1.0, 1000)
-        self._kept: list[float] = []
-        self._last = 0.0
-        for _ in range(9):
-            self.pace()
-            self.keep()
-
-    def pace(self) -> float:
-        """Seconds that the work takes now, relative to the median of the kept ones; 1 if none were kept."""
-        start = time.perf_counter()
-        KERNELS.reference(self._values, 5)
-        self._last = time.perf_counter() - start
-        return self._last / statistics.median(self._kept) if self._kept else 1.0
-
-    def keep(self) -> None:
-        """Keep the last measurement, as a normal one."""
-        self._kept.append(self._last)
-
-    @property
-    def drift(self) -> float:
-        """Largest over smallest kept measurement, without the outer tenths."""
-        low, high = np.quantile(self._kept, [0.1, 0.9])
-        return float(high / low)
-
-
-def rounds(names: Sequence[str], repeats: int) -> Iterable[list[str]]:
+def rounds(names: Sequence[T], repeats: int) -> Iterable[list[T]]:
     """``repeats`` orders of ``names``, each starting one place later."""
     for turn in range(repeats):
         start = turn % len(names) if names else 0

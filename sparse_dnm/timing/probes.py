@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +20,10 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
-from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
+from sparse_dnm.timing.clock import Clock, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
+from sparse_dnm.timing.pace import Conditions, Pace, Steady, Surroundings, check_noise, differ
+from sparse_dnm.timing.quiet import Quiet
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
 PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
@@ -37,7 +39,7 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("neurons", "paths"),
 )
 WORTH = 1.5  # times as fast that more threads must be
-MAX_DRIFT = 1.25  # a round is measured again if the reference work took so many times its usual seconds
+TRIES = 5  # of a measurement that is disturbed
 
 
 def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) -> Topology:
@@ -118,6 +120,7 @@ class Settings:
     seed: int = 0
     only: tuple[str, ...] = COUNTS  # features whose cost may be above 0
     device: str = "cpu"  # or cuda, or cuda:N
+    unit: Quiet | None = None  # what seconds are relative to; None: to be found
 
     def __post_init__(self) -> None:
         check_choice("executor", self.executor, ("columns", "wavefront"))
@@ -137,46 +140,52 @@ class Settings:
 class Times:
     """The measurements of `time_steps`, and their conditions."""
 
-    seconds: NDArray[np.float64]  # (structures, repeats)
+    seconds: NDArray[np.float64]  # (structures, repeats), of the quiet machine
+    raw: NDArray[np.float64]  # the same, as the clock showed them
     rejected: int  # measurements made again
-    drift: float  # largest over smallest seconds of the reference work in the accepted rounds
-    cpu_share: float  # CPU seconds of the process over wall seconds
+    conditions: Conditions
 
 
-def time_steps(watches: Sequence[Stopwatch], settings: Settings, on_round: Callable[[], None] = lambda: None) -> Times:
+def time_steps(
+    watches: Sequence[Stopwatch],
+    settings: Settings,
+    on_round: Callable[[], None] = lambda: None,
+    pace: Pace | Steady | None = None,
+) -> Times:
     """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.
 
-    A measurement during which the process was preempted is made again.  So is a round in which a fixed piece of work
-    takes MAX_DRIFT times as long as usual, or in which the host gave time to other virtual machines; at most
-    ``repeats`` rounds are measured again.
+    A reference step of ``pace`` runs between all measurements; each becomes a ratio to the middle of the two before
+    and the two after it, times the pace's unit, which is settled at the end if it is open.  Without a pace seconds are
+    those of the clock.  A measurement is made again, up to TRIES times, if the process was preempted, the host gave
+    time to other virtual machines, or the references around it differ; raises NoisyMachine if that does not help in
+    most of them.
     """
-    clock = Clock.of(settings.clock)
+    pace, clock, around = pace or Steady(), Clock.of(settings.clock), Surroundings()
     for watch in watches:
         watch(clock)
-    sentinel = Sentinel()
-    found = np.empty((len(watches), settings.repeats))
-    rejected, spare = 0, settings.repeats
-    names = [str(k) for k in range(len(watches))]
-    wall, cpu = time.perf_counter(), time.process_time()
-    turn = 0
-    orders = list(rounds(names, settings.repeats))
-    while turn < settings.repeats:
-        pace, taken = sentinel.pace(), stolen()
-        for name in orders[turn]:
-            for _ in range(5):
-                before = clock.disturbances()
-                found[int(name), turn] = watches[int(name)].warm(clock)
-                if clock.disturbances() == before:
+    raw, ratios = (np.empty((len(watches), settings.repeats)) for _ in range(2))
+    references: list[float] = []
+    rejected = torn = 0
+    for turn, order in enumerate(rounds(range(len(watches)), settings.repeats)):
+        paces, places = [pace.now()], []
+        for k in order:
+            for attempt in range(TRIES):
+                before, taken = clock.disturbances(), stolen()
+                raw[k, turn] = watches[k].warm(clock)
+                paces.append(pace.now())
+                changed = differ(*paces[-2:])
+                if not changed and clock.disturbances() == before and stolen() == taken:
                     break
-                rejected += 1
-        if spare and (max(pace, sentinel.pace()) > MAX_DRIFT or stolen() > taken):
-            spare, rejected = spare - 1, rejected + len(watches)
-            continue
-        sentinel.keep()
-        turn += 1
+                rejected += attempt + 1 < TRIES
+            torn += changed
+            places.append(len(paces) - 2)
+        for k, at in zip(order, places, strict=True):
+            ratios[k, turn] = raw[k, turn] / statistics.median(paces[max(at - 1, 0) : at + 3])
+        references += paces
         on_round()
-    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return Times(found, rejected, sentinel.drift, share)
+    check_noise(torn, raw.size, settings.clock)
+    conditions = around.conditions(references)
+    return Times(ratios * pace.settle(conditions).seconds, raw, rejected, conditions)
 
 
 def edge_values(topology: Topology, dtype: Any) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.timing.pace import NoisyMachine, pace_of
 from sparse_dnm.timing.probes import Settings, time_steps
+from sparse_dnm.timing.quiet import Quiet
 
 PROCESSES = 3  # in each, the network has another place in memory
 COMMAND = "from sparse_dnm.timing.subprocess import main; main()"
@@ -67,15 +70,32 @@ class Network:
         return engine.stopwatch(structure, values, samples, settings.mode == "train")
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """Seconds (processes, repeats) of a step of each network, by name, of the quiet machine and as the clock showed
+    them; ``unit``: the reference that the former are relative to; ``factor``: how many times its seconds the machine
+    needed."""
+
+    seconds: dict[str, Any]
+    raw: dict[str, Any]
+    unit: Quiet
+    factor: float
+
+
 def time_in_subprocess(
     networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES
 ) -> dict[str, Any]:
-    """Seconds (processes, repeats) of a step of each network, by name: timed in turns, in new processes one after the
-    other.
+    """Seconds (processes, repeats) of a step of each network, by name: those of `time_fresh`."""
+    return time_fresh(networks, settings, processes).seconds
 
-    Raises RuntimeError with the output of a process that fails.
+
+def time_fresh(networks: Mapping[str, Network], settings: Settings, processes: int = PROCESSES) -> Fresh:
+    """Time a step of each network, in turns with a reference, in new processes one after the other.
+
+    Raises RuntimeError with the output of a process that fails, and NoisyMachine where the pace changes too often.
     """
-    request, found = pickle.dumps((list(networks.values()), settings)), []
+    request = pickle.dumps((list(networks.values()), replace(settings, unit=None)))
+    found: list[dict[str, Any]] = []
     for _ in range(processes):
         # in a session of its own: Ctrl-C in the terminal is for the process that trains
         done = subprocess.run(
@@ -85,13 +105,41 @@ def time_in_subprocess(
             said = done.stderr.decode(errors="replace").strip()
             raise RuntimeError(f"timing in a new process failed, exit status {done.returncode}: {said[-2000:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    seconds = np.array(found)
-    return {name: seconds[:, k] for k, name in enumerate(networks)}
+        if "noisy" in found[-1]:
+            raise NoisyMachine(found[-1]["noisy"])
+    reference = statistics.median(one["reference"] for one in found)
+    kept = Quiet(found[-1]["kept"], found[-1]["date"]) if found[-1]["kept"] else Quiet(reference)
+    unit = settings.unit or kept
+    ratios, raw = (np.array([one[name] for one in found]) for name in ("ratios", "raw"))
+    return Fresh(
+        {name: unit.seconds * ratios[:, k] for k, name in enumerate(networks)},
+        {name: raw[:, k] for k, name in enumerate(networks)},
+        unit,
+        reference / unit.seconds,
+    )
 
 
 def main() -> None:
-    """Time the networks in standard input, and print their seconds."""
+    """Time the networks in standard input; print what was found, as JSON."""
     networks, settings = pickle.load(sys.stdin.buffer)
     settings = replace(settings)  # runs the checks, which unpickling skips
-    times = time_steps([network.stopwatch(settings) for network in networks], settings)
-    print(json.dumps(times.seconds.tolist()))
+    engine = engine_for(Executor(settings.executor, settings.threads), backend.device_of(settings.device))
+    pace = pace_of(engine, settings, networks[0].slope.dtype, Quiet(1.0))
+    watches = [network.stopwatch(settings) for network in networks]
+    try:
+        times = time_steps(watches, settings, pace=pace)
+    except NoisyMachine as error:
+        print(json.dumps({"noisy": str(error)}))
+        return
+    kept = pace.known()
+    print(
+        json.dumps(
+            {
+                "ratios": times.seconds.tolist(),
+                "raw": times.raw.tolist(),
+                "reference": times.conditions.reference,
+                "kept": kept and kept.seconds,
+                "date": kept and kept.date,
+            }
+        )
+    )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.manifold import DynamicManifold

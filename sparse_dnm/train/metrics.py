@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.io import append_line
+from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.timing.pace import Steady
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.costs import Terms
 from sparse_dnm.train.schedules import learning_rate
@@ -73,7 +75,7 @@ class Metrics:
         self._logged = 0  # how many of them at the last line
         self._seconds_before = 0.0  # s, of earlier processes of this run
         self._step_seconds_before: float | None = None  # s, the median in them
-        self._doubted = False  # the warning about the cost model was given
+        self._doubted = self._noisy = False  # the warnings about the cost model, and about noise, were given
         self.begin()
 
     def begin(self) -> None:
@@ -132,10 +134,16 @@ class Metrics:
         if term is not None and not math.isnan(term.seconds):
             error = term.refit.error
             found |= {
-                "measured_seconds": term.seconds,
+                **self._seconds(term),
                 "model_error": None if math.isnan(error) else error,
                 "time_multiplier": term.multiplier,
             }
+            if term.steps.noisy and not self._noisy:
+                self._noisy = True
+                run.notes.append(
+                    f"warning: at step {run.step} most of the latest timed steps were disturbed, or the machine "
+                    "changed its speed in them: prices and time stay as they are until that ends; keep it quiet"
+                )
             if term.timed >= MIN_TIMED_STEPS and not term.fits and not self._doubted:
                 self._doubted = True
                 run.notes.append(
@@ -143,6 +151,19 @@ class Metrics:
                     "timed steps): keep the machine quiet, or choose another --clock or --speed"
                 )
         return found
+
+    @staticmethod
+    def _seconds(term: MeasuredTime) -> Record:
+        """Those of the term of speed, their quartiles, and what the clock had shown last."""
+        if term.told is None:  # the first step after a resume
+            return {"measured_seconds": term.seconds}
+        found, raw = term.told
+        return {
+            "measured_seconds": found.median,
+            "measured_low": found.low,
+            "measured_high": found.high,
+            "measured_raw": raw,
+        }
 
     def _structure(self) -> Record:
         model = self.run.model
@@ -159,17 +180,27 @@ class Metrics:
         term = self.run.time
         if term is None:
             return constraint
-        settings = term.promise()
+        settings, found = term.promise(), term.sample(self.run.model.find())
         return {
-            "measured_seconds": term.measure(self.run.model.find()),
+            "measured_seconds": found.seconds,
             **constraint,
             "measured": {
                 **{name: getattr(settings, name) for name in ("mode", "batch", "clock", "executor", "threads")},
+                "raw_seconds": found.raw,
                 "reference_seconds": term.reference,
+                **self._pace(term),
                 "model_error": None if math.isnan(term.refit.error) else term.refit.error,
                 "seconds_per": term.seconds_per(),
             },
         }
+
+    @staticmethod
+    def _pace(term: MeasuredTime) -> Record:
+        """What the machine's seconds are relative to, and how many times those it needed."""
+        pace = term.pace
+        if pace.unit is None or isinstance(pace, Steady):
+            return {}
+        return {"pace": {"quiet_seconds": pace.unit.seconds, "quiet_date": pace.unit.date, "factor": pace.factor}}
 
     def summary(self, test: dict[str, float], measured: Record) -> Record:
         """The summary of the trained model."""

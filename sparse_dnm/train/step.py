@@ -116,7 +116,7 @@ class KernelStep:
         self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_cutoff = np.zeros((), dtype)
-        self._seconds: float | None = None  # of the last backward pass, where a clock was read
+        self._timing: MeasuredTime | None = None  # the term of measured time, if it times the present step
         self._evaluation: Any = None
         self.engine: Any = model.engine
         rows = torch.from_numpy(self._by_scalar)
@@ -124,12 +124,6 @@ class KernelStep:
         self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
         for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
             self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
-
-    @property
-    def _time(self) -> MeasuredTime | None:
-        """The term of measured time, if it times this step."""
-        speed = self.costs.speed
-        return speed if isinstance(speed, MeasuredTime) and speed.takes_steps else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the batch x."""
@@ -144,10 +138,10 @@ class KernelStep:
             edges.load()  # the candidates may have changed
         scales[0][: self._n_sources], scales[1][: self._n_sources] = arrays["weight"], arrays["bias"]
         self._x = engine.array(x)
-        time = self._time
-        self._linear, self._saved = engine.forward(
-            e.structure, e.values.strengths, self._x, scales, None if time is None else time.clock.read
-        )
+        speed = self.costs.speed
+        self._timing = speed if isinstance(speed, MeasuredTime) and self._is_timed(speed) else None
+        clock = None if self._timing is None else self._timing.clock.read
+        self._linear, self._saved = engine.forward(e.structure, e.values.strengths, self._x, scales, clock)
         self._outputs = self._linear * self._linear if self._squared else self._linear
         return torch.from_numpy(self._outputs)
 
@@ -159,30 +153,32 @@ class KernelStep:
         objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
-        e, time, ran = self._evaluation, self._time, None
-        if time is not None and self._seconds is not None:
-            ran = self._saved.seconds + self._seconds - 2 * time.clock.overhead
-        costs = [None if term is None else term.value(e) for term in self.costs.terms()[1:]]
-        return total_of(self.config, self.costs, objective, e.values.imbalance**2, self._speed(e, ran, report), *costs)
+        e = self._evaluation
+        speed, memory = self._speed(e, report), self.costs.memory
+        memory_value = None if memory is None else memory.value(e)
+        return total_of(self.config, self.costs, objective, e.values.imbalance**2, speed, memory_value)
 
-    def _speed(self, e: Evaluation, ran: float | None, report: bool) -> float | None:
+    def _speed(self, e: Evaluation, report: bool) -> float | None:
         """The term for speed; one that rests is only measured for a report."""
         speed = self.costs.speed
         if not isinstance(speed, MeasuredTime):
             return None if speed is None else speed.value(e)
+        if self.costs.resting and not report:
+            return None
+        return speed.value(e, self._timing is not None)
+
+    def _is_timed(self, speed: MeasuredTime) -> bool:
+        """Whether the present step is to be timed by itself.  A term that rests is asked at single steps only."""
         if self.costs.resting:
-            if not report:
-                return None
             speed.pass_calls(speed.untimed_calls)
-        return speed.value(e, ran)
+        return speed.begin_step()
 
     def backward(self) -> None:
         """Gradient of that loss."""
         model, config, engine, e = self.model, self.config, self.engine, self._evaluation
-        strengths, time = e.values.strengths, self._time
-        clock = None if time is None else time.clock.read
+        strengths, timing = e.values.strengths, self._timing
+        clock = None if timing is None else timing.clock.read
         found = engine.backward(e.structure, strengths, self._saved, self._by_output, clock)
-        self._seconds = None if clock is None else found.seconds
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
         by_closeness, by_cutoff, ring = None, 0.0, model.ring(e)
         if ring is not None:
@@ -202,6 +198,8 @@ class KernelStep:
             getattr(model, name).grad = gradient
         if self.edges is not None:
             self.by_omega = torch.from_numpy(back.omega)
+        if timing is not None:
+            timing.end_step(e, self._saved.seconds + found.seconds - 2 * timing.clock.overhead)
 
     def update(self, optimizer: Adam, frozen: Frozen | None) -> None:
         """A step of the optimiser; where a structure is frozen, no edge appears or goes."""

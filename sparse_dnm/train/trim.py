@@ -1,7 +1,7 @@
 """The trim of a run with a budget: add and remove edges until the measured time fits, then keep the structure.
 
-Where a step takes less than the budget, the closest candidates below the cutoff become edges.  Where it takes more, edges
-with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
+Where a step takes less than the budget, the closest candidates below the cutoff become edges.  Where it takes more,
+edges with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
 removed, |strength * gradient| summed over batches (Molchanov et al. 2017); the seconds are the cost model's.
 """
 
