@@ -320,14 +320,16 @@ class Trainer:
         """Train ``model``, a copy of this one at an earlier step, as after a trim: its structure stays."""
         config = self.config
         steps = config.steps - trimmed_after(config)
-        alone = {"fine_tune": 1.0, "speed": "none", "budget_us": 0.0, "profile": "", "scan_every": 0}
-        rest = {"memory_coefficient": 0.0, "checkpoint_every": max(steps, 1)}
+        phase = dataclasses.replace(
+            config, steps=steps, fine_tune=1.0, speed="none", budget_us=0.0, profile="", scan_every=0,
+            memory_coefficient=0.0, checkpoint_every=max(steps, 1),
+        )  # fmt: skip
 
         def check(record: Record) -> None:
             if self._signals.received is not None and self.out is not None:
                 raise Interrupted(self._signals.received, self.step, self.out)
 
-        Trainer(model, self.data, dataclasses.replace(config, steps=steps, **alone, **rest)).run(check)
+        Trainer(model, self.data, phase).run(check)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
