@@ -45,7 +45,9 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of manifold, of t
     "weighted: omega times the strength": ({"edges": "weighted", "sigma": (81.0, 0.0), "omega": (0.0, 1.0)}, {}),
     "closeness: no omega": (CLOSENESS, {"lr": 0.01, "shift": 0}),
 }
-TABLES = ("tasks", "rivals", "ablations", "modes")
+GUARDED = (("digits", 100), ("digits", 300), ("mnist", 300))  # data, edges: few, so that networks may be cut in two
+FLOWS = (0.0, 1e-6, 1e-5, 1e-4)  # coefficients of the flow loss; 0: recovery alone
+TABLES = ("tasks", "rivals", "ablations", "modes", "guards")
 
 
 def name_of(task: tuple[str, int, dict[str, Any], dict[str, Any], str]) -> str:
@@ -62,7 +64,8 @@ def trained(
     shape = dataclasses.replace(preset.manifold, seed=seed, **manifold)
     generator = torch.Generator().manual_seed(seed)
     model = DynamicManifold(shape, generator, executor="columns", threads=1)
-    summary = Trainer(model, data.load(dataset, folder), config).run()
+    trainer = Trainer(model, data.load(dataset, folder), config)
+    summary = {**trainer.run(), "recoveries": trainer._recovery.count}
     scalars = sum(p.numel() for name, p in model.named_parameters() if name != "edge_weight")
     return {**summary, "scalars": scalars + (summary["edges"] if shape.edges == "free" else 0)}
 
@@ -77,6 +80,9 @@ def job(arguments: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any]:
         if kind == "ablation":
             steps = rest[1]
             return key, trained("mnist", 5_910, {}, {"steps": steps, **ABLATIONS[rest[0]]}, seed, folder)
+        if kind == "guard":
+            dataset, edges, flow, _ = rest
+            return key, trained(dataset, edges, {}, {"flow": flow}, seed, folder)
         if kind == "mode":
             manifold, train = MODES[rest[0]]
             return key, trained("mnist", 5_910, manifold, {"steps": SHORT, **train}, seed, folder)
@@ -163,6 +169,17 @@ def modes(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -
     for name in MODES:
         rows = found["mode", name]
         print(f"| {name} | {SHORT:,} | {figures(rows)} | {spread([r['train_seconds'] for r in rows], '.0f')} |")
+
+
+def guards(found: dict[tuple[Any, ...], list[Any]], seeds: range, folder: Path) -> None:
+    """What keeps inputs and outputs connected: the flow loss, or recovery alone."""
+    jobs = [(*task, flow) for task in GUARDED for flow in FLOWS]
+    found |= run([("guard", *one, seed) for seed in seeds for one in jobs], folder)
+    print("\n| task | flow | test accuracy | recoveries |\n|---|---|---|---|")
+    for dataset, edges, flow in jobs:
+        rows = found["guard", dataset, edges, flow]
+        name = f"{flow:g}" if flow else "0: recovery alone"
+        print(f"| {dataset}, {edges} edges | {name} | {figures(rows)} | {sum(r['recoveries'] for r in rows)} |")
 
 
 def main() -> None:
