@@ -128,8 +128,8 @@ class Refit:
     """
 
     FORGET = 0.99  # factor of a timed step's weight at every later one
-    WEIGHT = 40.0  # the calibration counts for as many timed steps
-    RIDGE = 0.02  # and holds every coefficient by as much more: what the calibration did not tell apart, noise must not
+    WEIGHT = 20.0  # the calibration counts for as many timed steps
+    RIDGE = 0.01  # and holds every coefficient by as much more: what the calibration did not tell apart, noise must not
     RECENT = 50
     LEAST = 8  # timed steps before the first change, and before errors are clipped
 
