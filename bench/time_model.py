@@ -28,8 +28,10 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.machine import machine
 from sparse_dnm.study.sweeps import random_dag
+from sparse_dnm.timing.calibration import fit as fit_prices
 from sparse_dnm.timing.clock import compare
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
+from sparse_dnm.timing.pace import pace_of
 from sparse_dnm.timing.probes import Settings, Times, cut, edge_values, probes, time_steps
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train.constraints import BUDGET_MARGIN
@@ -98,7 +100,7 @@ def measure(groups: dict[str, list[Topology]], settings: Settings) -> Measured:
     train = settings.mode == "train"
     pairs = zip(graphs, structures, strict=True)
     watches = [engine.stopwatch(made, edge_values(graph, np.float32), x, train) for graph, made in pairs]
-    times = time_steps(watches, settings)
+    times = time_steps(watches, settings, pace=pace_of(engine, settings, np.float32))
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     seconds = np.median(times.seconds, axis=1)
     places, first = {}, 0
@@ -106,7 +108,7 @@ def measure(groups: dict[str, list[Topology]], settings: Settings) -> Measured:
         places[name] = slice(first, first + len(group))
         first += len(group)
     fit = places["fit"]
-    return Measured(places, counts, seconds, times, CostModel.fit(settings.executor, counts[fit], seconds[fit]))
+    return Measured(places, counts, seconds, times, fit_prices(settings, counts[fit], seconds[fit]))
 
 
 def line(name: str, quality: Quality) -> str:
@@ -168,7 +170,7 @@ def gradient(executor: str, clock: str, threads: int, batch: int, count: int, re
     watches = [
         engine.stopwatch(engine.given(t, neurons), edge_values(t, np.float32), x, True) for t in (topology, *parts)
     ]
-    seconds = np.median(time_steps(watches, settings).seconds, axis=1)
+    seconds = np.median(time_steps(watches, settings, pace=term.pace).seconds, axis=1)
     saved, foretold = seconds[0] - seconds[1:], np.array([by_gate[gone].sum() for gone in groups])
     cosine, without = (
         float(saved[k] @ foretold[k] / np.linalg.norm(saved[k]) / np.linalg.norm(foretold[k]))
@@ -249,7 +251,7 @@ def cost_of_timing(steps: int) -> list[str]:
     """Shares of a training: timed steps with the refit, the gradient, the calibration."""
     lines = []
     for mode in ("train", "infer"):
-        spent = {"_time": 0.0, "gradient": 0.0}
+        spent = {"value": 0.0, "end_step": 0.0, "gradient": 0.0}
         kept = {name: getattr(MeasuredTime, name) for name in spent}
         for name in kept:
             setattr(MeasuredTime, name, clocked(name, kept[name], spent))
@@ -265,8 +267,8 @@ def cost_of_timing(steps: int) -> list[str]:
             for name, function in kept.items():
                 setattr(MeasuredTime, name, function)
         lines.append(
-            f"- digits, {steps:,} steps, time_mode {mode}: timed steps and refit {spent['_time'] / whole:.1%} of "
-            f"{whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected cost "
+            f"- digits, {steps:,} steps, time_mode {mode}: timed steps with their references, and refit "
+            f"{(spent['value'] + spent['end_step']) / whole:.1%} of {whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected cost "
             f"{spent['gradient'] / whole:.1%}"
         )
     return lines

@@ -22,6 +22,7 @@ from sparse_dnm.cli.app import app
 from sparse_dnm.config import from_dict
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.loss.time import MeasuredTime, TimeSettings
+from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train.checkpoint import renewed
@@ -48,8 +49,8 @@ class Charged(MeasuredTime):
 
 def charged(model):
     term = Charged(model, TimeSettings(mode="infer", batch=1, **QUICK))
-    prices = {"call": CALL, "input": UNIT, "neuron": UNIT, "edge": EDGE}
-    names = ("call", "input", "lone input", "neuron", "edge", "far edge")
+    prices = {"call": CALL, "input": UNIT, "neuron": UNIT, "output": UNIT, "edge": EDGE}
+    names = FEATURES["columns"]
     term.refit.model = dataclasses.replace(
         term.refit.model, coefficients=tuple(prices.get(name, 0.0) for name in names)
     )
@@ -474,7 +475,7 @@ def test_metrics_and_summary_of_a_measured_run(tmp_path):
     assert summary["measured"]["clock"] == "perf_counter"
     assert summary["measured"]["batch"] == 16
     assert summary["measured_seconds"] > 0
-    assert list(summary["measured"]["seconds_per"]) == ["call", "input", "lone input", "neuron", "edge", "far edge"]
+    assert list(summary["measured"]["seconds_per"]) == list(FEATURES["columns"])
 
 
 def test_the_error_of_a_network_cut_in_two_names_its_budget(monkeypatch):

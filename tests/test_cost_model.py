@@ -25,8 +25,9 @@ from sparse_dnm.timing import calibration
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes as probing
 from sparse_dnm.timing.calibration import calibrate
-from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality, Refit
+from sparse_dnm.timing.cost_model import BEFORE, FEATURES, CostModel, Quality, Refit
 from sparse_dnm.timing.probes import CUTS, Settings, cut, probes
+from sparse_dnm.timing.typical import typical
 
 ENGINE = CpuEngine(Executor("columns", 1))
 NEURONS = ENGINE.neurons(np.zeros(0, np.int8), np.zeros(0, np.float32), 0, slice(0))  # features ask for the graph only
@@ -59,7 +60,10 @@ def test_features_count_what_is_executed(dag, data):
     assert KERNELS.far_edges(*arrays) == naive.far_edges(edges, walk, live, distance)
     assert found["call"] == 1
     assert found["input"] == len(inputs & live)
-    assert found["neuron"] == len(live - inputs)
+    outputs = set(topology.outputs.tolist())
+    assert found["neuron"] == len(live - inputs - outputs)
+    assert found["output"] == len(outputs - inputs)
+    assert found["crowded neuron"] == pytest.approx(len(live) ** 2 / 1000)
     assert found["edge"] == sum(reader in live for _, reader in graph.edges())
     assert found["level"] == nx.dag_longest_path_length(graph) + 1
     assert features(topology, "columns").tolist() == [found[name] for name in FEATURES["columns"]]
@@ -103,6 +107,7 @@ def test_probes_differ_in_every_feature():
     found = probes(model.topology, 30, np.random.default_rng(0))
     counts = np.stack([features(part, "wavefront") for part in found])
     assert (counts[:, 1:].max(0) > 1.5 * counts[:, 1:].min(0)).all()
+    assert {part.n_neurons == model.topology.n_neurons for part in found} == {True, False}
     assert np.linalg.matrix_rank(counts) == counts.shape[1]
     with pytest.raises(ValueError, match="kind='holes' is unknown"):
         cut(model.topology, "holes", 0.5, np.random.default_rng(0))
@@ -110,9 +115,9 @@ def test_probes_differ_in_every_feature():
 
 def test_a_fit_finds_the_costs_behind_noisy_times():
     rng = np.random.default_rng(0)
-    highest = [800, 300, 300, 20_000, 9_000, 90]
-    counts = np.c_[np.ones(200), rng.uniform([10, 5, 50, 500, 10, 2], highest, (200, 6))]
-    costs = np.array([5e-6, 30e-9, 20e-9, 70e-9, 5e-9, 4e-9, 3e-6])
+    highest = [800, 300, 300, 20_000, 9_000, 200, 900, 90]
+    counts = np.c_[np.ones(200), rng.uniform([10, 5, 50, 500, 10, 1, 5, 2], highest, (200, 8))]
+    costs = np.array([5e-6, 30e-9, 20e-9, 70e-9, 5e-9, 4e-9, 50e-9, 20e-9, 3e-6])
     seconds = counts @ costs * rng.lognormal(0, 0.004, 200)
     model = CostModel.fit("wavefront", counts, seconds)
     np.testing.assert_allclose(model.coefficients, costs, rtol=0.2)
@@ -124,7 +129,7 @@ def test_a_fit_finds_the_costs_behind_noisy_times():
 
 
 def test_no_cost_is_negative():
-    counts = np.array([[1, 0, 0, 0, k, 0] for k in range(1, 9)], float)
+    counts = np.array([[1, 0, 0, 0, k, 0, 0, 0] for k in range(1, 9)], float)
     model = CostModel.fit("columns", counts, np.linspace(8.0, 1.0, 8))  # more edges, less time
     assert min(model.coefficients) >= 0.0
     assert model.coefficients[4] == 0.0
@@ -152,7 +157,7 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     """A clock that advances by what is executed: the fit must find exactly that."""
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     evaluation = model.find()
-    costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 7e-4), strict=True))
+    costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 2e-4, 3e-4, 7e-4), strict=True))
     running = []
 
     def read():
@@ -230,18 +235,18 @@ def test_wrong_requests_end_in_one_line(tmp_path, monkeypatch, arguments, words)
 
 def steps(rng, costs, count, noise=0.02):
     """Counts and seconds of structures that shrink, as in a training: features fall together."""
-    whole = np.array([1, 300, 20, 220, 14_000, 4_000], float)
+    whole = np.array([1, 300, 20, 220, 14_000, 4_000, 10, 100], float)
     for k in range(count):
-        counts = whole * (1 - 0.8 * k / count * rng.uniform(0.9, 1.1, 6))
+        counts = whole * (1 - 0.8 * k / count * rng.uniform(0.9, 1.1, 8))
         counts[0] = 1
         yield counts, counts @ costs * rng.lognormal(0, noise)
 
 
-COSTS = np.array([5e-6, 10e-9, 5e-9, 40e-9, 2e-9, 1e-9])
+COSTS = np.array([5e-6, 10e-9, 5e-9, 40e-9, 2e-9, 1e-9, 50e-9, 5e-9])
 
 
 def fresh_refit(rng, costs=COSTS):
-    counts = np.c_[np.ones(60), rng.uniform(0.1, 1, (60, 5)) * [300, 20, 220, 14_000, 4_000]]
+    counts = np.c_[np.ones(60), rng.uniform(0.1, 1, (60, 7)) * [300, 20, 220, 14_000, 4_000, 10, 100]]
     seconds = counts @ costs * rng.lognormal(0, 0.01, 60)
     return Refit(CostModel.fit("columns", counts, seconds), counts, seconds)
 
@@ -261,7 +266,7 @@ def test_a_refit_follows_a_machine_that_became_slower():
 
 def test_a_refit_learns_that_edges_alone_became_dearer():
     rng = np.random.default_rng(1)
-    refit, dearer = fresh_refit(rng), COSTS * [1, 1, 1, 1, 3, 1]
+    refit, dearer = fresh_refit(rng), COSTS * [1, 1, 1, 1, 3, 1, 1, 1]
     for counts, seconds in steps(rng, dearer, 400):
         refit.add(counts, seconds)
     edge = refit.model.prices(counts).edge
@@ -278,7 +283,7 @@ def test_outliers_hardly_move_a_refit_and_memory_is_bounded():
         hit.add(counts, seconds * {9: 0.2, 19: 50.0}.get(k % 20, 1.0))
     assert hit.model.seconds(counts) == pytest.approx(clean.model.seconds(counts), rel=0.05)
     assert len(hit.errors) == len(hit.pace) == Refit.RECENT
-    assert hit.normal.shape == (6, 6)
+    assert hit.normal.shape == (8, 8)
 
 
 def test_a_refit_survives_json():
@@ -295,10 +300,26 @@ def test_a_refit_survives_json():
 
 
 def test_prices_share_out_what_belongs_to_edges_and_inputs():
-    model = CostModel("columns", (1.0, 10.0, 4.0, 20.0, 2.0, 1.0))
-    prices = model.prices(np.array([1, 50, 25, 10, 400, 100], float))
+    model = CostModel("columns", (1.0, 10.0, 4.0, 20.0, 2.0, 1.0, 7.0, 0.0))
+    prices = model.prices(np.array([1, 50, 25, 10, 400, 100, 3, 4], float))
     assert prices == (2.25, 12.0, 20.0, 0.0)
-    assert model.prices(np.array([1.0, 0, 0, 0, 0, 0])) == (2.0, 10.0, 20.0, 0.0)
+    assert model.prices(np.array([1.0, 0, 0, 0, 0, 0, 0, 0])) == (2.0, 10.0, 20.0, 0.0)
+
+
+def test_the_price_of_a_neuron_is_what_one_more_would_cost():
+    model = CostModel("wavefront", (1.0, 10.0, 0.0, 20.0, 2.0, 0.0, 7.0, 3.0, 11.0))
+
+    def counts(inputs, neurons, edges, levels):
+        return np.array([1, inputs, 0, neurons, edges, 0, 5, (inputs + neurons + 5) ** 2 / 1000, levels], float)
+
+    here = counts(50, 40, 400, 6)
+    prices = model.prices(here)
+    for price, more in zip(
+        prices, ((50, 40, 401, 6), (51, 40, 400, 6), (50, 41, 400, 6), (50, 40, 400, 7)), strict=True
+    ):
+        assert model.seconds(counts(*more)) - model.seconds(here) == pytest.approx(price, abs=3.5e-3)
+    assert prices.edge == 2.0
+    assert prices.neuron == pytest.approx(20.0 + 3.0 * 2 * 95 / 1000)
 
 
 def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
@@ -316,6 +337,10 @@ def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
         ({"format": None}, "of format None"),
         ({"seconds_per": {"call": 1.0}}, "it prices call, not call, input"),
         ({"seconds": [1.0]}, "do not fit 1 times"),
+        (
+            {"seconds_per": dict.fromkeys(BEFORE["columns"], 1.0)},
+            "an earlier version .* did not price crowded neuron, out",
+        ),
         ({"settings": {"executor": "sail"}}, "executor='sail' is unknown"),
         ({"seconds_per": dict.fromkeys(made.as_dict()["seconds_per"], -1.0)}, "negative"),
     ):
@@ -332,7 +357,7 @@ def test_a_profile_whose_predictions_are_all_the_same_is_kept(tmp_path):
         quality = Quality.of(np.ones(5), np.arange(1.0, 6.0))
     assert math.isnan(quality.spearman)
     made = calibration.Calibration(
-        CostModel("columns", (1.0,) * 6), Settings(), 1, quality, 0.01, 0, 1.0, 1.0, np.ones((15, 6)), np.ones(15)
+        CostModel("columns", (1.0,) * 8), Settings(), 1, quality, 0.01, 0, 1.0, 1.0, np.ones((15, 8)), np.ones(15)
     )
     write_json(tmp_path / "profile.json", made.as_dict())
     assert math.isnan(calibration.read_profile(tmp_path / "profile.json").held_out.spearman)
@@ -341,13 +366,139 @@ def test_a_profile_whose_predictions_are_all_the_same_is_kept(tmp_path):
 def test_doubts_are_reported():
     quality = Quality(10, 0.999, 0.01, 1.0, 0.99)
     made = calibration.Calibration(
-        CostModel("columns", (1.0,) * 6), Settings(), 2, quality, 0.01, 0, 1.0, 1.0, np.ones((3, 6)), np.ones(3)
+        CostModel("columns", (1.0,) * 8), Settings(), 2, quality, 0.01, 0, 1.0, 1.0, np.ones((3, 8)), np.ones(3)
     )
     assert calibration.doubts(made) == []
     for change, words in (
+        ({"uncertainty": 0.08, "rounds": 7}, "known to 8.0% .* only, not to 3%, after 7 rounds"),
         ({"noise": 0.2}, "spread by 20.0%, more than 5%"),
         ({"cpu_share": 0.5}, "had the processor for 50% of the wall time"),
         ({"held_out": replace(quality, r2=0.5)}, r"does not fit \(R² 0.500\)"),
     ):
         (line,) = calibration.doubts(replace(made, **change))
         assert re.search(words, line)
+
+
+# -- prices that stay the same -------------------------------------------------------------------------------
+
+
+def collinear(rng, costs, noise):
+    """Counts of structures in which features go together, and their seconds."""
+    share = rng.uniform(0.1, 1, 30)
+    whole = np.array([1, 300, 20, 220, 14_000, 4_000, 10, 100], float)
+    counts = whole * share[:, None] * rng.uniform(0.97, 1.03, (30, 8))
+    counts[:, [0, 6]] = [1, 10]
+    return counts, counts @ costs * rng.lognormal(0, noise, 30)
+
+
+def test_typical_prices_hold_what_the_data_do_not_tell_apart():
+    guess = typical("columns", "infer", 1)
+    costs = 1.3 * guess * [1.1, 1, 1, 0.9, 1.2, 1, 1, 1]
+    free, held = [], []
+    for seed in range(20):
+        counts, seconds = collinear(np.random.default_rng(seed), costs, 0.03)
+        free.append(CostModel.fit("columns", counts, seconds).coefficients[4])
+        held.append(CostModel.fit("columns", counts, seconds, typical=guess).coefficients[4])
+    assert np.std(free) / costs[4] > 0.3
+    assert np.std(held) / costs[4] < 0.15
+    assert np.mean(held) == pytest.approx(costs[4], rel=0.3)
+
+
+def test_typical_prices_do_not_matter_where_the_data_are_exact():
+    rng = np.random.default_rng(0)
+    counts = np.c_[np.ones(40), rng.uniform(0.1, 1, (40, 7)) * [300, 20, 220, 14_000, 4_000, 10, 100]]
+    odd = typical("columns", "train", 50) * rng.uniform(0.1, 10, 8)
+    found = CostModel.fit("columns", counts, counts @ odd, typical=typical("columns", "train", 50))
+    np.testing.assert_allclose(found.coefficients, odd, rtol=1e-6)
+
+
+def test_typical_prices_know_every_feature_of_a_cpu_and_none_of_a_gpu():
+    for executor in ("columns", "wavefront"):
+        for mode in ("train", "infer"):
+            one, many = typical(executor, mode, 1), typical(executor, mode, 64)
+            assert len(one) == len(FEATURES[executor])
+            assert (many >= one).all()
+            assert (one > 0).all()
+            assert typical(executor, mode, 50, 1.0)[3] > typical(executor, mode, 50)[3]
+    assert typical("cuda-columns", "train", 50) is None
+
+
+class Noisy:
+    """A stopwatch whose seconds are known but for noise."""
+
+    def __init__(self, seconds, noise, rng):
+        self.seconds, self.noise, self.rng, self.calls = seconds, noise, rng, 0
+
+    def __call__(self, clock):
+        return self.seconds
+
+    def warm(self, clock):
+        self.calls += 1
+        return self.seconds * self.rng.lognormal(0, self.noise)
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.0, 5, 5), (0.01, 5, 16), (1.0, 50, 50)])
+def test_sampling_goes_on_until_prices_are_known(noise, least, most):
+    rng = np.random.default_rng(0)
+    settings = Settings("columns", "infer", 1, 1, "perf_counter", 20, 5)
+    costs = typical("columns", "infer", 1) * 1e-9
+    counts = np.c_[np.ones(30), rng.uniform(0.1, 1, (30, 7)) * [300, 20, 220, 14_000, 4_000, 10, 100]]
+    watches = [Noisy(seconds, noise, rng) for seconds in counts @ costs]
+    whole = counts.max(axis=0)
+
+    def enough(seconds):
+        return calibration.uncertainty(settings, counts, whole, seconds) <= calibration.NARROW
+
+    found = probing.time_steps(watches, settings, enough=enough)
+    assert least <= found.seconds.shape[1] <= most
+    assert found.raw.shape == found.seconds.shape
+    if noise < 1.0:
+        model = calibration.fit(settings, counts, np.median(found.seconds, axis=1))
+        off = np.abs(np.array(model.coefficients) - costs) * whole / (whole @ costs)
+        assert off.max() < 2 * calibration.NARROW
+
+
+def test_sampling_ends_at_its_limit_of_time():
+    watches = [Noisy(1e-5, 0.1, np.random.default_rng(0))]
+    settings = Settings("columns", "infer", 1, 1, "perf_counter", 20, 5, limit=0.0)
+    assert probing.time_steps(watches, settings, enough=lambda seconds: False).seconds.shape == (1, 5)
+
+
+def test_the_uncertainty_is_about_the_error_that_a_fit_has():
+    rng = np.random.default_rng(1)
+    settings = Settings("columns", "infer", 1, 1, "perf_counter", 20, 5)
+    costs = typical("columns", "infer", 1) * 1e-9
+    counts = np.c_[np.ones(30), rng.uniform(0.1, 1, (30, 7)) * [300, 20, 220, 14_000, 4_000, 10, 100]]
+    whole, told, errors = counts.max(axis=0), [], []
+    for _ in range(20):
+        seconds = (counts @ costs)[:, None] * rng.lognormal(0, 0.1, (30, 12))
+        told.append(calibration.uncertainty(settings, counts, whole, seconds))
+        found = np.array(calibration.fit(settings, counts, np.median(seconds, axis=1)).coefficients)
+        errors.append(np.abs(found - costs).max() and (np.abs(found - costs) * whole).max() / (whole @ costs))
+    assert 0.5 * np.median(errors) < np.median(told) < 6 * np.median(errors)
+
+
+def test_a_refit_does_not_drift_by_noise():
+    rng = np.random.default_rng(5)
+    counts, seconds = collinear(rng, COSTS, 0.01)
+    refit = Refit(CostModel.fit("columns", counts, seconds, typical=COSTS), counts, seconds)
+    before = refit.model.prices(counts[0])
+    for row, taken in steps(rng, COSTS, 300, 0.1):
+        refit.add(row, taken)
+    after = refit.model.prices(counts[0])
+    assert after.edge == pytest.approx(before.edge, rel=0.15)
+    assert after.neuron == pytest.approx(before.neuron, rel=0.15)
+
+
+@pytest.mark.parametrize("executor", ["columns", "wavefront"])
+def test_a_refit_of_an_earlier_version_goes_on(executor):
+    names, rng = BEFORE[executor], np.random.default_rng(0)
+    n = len(names)
+    old = {"executor": executor, "calibrated": [1.0] * n, "coefficients": [2.0] * n, "prior": np.eye(n).tolist(),
+           "normal": np.zeros((n, n)).tolist(), "right": [0.0] * n, "pace": [], "errors": []}  # fmt: skip
+    refit = Refit.from_state(json.loads(json.dumps(old)))
+    known = dict(zip(FEATURES[executor], refit.model.coefficients, strict=True))
+    assert known == {name: 2.0 if name in names else 0.0 for name in FEATURES[executor]}
+    for _ in range(12):
+        refit.add(rng.uniform(1, 9, len(FEATURES[executor])), 3.0)
+    assert refit.model.coefficients[FEATURES[executor].index("output")] == 0.0

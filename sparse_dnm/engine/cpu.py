@@ -22,7 +22,7 @@ from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
-WARM = 3  # unmeasured steps before a measured one
+WARM = 2  # unmeasured steps before measured ones
 GROUP = 8  # neighbouring inputs that are read together
 FAR = 256  # edges that the backward pass may visit before an edge's neighbour in memory has left the first cache
 Floats = NDArray[np.floating]
@@ -285,17 +285,21 @@ class CpuEngine(CpuSearch):
         return CpuStopwatch(self, structure, strengths, x, train)
 
     def features(self, structure: CpuStructure, executor: str) -> Any:
-        """1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed
-        edges, and those whose neighbour in memory the backward pass has left far behind; for ``wavefront`` levels."""
+        """1 call; executed inputs, and those of them that are read alone; executed neurons that are neither inputs nor
+        outputs; executed edges, and those whose neighbour in memory the backward pass has left far behind; outputs;
+        executed neurons, times thousands of them; for ``wavefront`` levels."""
         s, t = structure.schedule, structure.topology
+        n_outputs = len(t.outputs) - int(np.isin(t.outputs, t.inputs).sum())
         visit = np.empty(t.n_edges, np.int32)
         counts = (
             1,
             len(s.inputs),
             KERNELS.lone_inputs(s.inputs, s.column, GROUP),
-            len(s.order),
+            len(s.order) - n_outputs,
             len(t.t_edges),
             KERNELS.far_edges(s.sequence_of(executor), s.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, FAR, visit),
+            n_outputs,
+            len(s.executed) ** 2 / 1000,
             *([len(s.waves) - 1] if executor == "wavefront" else []),
         )
         return np.array(counts, float)
@@ -333,17 +337,18 @@ class CpuStopwatch:
     def __init__(self, engine: CpuEngine, structure: CpuStructure, strengths: Floats, x: Floats, train: bool):
         self.engine, self._structure, self._strengths, self._x = engine, structure, strengths, x
         n, dtype = len(structure.neurons.kind), x.dtype
-        self._scales = np.ones(n, dtype), np.zeros(n, dtype)
+        # A bias: along a deep path values and gradients would become denormal numbers, which are many times slower
+        self._scales = np.ones(n, dtype), np.full(n, 0.5, dtype)
         self._gradient: Floats | None = None
         if train:
             shape = (len(x), len(structure.topology.outputs))
             self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
     def warm(self, clock: Any) -> float:
-        """Seconds of a step that follows WARM others."""
+        """Seconds of a step that follows others: the lower of two, since what disturbs one only adds to it."""
         for _ in range(WARM):
             self(clock)
-        return self(clock)
+        return min(self(clock), self(clock))
 
     def __call__(self, clock: Any) -> float:
         """Seconds of a step; no compilation after the first call."""

@@ -27,9 +27,9 @@ from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, describe, fit_clock
+from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, describe, fit, fit_clock
 from sparse_dnm.timing.clock import Clock, Timing
-from sparse_dnm.timing.cost_model import COUNTS, FEATURES, CostModel, Refit
+from sparse_dnm.timing.cost_model import COUNTS, FEATURES, Refit
 from sparse_dnm.timing.pace import Pace, Sample, pace_of, sample
 from sparse_dnm.timing.probes import Bench, Settings, topology_dtype
 from sparse_dnm.timing.quiet import Quiet
@@ -138,19 +138,19 @@ class MeasuredTime:
         if profile is None:
             profile = calibrate(evaluation.structure, self._engine, self._bench.x, wanted, on_round)
         else:
-            fit, _ = fit_clock(wanted, self.executor.threads)
-            check_profile(profile, fit if profile.settings.clock == fit.clock else wanted)
+            fitting, _ = fit_clock(wanted, self.executor.threads)
+            check_profile(profile, fitting if profile.settings.clock == fitting.clock else wanted)
         self._measuring = replace(wanted, clock=profile.settings.clock)
         self.clock = Clock.of(profile.settings.clock)
         self.pace = pace_of(self._engine, self._measuring, self._dtype)
         if isinstance(self.pace, Pace):
             profile, self.notes = adopt(profile, self.pace)
         self.calibration = profile
-        counts, seconds = profile.counts[: profile.n_fitted], profile.seconds[: profile.n_fitted]
+        counts, seconds = profile.counts, profile.seconds
         if ablation == "shuffled":
             seconds = self._rng.permutation(seconds)
         only = COUNTS if ablation == "shuffled" else wanted.only
-        self.refit = Refit(CostModel.fit(wanted.priced, counts, seconds, only), counts, seconds)
+        self.refit = Refit(fit(replace(profile.settings, only=only), counts, seconds), counts, seconds)
         self._predicted = float(self.refit.model.seconds(self.counts(evaluation)))  # s, of the first step
         for _ in range(MAX_START_MEASUREMENTS):
             start = self.measure(evaluation)

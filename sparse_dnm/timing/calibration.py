@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable
@@ -12,15 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparse_dnm.engine.base import Engine
+from sparse_dnm.engine.base import Engine, Neurons
 from sparse_dnm.engine.cpu_structure import Floats
+from sparse_dnm.engine.device import ACTIVATION_CODES
+from sparse_dnm.engine.topology import Topology
 from sparse_dnm.io import read_json
 from sparse_dnm.timing.clock import FINEST, Clock
-from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
+from sparse_dnm.timing.cost_model import BEFORE, FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import Pace, Steady, pace_of
 from sparse_dnm.timing.probes import Settings, Times, edge_values, probes, time_steps, topology_dtype
 from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.timing.typical import typical
 
+CURVED_KINDS = [ACTIVATION_CODES[name][0] for name in ("sigmoid", "tanh", "silu")]
+NARROW = 0.03  # of a network's time: the uncertainty (see there) at which a calibration ends
+HALVES = 8
+ASKED = 4
 MAX_NOISE = 0.05  # relative spread of repeats; above it a fit is doubtful
 MIN_CPU_SHARE = 0.9  # CPU over wall seconds; below it the process was often preempted
 
@@ -44,6 +52,8 @@ class Calibration:
     raw_seconds: Floats | None = field(default=None, repr=False)  # medians, as the clock showed them
     pace: dict[str, Any] = field(default_factory=dict, repr=False)  # see `_about`; empty in old profiles
     notes: tuple[str, ...] = field(default=(), repr=False)  # about the pace, as lines
+    rounds: int = 0  # in which all structures were measured; 0 in old profiles
+    uncertainty: float = math.nan  # see there; nan in old profiles
 
     @property
     def n_fitted(self) -> int:
@@ -60,7 +70,7 @@ class Calibration:
             "format": FORMAT,
             "version": VERSION,
             "seconds_per": dict(zip(names, self.model.coefficients, strict=True)),
-            "settings": {name: value for name, value in settings.items() if name not in ("only", "unit")},
+            "settings": {name: value for name, value in settings.items() if name not in ("only", "unit", "limit")},
             "held_out": {name: None if math.isnan(value) else value for name, value in asdict(self.held_out).items()},
             "noise": self.noise,
             "rejected": self.rejected,
@@ -71,6 +81,8 @@ class Calibration:
             "seconds": self.seconds.tolist(),
             **({} if self.raw_seconds is None else {"raw_seconds": self.raw_seconds.tolist()}),
             **({"pace": self.pace} if self.pace else {}),
+            **({"rounds": self.rounds} if self.rounds else {}),
+            **({"uncertainty": self.uncertainty} if math.isfinite(self.uncertainty) else {}),
         }
 
     @property
@@ -110,8 +122,13 @@ def read_profile(path: Path) -> Calibration:
     try:
         settings = Settings(**values["settings"])
         names = FEATURES[settings.priced]
-        if list(values["seconds_per"]) != list(names):
-            raise ValueError(f"it prices {', '.join(values['seconds_per'])}, not {', '.join(names)}")
+        priced = tuple(values["seconds_per"])
+        if priced == BEFORE.get(settings.priced):
+            raise ValueError(
+                f"an earlier version wrote it, which did not price {', '.join(sorted(set(names) - set(priced)))}"
+            )
+        if priced != names:
+            raise ValueError(f"it prices {', '.join(priced)}, not {', '.join(names)}")
         model = CostModel(settings.priced, tuple(map(float, values["seconds_per"].values())))
         counts, seconds = np.array(values["counts"], float), np.array(values["seconds"], float)
         if counts.shape != (len(seconds), len(model.coefficients)) or not (seconds > 0).all():
@@ -120,13 +137,16 @@ def read_profile(path: Path) -> Calibration:
             raise ValueError("a price is negative or not finite")
         about = {name: values[name] for name in ("noise", "rejected", "drift", "cpu_share")}
         about |= {name: str(values.get(name, "")) for name in ("asked_clock", "why_not")}
+        about |= {"rounds": int(values.get("rounds", 0)), "uncertainty": float(values.get("uncertainty", math.nan))}
         if "pace" in values:
             about |= {"pace": checked_pace(values["pace"]), "raw_seconds": np.array(values["raw_seconds"], float)}
         judged: dict[str, Any] = {name: math.nan if v is None else v for name, v in values["held_out"].items()}
         held_out = Quality(**judged)
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is a damaged profile: {error}; write it again with sparse-dnm calibrate") from None
+        raise ValueError(
+            f"{path} is a damaged or an old profile: {error}; write it again with sparse-dnm calibrate --out {path}"
+        ) from None
 
 
 def calibrate(
@@ -140,30 +160,37 @@ def calibrate(
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
     cuts = probes(structure.topology, settings.probes + n_held, rng)
-    dtype = topology_dtype(structure)
-    structures = [engine.given(part, structure.neurons) for part in cuts]
+    dtype, own = topology_dtype(structure), structure.host.neurons
+    neurons = functools.partial(_neurons_like, engine, own)
+    structures = [
+        engine.given(part, structure.neurons if part.n_neurons == len(own.kind) else neurons(part)) for part in cuts
+    ]
     watches = []
     for part, made in zip(cuts, structures, strict=True):
         values = torch.from_numpy(edge_values(part, dtype)).to(engine.device)
         watches.append(engine.stopwatch(made, engine.array(values), x, settings.mode == "train"))
+    settings = replace(settings, curved=float(np.isin(own.kind, CURVED_KINDS).mean()))
     asked, why_not = settings.clock, ""
     if settings.device == "cpu":
         settings, why_not = fit_clock(settings, engine.executor.threads)
     pace = pace_of(engine, settings, dtype)
-    times = time_steps(watches, settings, on_round, pace)
+    counts = np.stack([engine.features(made, settings.executor) for made in structures])
+    whole = engine.features(structure, settings.executor)
+    known = functools.partial(_known, settings, counts, whole)
+    times = time_steps(watches, settings, on_round, pace, known)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
         clock, shortest = Clock.of(settings.clock), float(np.median(times.raw, axis=1).min())
         if settings.clock != FINEST and not clock.fits(shortest):
             settings = replace(settings, clock=FINEST)
             pace = pace_of(engine, settings, dtype)
-            times = time_steps(watches, settings, on_round, pace)
+            times = time_steps(watches, settings, on_round, pace, known)
             shortest = float(np.median(times.raw, axis=1).min())
             why_not = f"has steps of {1e6 * clock.resolution:.3g} µs, too coarse for {1e6 * shortest:.3g} µs"
         Clock.of(settings.clock).check(shortest)
     seconds = np.median(times.seconds, axis=1)
-    counts = np.stack([engine.features(made, settings.executor) for made in structures])
-    model = CostModel.fit(settings.priced, counts[:-n_held], seconds[:-n_held], settings.only)
-    held_out = Quality.of(model.seconds(counts[-n_held:]), seconds[-n_held:])
+    judged = fit(settings, counts[:-n_held], seconds[:-n_held])
+    held_out = Quality.of(judged.seconds(counts[-n_held:]), seconds[-n_held:])
+    model = fit(settings, counts, seconds)
     low, high = np.quantile(times.seconds, [0.25, 0.75], axis=1)
     noise = statistics.median(((high - low) / 2 / seconds).tolist())
     about = noise, times.rejected, times.conditions.spread, times.conditions.cpu_share
@@ -172,8 +199,49 @@ def calibrate(
     about_pace = _about(pace, times)
     return Calibration(
         *(model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced),
-        *(raw, about_pace, notes),
+        *(raw, about_pace, notes, times.seconds.shape[1], uncertainty(settings, counts, whole, times.seconds)),
     )
+
+
+def _neurons_like(engine: Engine, own: Neurons, graph: Topology) -> Neurons:
+    """Neurons for a graph of another size, with the activation that most of a network's ``own`` have."""
+    n, kinds = graph.n_neurons, np.unique(own.kind, return_counts=True)
+    kind = kinds[0][np.argmax(kinds[1])]
+    slope = own.slope[np.argmax(own.kind == kind)]
+    linear = n - len(graph.outputs) if own.first_linear < len(own.kind) else n
+    return engine.neurons(np.full(n, kind, np.int8), np.full(n, slope, own.slope.dtype), linear, np.arange(n))
+
+
+def fit(settings: Settings, counts: Floats, seconds: Floats) -> CostModel:
+    """The cost model of these measurements, held by what is typical of the executor."""
+    guess = typical(settings.priced, settings.mode, settings.batch, settings.curved)
+    return CostModel.fit(settings.priced, counts, seconds, settings.only, guess)
+
+
+def uncertainty(settings: Settings, counts: Floats, whole: Floats, seconds: Floats) -> float:
+    """How far what a whole network costs, by feature, may be off: the largest 95 % half-width, as a share of its time.
+
+    ``seconds`` (structures, rounds), in any unit.  Fits to two halves of the rounds, drawn HALVES times, differ twice
+    as much from each other as one to all of them from the truth.
+    """
+    rng, count = np.random.default_rng(0), seconds.shape[1]
+    if count < 4:
+        return 0.0 if np.ptp(seconds, axis=1).max(initial=0.0) <= 1e-9 * seconds.max() else math.inf
+    found = []
+    for _ in range(HALVES):
+        order = rng.permutation(count)
+        parts = order[: count // 2], order[count // 2 : 2 * (count // 2)]
+        a, b = (np.array(fit(settings, counts, np.median(seconds[:, k], axis=1)).coefficients) * whole for k in parts)
+        found.append(2 * np.abs(a - b) / (a.sum() + b.sum()))
+    return float(1.96 * np.sqrt(np.mean(np.square(found), axis=0)).max() / 2)
+
+
+def _known(settings: Settings, counts: Floats, whole: Floats, seconds: Floats) -> bool:
+    """The prices are known well enough; asked at every ASKED-th round, since it takes as long as a round."""
+    rounds = seconds.shape[1]
+    if rounds % ASKED and rounds > settings.repeats:
+        return False
+    return uncertainty(settings, counts, whole, seconds) <= NARROW
 
 
 def _about(pace: Pace | Steady, times: Times) -> dict[str, Any]:
@@ -245,12 +313,13 @@ def describe(calibration: Calibration) -> list[str]:
     lines = [f"clock {c.asked_clock} {c.why_not}: {s.clock} is used instead"] if c.asked_clock else []
     return [
         *lines,
-        f"{what}, batch {s.batch}, executor {s.executor}, {where}, clock {s.clock}, median of {s.repeats}",
+        f"{what}, batch {s.batch}, executor {s.executor}, {where}, clock {s.clock}, median of {c.rounds or s.repeats}",
         *(f"  {1e9 * value:10.3f} ns per {name}" for name, value in costs),
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
         f"mean error {q.mape:.1%}, {q.within_10:.0%} within 10 %, rank correlation {q.spearman:.3f}",
         f"noise: {c.noise:.1%} of a repeat, corrected by the reference; {c.rejected} repeats measured again; the "
         f"machine's pace changed by {c.drift - 1:.0%}; {c.cpu_share:.2f} CPU seconds a wall second",
+        *([] if math.isnan(c.uncertainty) else [f"prices are known to {c.uncertainty:.1%} of the network's time"]),
         *c.notes,
         *doubts(calibration),
     ]
@@ -264,6 +333,12 @@ def doubts(calibration: Calibration) -> list[str]:
         lines.append(
             f"warning: repeats spread by {c.noise:.1%}, more than {MAX_NOISE:.0%}: keep the machine quiet, or take "
             "more --repeats or another --clock"
+        )
+    if c.uncertainty > NARROW:
+        lines.append(
+            f"warning: prices are known to {c.uncertainty:.1%} of the network's time only, not to {NARROW:.0%}, after "
+            f"{c.rounds} rounds in {s.limit:g} s at most: keep the machine quiet, or give a --profile of "
+            "sparse-dnm calibrate, which takes longer"
         )
     if s.device != "cpu":
         pass  # clocks of the CPU are not used

@@ -19,7 +19,11 @@ from scipy.optimize import nnls
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
-COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")
+COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level")
+BEFORE = {  # the features of an executor's time before these: those in checkpoints that do not name theirs
+    "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
+    "wavefront": ("call", "input", "lone input", "neuron", "edge", "far edge", "level"),
+}
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
     "columns": COUNTS[:-1],
@@ -27,6 +31,9 @@ FEATURES = {  # of an executor's time
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
+
+
+TRUST = 0.5  # relative error of typical coefficients
 
 
 @dataclass(frozen=True)
@@ -67,22 +74,50 @@ class CostModel:
         return counts @ np.array(self.coefficients)
 
     def prices(self, counts: Floats) -> Prices:
-        """Seconds near the structure with these ``counts``: the shares of far edges and lone inputs stay the same."""
+        """Seconds near the structure with these ``counts``: the shares of far edges and lone inputs stay the same, and
+        the number of crowded neurons grows with the square of that of all."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
         def with_part(whole: str, part: str) -> float:
             return cost[whole] + (cost[part] * number[part] / number[whole] if number[whole] else 0.0)
 
-        return Prices(with_part("edge", "far edge"), with_part("input", "lone input"), cost["neuron"], cost["level"])
+        executed = number["input"] + number["neuron"] + number["output"]
+        crowd = 2 * cost["crowded neuron"] * number["crowded neuron"] / executed if executed else 0.0
+        return Prices(
+            with_part("edge", "far edge"),
+            with_part("input", "lone input") + crowd,
+            cost["neuron"] + crowd,
+            cost["level"],
+        )
 
     @staticmethod
-    def fit(executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS) -> CostModel:
+    def fit(
+        executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS, typical: Floats | None = None
+    ) -> CostModel:
         """Fit (n, n_features) counts to (n,) seconds: least squares of the relative errors, no coefficient below 0
-        (Lawson & Hanson 1974), and 0 for features that are not in ``only``."""
+        (Lawson & Hanson 1974), and 0 for features that are not in ``only``.
+
+        ``typical`` (n_features,): coefficients up to a common factor, that hold what the seconds do not tell apart.
+        Their weight is that of a guess which is off by TRUST against errors as large as those of a fit without them.
+        """
         used = np.array([name in only for name in FEATURES[executor]])
-        solution, _ = nnls(counts / seconds[:, None] * used, np.ones(len(seconds)))
+        rows, ones = counts / seconds[:, None] * used, np.ones(len(seconds))
+        solution, error = nnls(rows, ones)
+        if typical is not None:
+            variance = error**2 / max(len(seconds) - int(np.count_nonzero(solution)), 1)
+            guess = _scaled(rows, typical * used)
+            known = guess > 0
+            ridge = (np.sqrt(variance) / TRUST / np.where(known, guess, 1.0) * np.eye(len(guess)))[known]
+            solution, _ = nnls(np.vstack([rows, ridge]), np.concatenate([ones, ridge @ guess]))
         return CostModel(executor, tuple(float(x) for x in solution * used))
+
+
+def _scaled(rows: Floats, typical: Floats) -> Floats:
+    """``typical`` times the factor that fits the ``rows``, which ask for 1, best."""
+    found = rows @ typical
+    scaled: Floats = typical * (found.sum() / max(float(found @ found), 1e-300))
+    return scaled
 
 
 class Refit:
@@ -92,15 +127,17 @@ class Refit:
     errors of the last ``RECENT`` steps: an error of more than three times their usual spread is clipped to that.
     """
 
-    FORGET = 0.98  # factor of a timed step's weight at every later one
-    WEIGHT = 10.0  # the calibration counts for as many timed steps
+    FORGET = 0.99  # factor of a timed step's weight at every later one
+    WEIGHT = 20.0  # the calibration counts for as many timed steps
+    RIDGE = 0.01  # and holds every coefficient by as much more: what the calibration did not tell apart, noise must not
     RECENT = 50
     LEAST = 8  # timed steps before the first change, and before errors are clipped
 
     def __init__(self, model: CostModel, counts: Floats, seconds: Floats):
         rows = counts / seconds[:, None]
         self.calibrated = self.model = model
-        self.prior = self.WEIGHT * rows.T @ rows / len(rows)
+        held = [self.RIDGE / c**2 if c > 0 else 0.0 for c in model.coefficients]
+        self.prior = self.WEIGHT * (rows.T @ rows / len(rows) + np.diag(held))
         self.normal, self.right = np.zeros_like(self.prior), np.zeros(len(self.prior))
         self.pace: deque[float] = deque(maxlen=self.RECENT)  # log of measured over predicted by the calibration
         self.errors: deque[float] = deque(maxlen=self.RECENT)  # the same for the present model
@@ -142,6 +179,7 @@ class Refit:
         """All of it, as JSON values."""
         return {
             "executor": self.model.executor,
+            "features": list(FEATURES[self.model.executor]),
             "calibrated": list(self.calibrated.coefficients),
             "coefficients": list(self.model.coefficients),
             **{name: getattr(self, name).tolist() for name in ("prior", "normal", "right")},
@@ -152,9 +190,20 @@ class Refit:
     def from_state(cls, state: dict[str, Any]) -> Refit:
         """The object whose `state` this is."""
         made = cls.__new__(cls)
-        made.calibrated = CostModel(state["executor"], tuple(state["calibrated"]))
-        made.model = CostModel(state["executor"], tuple(state["coefficients"]))
-        for name in ("prior", "normal", "right"):
-            setattr(made, name, np.array(state[name]))
+        executor = state["executor"]
+        names = state.get("features") or BEFORE.get(executor, FEATURES[executor])
+        at = [FEATURES[executor].index(name) for name in names]  # features that it does not know cost 0
+        vector, matrix = np.zeros(len(FEATURES[executor])), np.zeros([len(FEATURES[executor])] * 2)
+
+        def placed(values: Any, into: Floats) -> Any:
+            found = into.copy()
+            found[np.ix_(*[at] * into.ndim)] = values
+            return found
+
+        made.calibrated, made.model = (
+            CostModel(executor, tuple(placed(state[name], vector).tolist())) for name in ("calibrated", "coefficients")
+        )
+        made.prior, made.normal = (placed(state[name], matrix) for name in ("prior", "normal"))
+        made.right = placed(state["right"], vector)
         made.pace, made.errors = (deque(state[name], maxlen=cls.RECENT) for name in ("pace", "errors"))
         return made

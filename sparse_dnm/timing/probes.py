@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +39,9 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
+LIMIT = 1.5  # s, of the calibration before a training
 WORTH = 1.5  # times as fast that more threads must be
+MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
 TRIES = 5  # of a measurement that is disturbed
 
 
@@ -95,12 +98,37 @@ def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
     return Topology.from_edges(np.unique(edges, axis=0), topology.n_neurons, topology.inputs, topology.outputs)
 
 
+def layered(topology: Topology, rng: np.random.Generator) -> Topology:
+    """A random DAG that has little to do with ``topology``: a quarter to twice its neurons, a tenth to all of its
+    edges, inputs and outputs of any number, levels of equal width.
+
+    A neuron reads one of the level before it, and others of any before.
+    """
+    n = max(8, round(topology.n_neurons * rng.uniform(0.25, 2.0)))
+    depth = int(rng.integers(1, max(2, min(n // 4, 64))))
+    inner = n - min(len(topology.inputs), n // 4)
+    first = np.concatenate([[0], np.linspace(n - inner, n, depth + 1).astype(np.int64)])  # of each level, inputs below
+    level = np.repeat(np.arange(depth + 1), np.diff(first))
+    readers = np.arange(first[1], n)
+    before = level[readers] - 1
+    spine = first[before] + (rng.random(len(readers)) * (first[before + 1] - first[before])).astype(np.int64)
+    count = round(topology.n_edges * np.exp(rng.uniform(np.log(0.1), 0.0)))
+    more = rng.choice(readers, max(count - len(readers), 0))
+    sources = (rng.random(len(more)) * first[level[more]]).astype(np.int64)
+    edges = np.stack([np.concatenate([spine, sources]), np.concatenate([readers, more])], axis=1)
+    return Topology.from_edges(np.unique(edges, axis=0), n, np.arange(first[1]), np.arange(first[-2], n))
+
+
 def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures derived from ``topology`` by PROBE_CUTS in turn; each cut keeps from a tenth to all."""
+    """``count`` structures: two of three are derived from ``topology`` by PROBE_CUTS in turn, where each cut keeps from
+    a tenth to all; every third is `layered`, so that prices hold for graphs of other families, too."""
     found = []
     for k in range(count):
+        if k % 3 == 2:
+            found.append(layered(topology, rng))
+            continue
         part = topology
-        for kind in PROBE_CUTS[k % len(PROBE_CUTS)]:
+        for kind in PROBE_CUTS[(2 * (k // 3) + k % 3) % len(PROBE_CUTS)]:
             part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
         found.append(part)
     return found
@@ -121,6 +149,8 @@ class Settings:
     only: tuple[str, ...] = COUNTS  # features whose cost may be above 0
     device: str = "cpu"  # or cuda, or cuda:N
     unit: Quiet | None = None  # what seconds are relative to; None: to be found
+    curved: float = 0.0  # share of neurons whose activation needs an exponential: only a calibration asks
+    limit: float = 20.0  # s, after which a calibration ends although its prices are not known well
 
     def __post_init__(self) -> None:
         check_choice("executor", self.executor, ("columns", "wavefront"))
@@ -151,8 +181,10 @@ def time_steps(
     settings: Settings,
     on_round: Callable[[], None] = lambda: None,
     pace: Pace | Steady | None = None,
+    enough: Callable[[NDArray[np.float64]], bool] = lambda ratios: True,
 ) -> Times:
-    """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.
+    """Time every stopwatch ``settings.repeats`` times, in turns: each is run some times, then measured.  While that is
+    not ``enough``, by the ratios (structures, rounds) so far, up to MOST times as often, within ``settings.limit``.
 
     A reference step of ``pace`` runs between all measurements; each becomes a ratio to the middle of the two before
     and the two after it, times the pace's unit, which is settled at the end if it is open.  Without a pace seconds are
@@ -163,10 +195,12 @@ def time_steps(
     pace, clock, around = pace or Steady(), Clock.of(settings.clock), Surroundings()
     for watch in watches:
         watch(clock)
-    raw, ratios = (np.empty((len(watches), settings.repeats)) for _ in range(2))
+    most = MOST * settings.repeats
+    raw, ratios = (np.empty((len(watches), most)) for _ in range(2))
     references: list[float] = []
-    rejected = torn = 0
-    for turn, order in enumerate(rounds(range(len(watches)), settings.repeats)):
+    rejected = torn = turn = 0
+    end = time.perf_counter() + settings.limit
+    for turn, order in enumerate(rounds(range(len(watches)), most)):
         paces, places = [pace.now()], []
         for k in order:
             for attempt in range(TRIES):
@@ -183,6 +217,9 @@ def time_steps(
             ratios[k, turn] = raw[k, turn] / statistics.median(paces[max(at - 1, 0) : at + 3])
         references += paces
         on_round()
+        if turn + 1 >= settings.repeats and (time.perf_counter() > end or enough(ratios[:, : turn + 1])):
+            break
+    raw, ratios = raw[:, : turn + 1], ratios[:, : turn + 1]
     check_noise(torn, raw.size, settings.clock)
     conditions = around.conditions(references)
     return Times(ratios * pace.settle(conditions).seconds, raw, rejected, conditions)
@@ -211,7 +248,7 @@ class Bench:
     ) -> Settings:
         """The settings for timing ``executor``."""
         head = executor.name, self._mode, self._batch, executor.threads, self._clock
-        return Settings(*head, probes, repeats, self._seed, only, self._name)
+        return Settings(*head, probes, repeats, self._seed, only, self._name, limit=LIMIT)
 
     def engine(self, executor: Executor) -> Engine:
         """The engine that runs the steps."""
@@ -247,7 +284,8 @@ class Bench:
         if cpu:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
-        seconds = np.median(time_steps(watches, timing).seconds, axis=1)
+        # where another program comes and goes, threads that wait for each other show it only now and then
+        seconds = np.quantile(time_steps(watches, timing).seconds, 0.75, axis=1)
         price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
         return made[int(np.argmin(seconds * price))]
 
