@@ -120,7 +120,7 @@ class Settings:
     device: str = "cpu"  # or cuda, or cuda:N
 
     def __post_init__(self) -> None:
-        check_choice("executor", self.executor, ("columns", "wavefront"))
+        check_choice("executor", self.executor, ("columns", "wavefront", "blocks"))
         check_choice("mode", self.mode, TIME_MODES)
         check_choice("clock", self.clock, (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS)
         for name, least in (("batch", 1), ("probes", 10), ("repeats", 3), ("seed", 0), ("threads", 0)):
