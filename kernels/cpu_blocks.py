@@ -87,20 +87,23 @@ def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_colu
 
 
 @task
-def _pack(n_edges, strengths, place, size, values):
+def _pack(n_rows, order, indptr, strengths, place, size, values):
     """Strengths of the edges, in CSR order, to ``values``, zero where a block has no edge."""
     for k in range(size):
         values[k] = 0
-    for e in range(n_edges):
-        if place[e] >= 0:
+    for q in range(n_rows):
+        i = np.int64(order[q])
+        for e in range(indptr[i], indptr[i + 1]):
             values[place[e]] = strengths[e]
 
 
 @task
-def _pick(n_edges, by_values, place, by_strength):
-    """Gradients in the order of blocks to that of the CSR; 0 for edges that are in no block."""
-    for e in range(n_edges):
-        by_strength[e] = by_values[place[e]] if place[e] >= 0 else by_values[0] * 0
+def _pick(n_rows, order, indptr, by_values, place, by_strength):
+    """Gradients in the order of blocks to that of the CSR."""
+    for q in range(n_rows):
+        i = np.int64(order[q])
+        for e in range(indptr[i], indptr[i + 1]):
+            by_strength[e] = by_values[place[e]]
 
 
 @task
@@ -296,7 +299,10 @@ def _make_forward(graph_kind, data_kind):
         x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
         rows, results = simd.pointers(table, out)
         if length(data.strengths) > 0:
-            _pack(length(data.strengths), pointer(data.strengths), pointer(graph.place), length(data.values), values)
+            _pack(
+                length(graph.order), order, pointer(graph.indptr), pointer(data.strengths), pointer(graph.place),
+                length(data.values), values,
+            )  # fmt: skip
             _clear(length(data.m), m)
             _clear(length(data.z), z)
         check = weight[0] * 0
@@ -325,7 +331,7 @@ def _make_backward(graph_kind, data_kind):
     def backward(graph_at, data_at, out_gradient, g, by_z, by_values, by_weight, by_bias, by_strength):
         """Gradients, after `forward`; see `make`."""
         graph, data = block_at(graph_at, graph_kind), block_at(data_at, data_kind)
-        n, n_outputs, n_edges, padded = graph.n, length(graph.outputs), by_strength.size, g.size
+        n, n_outputs, padded = graph.n, length(graph.outputs), g.size
         strips, lone, order = pointer(graph.strips), pointer(graph.lone), pointer(graph.order)
         row_blocks, starts, outputs = pointer(graph.row_blocks), pointer(graph.starts), pointer(graph.outputs)
         kind, slope = pointer(graph.kind), pointer(graph.slope)
@@ -354,8 +360,7 @@ def _make_backward(graph_kind, data_kind):
                 length(graph.strips), strips, length(graph.lone), lone, weight, bias, kind, slope, x_tile, g_tile,
                 by_z_tile, by_weight, by_bias,
             )  # fmt: skip
-        if n_edges > 0:
-            _pick(n_edges, by_values, pointer(graph.place), by_strength)
+        _pick(length(graph.order), order, pointer(graph.indptr), by_values, pointer(graph.place), by_strength)
         return check == 0
 
     return backward
@@ -369,11 +374,12 @@ def make(graph_kind, data_kind):
         Outputs ``out`` (batch, n_outputs) of ``table`` (batch, inputs).
     backward(graph, data, out_gradient, g, by_z, by_values, by_weight, by_bias, by_strength) -> bool
         From the gradient of the outputs (batch, n_outputs), after `forward`: of values g (batch * n + LANES,), of
-        weights and biases (n,), of strengths (n_edges,) in CSR order.  Scratch: by_z like g, by_values like values.
+        weights and biases (n,), of strengths (n_edges,) in CSR order, those of executed neurons alone.  Scratch: by_z
+        like g, by_values like values.
     Both return whether all numbers were finite: else what they computed is of no use.
 
-    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns, order, row_blocks, starts,
-            place (see `cover`), kind, slope, outputs
+    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns, order,
+            indptr, row_blocks, starts, place (see `cover`), kind, slope, outputs
     data    address of a Block: strengths (n_edges,) of the edges in CSR order, values (n_blocks * LANES,), weight and
             bias (n,), and x, m, z (batch * n + LANES,), which `forward` writes.  Strengths of length 0: ``values``
             holds them already, and m and z hold finite numbers

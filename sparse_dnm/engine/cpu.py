@@ -17,7 +17,7 @@ from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor, fastest_of
 from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
 from sparse_dnm.engine.buffers import BIG, footprint
-from sparse_dnm.engine.cpu_blocks import BlockPass, PreparedPass
+from sparse_dnm.engine.cpu_blocks import BlockPass, Covering, PreparedPass
 from sparse_dnm.engine.cpu_blocks import backward as blocks_backward
 from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
 from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
@@ -345,8 +345,13 @@ class CpuEngine(CpuSearch):
 
     def features(self, structure: CpuStructure, executor: str) -> Any:
         """1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed
-        edges, and those whose neighbour in memory the backward pass has left far behind; for ``wavefront`` levels."""
+        edges, and those whose neighbour in memory the backward pass has left far behind; for ``wavefront`` levels.
+
+        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons; edges; levels; blocks.
+        """
         s, t = structure.schedule, structure.topology
+        if executor == "blocks":
+            return Covering.of(structure).counts(s)
         visit = np.empty(t.n_edges, np.int32)
         counts = (
             1,

@@ -21,12 +21,12 @@ class Covering:
 
     graph    what the kernels are given of it
     place    int (n_edges,): block * LANES + lane of each edge in CSR order, -1 where it is not executed
-    n_blocks, n_strips, n_lone   blocks; strips of inputs, and inputs outside them
+    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them
     """
 
     def __init__(self, schedule: Schedule, neurons: Neurons):
         s, t = schedule, schedule.topology
-        self.neurons = neurons
+        self.neurons, self.n_edges = neurons, len(t.t_edges)
         n_edges, n_inputs = t.n_edges, len(s.inputs)
         order, row_blocks = s.sequence, np.empty(len(s.sequence) + 1, np.int32)
         starts = np.empty(n_edges, np.int32)
@@ -45,6 +45,7 @@ class Covering:
             lone=lone[: self.n_lone],
             lone_columns=lone_columns[: self.n_lone],
             order=order,
+            indptr=t.indptr,
             row_blocks=row_blocks,
             starts=starts[: self.n_blocks],
             place=self.place,
@@ -52,6 +53,12 @@ class Covering:
             slope=neurons.slope,
             outputs=t.outputs,
         )
+
+    def counts(self, schedule: Schedule) -> Floats:
+        """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
+        t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
+        counts = 1, n_inputs, self.n_lone, len(schedule.order), len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
+        return np.array(counts, float)
 
     @staticmethod
     def of(structure: CpuStructure) -> Covering:
@@ -128,6 +135,8 @@ def backward(
     g, by_z = (pool.aligned(made.size + LANES, bias.dtype) for _ in range(2))
     by_values, by_strength = (pool.aligned(size, bias.dtype) for size in (covering.n_blocks * LANES, n_edges))
     by_weight, by_bias = (pool.empty(len(bias), bias.dtype) for _ in range(2))
+    if covering.n_edges < n_edges:  # the others are of neurons that reach no output
+        by_strength.fill(0)
     start = clock() if clock else 0.0
     finite = made.run_back(
         *(made.graph, made.data.address, gradient, g, by_z, by_values, by_weight, by_bias, by_strength)

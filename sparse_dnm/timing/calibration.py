@@ -117,7 +117,7 @@ def calibrate(
     """
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
-    cuts = probes(structure.topology, settings.probes + n_held, rng)
+    cuts = probes(structure.topology, settings.probes + n_held, rng, settings.executor)
     dtype = topology_dtype(structure)
     structures = [engine.given(part, structure.neurons) for part in cuts]
     watches = []

@@ -1,6 +1,7 @@
 """Seconds of the sparse step as a non-negative linear function of its structure (DESIGN, 3).
 
-The features depend on the executor: ``columns`` has no cost per level, ``wavefront`` has one.  `CostModel.fit` fits
+The features depend on the executor: ``columns`` has no cost per level, ``wavefront`` has one, ``blocks`` pays for
+blocks of neighbouring sources.  `CostModel.fit` fits
 their costs to measurements, `Refit` keeps them up to date.
 """
 
@@ -19,11 +20,12 @@ from scipy.optimize import nnls
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
-COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level")
+COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level", "block")
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
-    "columns": COUNTS[:-1],
-    "wavefront": COUNTS,
+    "columns": COUNTS[:-2],
+    "wavefront": COUNTS[:-1],
+    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
@@ -74,7 +76,8 @@ class CostModel:
         def with_part(whole: str, part: str) -> float:
             return cost[whole] + (cost[part] * number[part] / number[whole] if number[whole] else 0.0)
 
-        return Prices(with_part("edge", "far edge"), with_part("input", "lone input"), cost["neuron"], cost["level"])
+        edge, one_input = with_part("edge", "far edge"), with_part("input", "lone input")
+        return Prices(edge, one_input, cost["neuron"], cost["level"], cost["block"])
 
     @staticmethod
     def fit(executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS) -> CostModel:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
-from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
@@ -23,7 +23,7 @@ from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.timing.clock import Clock, Sentinel, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
 
-CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
+CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources", "runs")
 PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("edges",),
     ("neurons", "edges"),
@@ -35,6 +35,17 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("sources", "inputs", "edges"),
     ("layers", "sources"),
     ("neurons", "paths"),
+)
+BLOCK_CUTS = (  # those for an executor whose time depends on how many sources of a row follow each other
+    *PROBE_CUTS,
+    ("runs",),
+    ("runs", "edges"),
+    ("runs", "neurons"),
+    ("runs", "inputs"),
+    ("runs", "paths"),
+    ("runs", "layers"),
+    ("neurons", "runs"),
+    ("edges", "runs"),
 )
 WORTH = 1.5  # times as fast that more threads must be
 MAX_DRIFT = 1.25  # a round is measured again if the reference work took so many times its usual seconds
@@ -49,6 +60,7 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
     paths    only neurons in the first levels (a share ``keep`` of them) read more than inputs and constants
     layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
     sources  every edge gets a random source before its reader (duplicates become one): not a part of ``topology``
+    runs     the same for runs of 1 to 64 edges, whose sources follow each other
     """
     check_choice("kind", kind, CUTS)
     edges, n = topology.edges(), topology.n_neurons
@@ -79,26 +91,36 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
         layer[topology.outputs] = count + 1
         kept = layer[source] < layer[reader]
     else:
-        return _scatter(topology, rng)
+        return _scatter(topology, 1 if kind == "sources" else 2 ** int(rng.integers(0, 7)), rng)
     return Topology.from_edges(edges[kept], n, topology.inputs, topology.outputs)
 
 
-def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
-    """``topology`` with random sources: any neuron before the reader in the order of execution, except outputs."""
+def _scatter(topology: Topology, run: int, rng: np.random.Generator) -> Topology:
+    """``topology`` with random sources, each the first of a ``run``: any neuron before the reader in the order of
+    execution, except outputs."""
     order = topology.order[~np.isin(topology.order, topology.outputs)]
-    edges = topology.edges().astype(np.int64)
-    place = np.full(topology.n_neurons, len(order))
+    edges, n = topology.edges().astype(np.int64), topology.n_neurons
+    place = np.full(n, len(order))
     place[order] = np.arange(len(order))
-    edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
-    return Topology.from_edges(np.unique(edges, axis=0), topology.n_neurons, topology.inputs, topology.outputs)
+    if run == 1:
+        edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
+    else:
+        within = np.arange(len(edges)) - topology.indptr[edges[:, 1]]  # the edges of a reader follow each other
+        first = np.arange(len(edges)) - within % run
+        start = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)][first]
+        edges[:, 0] = start + within % run
+        edges = edges[edges[:, 0] < n]
+        edges = edges[place[edges[:, 0]] < place[edges[:, 1]]]
+    return Topology.from_edges(np.unique(edges, axis=0), n, topology.inputs, topology.outputs)
 
 
-def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures derived from ``topology`` by PROBE_CUTS in turn; each cut keeps from a tenth to all."""
-    found = []
+def probes(topology: Topology, count: int, rng: np.random.Generator, executor: str = "columns") -> list[Topology]:
+    """``count`` structures derived from ``topology`` by PROBE_CUTS in turn, for ``blocks`` by BLOCK_CUTS; each cut
+    keeps from a tenth to all."""
+    found, cuts = [], BLOCK_CUTS if executor == "blocks" else PROBE_CUTS
     for k in range(count):
         part = topology
-        for kind in PROBE_CUTS[k % len(PROBE_CUTS)]:
+        for kind in cuts[k % len(cuts)]:
             part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
         found.append(part)
     return found
@@ -218,19 +240,20 @@ class Bench:
         return engine.array(torch.from_numpy(values).to(engine.device))
 
     def settle(self, name: str, threads: Sequence[int]) -> Executor:
-        """The executor to time: ``name`` ("auto": `columns` or `wavefront`) on one of these numbers of threads, the
-        fastest by wall seconds.
+        """The executor to time: ``name`` ("auto", "fastest": any that is for the batch) on one of these numbers of
+        threads, the fastest by wall seconds.
 
         More threads than the fewest must be WORTH times as fast: the choice holds for a whole training, and threads
         that wait for each other are many times slower than one as soon as another program needs a core.
         """
-        names = ("columns", "wavefront") if name == "auto" else (name,)
-        cpu, tiles = self._name == "cpu", tiles_of(self._batch)
+        cpu, tiles, any_of = self._name == "cpu", tiles_of(self._batch), name in ("auto", "fastest")
+        names = ("columns", "wavefront", "blocks") if any_of else (name,)
         made = [
             Executor(one, n)
             for n in threads
             for one in names
-            if not (cpu and name == "auto" and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
+            if not (cpu and any_of and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
+            and not (any_of and one == "blocks" and not (cpu and self._batch <= MOST_BLOCK_COLUMNS and n == threads[0]))
         ]
         if len(made) == 1:
             return made[0]
