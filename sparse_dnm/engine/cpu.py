@@ -19,12 +19,12 @@ from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
 from sparse_dnm.engine.buffers import BIG, footprint
 from sparse_dnm.engine.cpu_blocks import BlockPass, Covering, PreparedPass
 from sparse_dnm.engine.cpu_blocks import backward as blocks_backward
+from sparse_dnm.engine.cpu_stopwatch import CpuStopwatch
 from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
 from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
-WARM = 3  # unmeasured steps before a measured one
 GROUP = 8  # neighbouring inputs that are read together
 FAR = 256  # edges that the backward pass may visit before an edge's neighbour in memory has left the first cache
 Floats = NDArray[np.floating]
@@ -389,40 +389,3 @@ def _edges_bytes(structure: CpuStructure, n: int, batch: int, train: bool) -> in
     size = structure.neurons.slope.dtype.itemsize
     gradients = footprint(tiles_of(batch) * n * size, aligned=True) if train else 0
     return footprint(4 * n) + footprint(size * n) + footprint(8 * n) + gradients
-
-
-class CpuStopwatch:
-    """Times the kernels of a step by a clock that is read around them alone."""
-
-    def __init__(self, engine: CpuEngine, structure: CpuStructure, strengths: Floats, x: Floats, train: bool):
-        self.engine, self._structure, self._strengths, self._x = engine, structure, strengths, x
-        n, dtype = len(structure.neurons.kind), x.dtype
-        self._scales = np.ones(n, dtype), np.zeros(n, dtype)
-        self._gradient: Floats | None = None
-        self._prepared: PreparedPass | None = None
-        if not train and engine.executor.takes_blocks("infer", len(x)):
-            self._prepared = PreparedPass(engine.buffers, structure, strengths, self._scales, len(x))
-            self._prepared.refresh()
-            self._out = np.empty((len(x), self._prepared.n_outputs), dtype)
-        if train:
-            shape = (len(x), len(structure.topology.outputs))
-            self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
-
-    def warm(self, clock: Any) -> float:
-        """Seconds of a step that follows WARM others."""
-        for _ in range(WARM):
-            self(clock)
-        return self(clock)
-
-    def __call__(self, clock: Any) -> float:
-        """Seconds of a step; no compilation after the first call."""
-        if self._prepared is not None:
-            start = clock.read()
-            self._prepared.forward(self._x, self._out)
-            return max(clock.read() - start - clock.overhead, 0.0)
-        _, saved = self.engine.forward(self._structure, self._strengths, self._x, self._scales, clock.read)
-        seconds = saved.seconds - clock.overhead
-        if self._gradient is not None:
-            found = self.engine.backward(self._structure, self._strengths, saved, self._gradient, clock.read)
-            seconds += found.seconds - clock.overhead
-        return max(seconds, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparse_dnm.checks import CPU
 from sparse_dnm.engine import device as backend
@@ -53,6 +54,11 @@ class Covering:
             slope=neurons.slope,
             outputs=t.outputs,
         )
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """The block of each edge in CSR order, -1 where it is not executed."""
+        return np.floor_divide(self.place, LANES, dtype=np.int64)
 
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
