@@ -223,6 +223,27 @@ def length(typingctx, view):
 
 
 @intrinsic
+def block_at(typingctx, address, kind):
+    """The Block of this ``kind`` at an address, which a kernel takes in much less time than the object."""
+    block = kind.instance_type
+
+    def codegen(context, builder, signature, args):
+        return args[0]
+
+    return block(types.int64, kind), codegen
+
+
+@intrinsic
+def pointer(typingctx, view):
+    """The address of a View's first number: indexed like an array, and what `simd` loads from and stores to."""
+
+    def codegen(context, builder, signature, args):
+        return _parts(context, builder, view, args[0])[0]
+
+    return types.CPointer(view.dtype)(view), codegen
+
+
+@intrinsic
 def head(typingctx, view, count):
     """The first ``count`` numbers of a View of one dimension."""
 

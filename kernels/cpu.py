@@ -1,5 +1,6 @@
 """The CPU kernels, by name."""
 
+from sparse_dnm.kernels import cpu_blocks as blocks
 from sparse_dnm.kernels.cpu_adam import adam
 from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs
 from sparse_dnm.kernels.cpu_edges import (
@@ -25,6 +26,7 @@ __all__ = [
     "adam",
     "add_tiles",
     "analyze",
+    "blocks",
     "copy_words",
     "cross_entropy",
     "digest",

@@ -6,9 +6,11 @@ is read with the chance of the strongest of the edges to its readers: their chan
 
 import numpy as np
 from sparse_dnm.kernels import lanes
+from sparse_dnm.kernels.cpu_blocks import LANES
 from sparse_dnm.kernels.cpu_formulas import of_lanes, of_one
 from sparse_dnm.kernels.jit import inner, kernel
 
+NORM = 0
 PICKS = 8  # sources of a row, deepest first, that its level is expected from
 
 _gate, _gate_slope, _cutoff_back = of_lanes.gate, of_lanes.gate_slope, of_one.cutoff_back
@@ -78,6 +80,45 @@ def _strongest(first, last, indices, gates, best, strongest):
 
 
 @inner
+def _row_blocks(first, last, indices, d, c, price, gates, slopes, by_gate):
+    """Add the cost of a row's blocks to ``by_gate``; returns that cost, and its derivative by all |d| together.
+
+    The blocks are those of the active edges, by the covering of `cpu_blocks.cover`; candidates in them belong to them,
+    and the others form further blocks in the same way.  A block exists with the chance that ``_chance`` tells.
+    """
+    cost, by_size = 0.0, 0.0
+    e = first
+    while e < last:
+        if gates[e] == 0.0:
+            e += 1
+            continue
+        active, end = abs(d[e]) > c, np.int64(indices[e]) + LANES
+        behind = e + 1
+        while behind < last and indices[behind] < end and (active or not abs(d[behind]) > c):
+            behind += 1
+        if NORM == 0:
+            strongest = e
+            for k in range(e + 1, behind):
+                if gates[k] > gates[strongest]:
+                    strongest = k
+            cost += price * gates[strongest]
+            by_gate[strongest] += price
+            by_size += price * slopes[strongest]
+        else:
+            total = 0.0
+            for k in range(e, behind):
+                total += gates[k] ** NORM
+            chance = total ** (1.0 / NORM)
+            cost += price * chance
+            for k in range(e, behind):
+                share = price * (gates[k] / chance) ** (NORM - 1)
+                by_gate[k] += share
+                by_size += share * slopes[k]
+        e = behind
+    return cost, by_size
+
+
+@inner
 def _row_level(r, first, last, indices, gates, level, picked):
     """Expected level of a row: 1 + that of the deepest source that exists; 0 without any.
 
@@ -134,18 +175,19 @@ def _levels_back(n_inputs, indices, gates, level, by_level, picked, by_gate):
 @kernel
 def expected_cost(
     n_inputs, n_sources, live, indptr, indices, d, c, tau, threshold, per_edge, per_input, per_neuron, per_level,
-    gates, best, strongest, level, by_level, picked, by_gate, slopes,
+    per_block, gates, best, strongest, level, by_level, picked, by_gate, slopes,
 ):  # fmt: skip
     """Cost of the structure in expectation: candidates of ``live`` readers exist with chance h each.
 
-    ``per_*``: cost of an edge, of an input or another neuron that has a reader, and of a level (0: not computed).
+    ``per_*``: cost of an edge, of an input or another neuron that has a reader, of a level and of a block (0: not
+    computed).
     ``by_gate`` float64 (n_candidates,) is the derivative by h, ``slopes`` (n_candidates,) that by d.  Returns the
     expected cost, that of calls and outputs left out, and its derivative by the raw cutoff.
 
     Scratch: ``gates`` (n_candidates,) in the dtype of d; float64 ``best`` and int64 ``strongest`` (n_sources,); float64
     ``level`` and ``by_level`` (n,); int64 ``picked`` (n_rows, PICKS).
     """
-    edges, by_size = 0.0, 0.0
+    edges, blocks, by_size = 0.0, 0.0, 0.0
     best[:] = 0.0
     for r in range(indptr.size - 1):
         first, last = indptr[r], indptr[r + 1]
@@ -154,7 +196,11 @@ def expected_cost(
         edges += found[0]
         by_size += price * found[1]
         _strongest(first, last, indices, gates, best, strongest)
-    cost = per_edge * edges
+        if per_block > 0.0:
+            found = _row_blocks(first, last, indices, d, c, per_block, gates, slopes, by_gate)
+            blocks += found[0]
+            by_size += found[1]
+    cost = per_edge * edges + blocks
     for j in range(n_sources):
         if best[j] > 0.0:
             unit = per_input if j < n_inputs else per_neuron

@@ -178,7 +178,7 @@ def _by_cost(expected_cost, s, w, term, c, threshold, live, candidates, d, slope
             (s.n_inputs, s.n_sources, live)
             + candidates
             + (d, c, term.tau, threshold, term.per_edge)
-            + (term.per_input, term.per_neuron, term.per_level, w.gates, w.best, w.strongest, w.depths)
+            + (term.per_input, term.per_neuron, term.per_level, term.per_block, w.gates, w.best, w.strongest, w.depths)
             + (w.depths_back, w.picked, w.by_gate, slopes),
         )
     return by_cutoff

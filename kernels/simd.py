@@ -274,6 +274,29 @@ def leaky_each(typingctx, z, slope):
 
 
 @intrinsic
+def leaky_pick(typingctx, z, vector, slope):
+    """vector where z > 0, else slope * vector, with a Vector of slopes."""
+
+    def codegen(context, builder, signature, args):
+        out = []
+        for x, v, s in zip(*(_unpack(builder, arg) for arg in args), strict=True):
+            out.append(builder.select(builder.fcmp_ordered(">", x, ir.Constant(x.type, None)), v, builder.fmul(s, v)))
+        return _pack(builder, out)
+
+    return z(z, vector, slope), codegen
+
+
+@intrinsic
+def at(typingctx, pointer, offset):
+    """The pointer moved on by so many numbers."""
+
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.int64), codegen
+
+
+@intrinsic
 def all_are(typingctx, array, at, width, value):
     """array[at : at + width], of int8, are all ``value``."""
     size = width.count
@@ -399,6 +422,47 @@ def dot(typingctx, a, b):
         return _lane_sum(builder, _lane_products(builder, args[0], args[1]))
 
     return a.dtype(a, b), codegen
+
+
+@intrinsic
+def lane_total(typingctx, vector):
+    """Sum of all lanes, by halves."""
+
+    def codegen(context, builder, signature, args):
+        first, *others = _unpack(builder, args[0])
+        for part in others:  # as long as the first: the width is a power of two
+            first = builder.fadd(first, part)
+        size = first.type.count
+        while size > 1:
+            size //= 2
+            low, high = (_shuffle(builder, first, first, range(start, start + size)) for start in (0, size))
+            first = builder.fadd(low, high)
+        return builder.extract_element(first, ir.Constant(ir.IntType(32), 0))
+
+    return vector.dtype(vector), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c of three numbers, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        name = f"llvm.fma.f{a.bitwidth}"
+        kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def leaky_one(typingctx, z, number, slope):
+    """number where z > 0, else slope * number, of three numbers, without a branch."""
+
+    def codegen(context, builder, signature, args):
+        positive = builder.fcmp_ordered(">", args[0], ir.Constant(args[0].type, 0))
+        return builder.select(positive, args[1], builder.fmul(args[2], args[1]))
+
+    return z(z, z, z), codegen
 
 
 @intrinsic

@@ -32,7 +32,7 @@ Regrowth = Literal["gradient", "random"]
 Ablation = Literal["none", "no-refit", "edges-only", "shuffled"]
 ProxyGradient = Literal["straight-through", "none"]
 ScheduleName = Literal["constant", "cosine"]
-ExecutorName = Literal["auto", "columns", "wavefront", "torch-sparse"]
+ExecutorName = Literal["auto", "columns", "wavefront", "blocks", "fastest", "torch-sparse"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 EDGE_MODES: tuple[str, ...] = get_args(EdgeMode)

@@ -236,13 +236,34 @@ def expected_levels(h, n_inputs, picks):
     return level
 
 
-def expected_cost(d, c, tau, mask, n_inputs, n_outputs, prices, picks):
-    """Expected cost; ``mask`` (n, n): candidates of live readers; prices of an edge, input, neuron and level."""
+def blocks(active, others, lanes):
+    """The blocks of a row as lists of sources: those of the active edges, each from the first that is in no block on,
+    with the other candidates in them; then those of the candidates that are in none."""
+    found, left = [], set(others)
+    todo = sorted(active)
+    while todo:
+        inside = range(todo[0], todo[0] + lanes)
+        found.append([j for j in inside if j in todo or j in left])
+        todo, left = [j for j in todo if j not in inside], left - set(inside)
+    todo = sorted(left)
+    while todo:
+        inside = range(todo[0], todo[0] + lanes)
+        found.append([j for j in todo if j in inside])
+        todo = [j for j in todo if j not in inside]
+    return found
+
+
+def expected_cost(d, c, tau, mask, n_inputs, n_outputs, prices, picks, lanes=8):
+    """Expected cost; ``mask`` (n, n): candidates of live readers; prices of an edge, input, neuron, level and block."""
     n = len(d)
     h = np.array([[sigmoid((abs(d[i, j]) - c) / tau) if mask[i, j] else 0.0 for j in range(n)] for i in range(n)])
     cost = prices[0] * h.sum()
     for j in range(n - n_outputs):
         cost += prices[1 if j < n_inputs else 2] * h[:, j].max()
+    for i in range(n):
+        sources = [j for j in range(n) if mask[i, j]]
+        active = [j for j in sources if abs(d[i, j]) > c]
+        cost += prices[4] * sum(max(h[i, j] for j in b) for b in blocks(active, set(sources) - set(active), lanes))
     return cost + prices[3] * expected_levels(h, n_inputs, picks)[n - n_outputs :].max()
 
 

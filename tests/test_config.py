@@ -64,7 +64,7 @@ def test_numbers_of_numpy_become_plain_ones():
 def test_an_unknown_choice_lists_the_legal_ones(value):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the message is compared whole)
         TrainConfig(executor=value)
-    legal = "auto, columns, wavefront, torch-sparse"
+    legal = "auto, columns, wavefront, blocks, fastest, torch-sparse"
     assert str(error.value) == f"executor={value!r} is unknown; choose one of {legal}"
 
 

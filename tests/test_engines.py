@@ -32,6 +32,7 @@ SPARSE = importlib.util.find_spec("torch_sparse") is not None
 MAKE = {
     "columns": lambda config: CpuEngine(Executor("columns", 1), config),
     "wavefront": lambda config: CpuEngine(Executor("wavefront", 2), config),
+    "blocks": lambda config: CpuEngine(Executor("blocks", 1), config),
     "cuda-columns": lambda config: CudaEngine(Executor("columns"), DEVICE, config),
     "cuda-wavefront": lambda config: CudaEngine(Executor("wavefront"), DEVICE, config),
     "torch-sparse": lambda config: TorchSparseEngine(Executor("torch-sparse"), config),
@@ -39,6 +40,7 @@ MAKE = {
 KINDS = [
     "columns",
     "wavefront",
+    "blocks",
     *(pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda-columns", "cuda-wavefront")),
     pytest.param("torch-sparse", marks=pytest.mark.skipif(not SPARSE, reason="no torch-sparse")),
 ]

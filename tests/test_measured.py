@@ -29,6 +29,7 @@ from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
+from sparse_dnm.engine.cpu_blocks import LANES
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
@@ -69,12 +70,12 @@ def dense(evaluation, values):
     return full, (rows, candidates.indices)
 
 
-@given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans())
+@given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans(), st.booleans())
 @settings(max_examples=25)
-def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep):
+def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep, in_blocks):
     config, evaluation = model.config, model.find()
     e, live = evaluation.host_values, evaluation.topology.live
-    prices = Prices(2.0, 5.0, 11.0, 30.0 if deep else 0.0)
+    prices = Prices(2.0, 5.0, 11.0, 30.0 if deep else 0.0, 7.0 if in_blocks else 0.0)
     d, places = dense(evaluation, e.d)
     mask = np.zeros(d.shape, bool)
     mask[places] = np.abs(e.d) > e.threshold
@@ -82,7 +83,7 @@ def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep):
 
     def oracle(values, c=e.c):
         full, _ = dense(evaluation, values)
-        return naive.expected_cost(full, c, tau, mask, config.n_inputs, config.n_outputs, prices, KERNELS.PICKS)
+        return naive.expected_cost(full, c, tau, mask, config.n_inputs, config.n_outputs, prices, KERNELS.PICKS, LANES)
 
     found = evaluation.expected_cost(tau, prices)
     assert found.value == pytest.approx(oracle(e.d), rel=1e-9, abs=1e-12)

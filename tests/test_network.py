@@ -61,7 +61,7 @@ def test_outputs_match_the_oracle(model, batch):
     np.testing.assert_allclose(model(x).detach().numpy(), naive_outputs(model, x), rtol=1e-10, atol=1e-10)
 
 
-@given(manifolds(), st.sampled_from(BATCHES), st.sampled_from(["columns", "wavefront"]))
+@given(manifolds(), st.sampled_from(BATCHES), st.sampled_from(["columns", "wavefront", "blocks"]))
 @settings(max_examples=60)
 def test_outputs_and_gradients_match_the_dense_model(model, batch, executor):
     model.executor.name = executor
@@ -560,7 +560,9 @@ def candidate_keys(model):
     return list(zip((readers - model.config.n_inputs).tolist(), sources.tolist(), strict=True))
 
 
-@given(dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.sampled_from(["columns", "wavefront"]))
+@given(
+    dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.sampled_from(["columns", "wavefront", "blocks"])
+)
 @settings(max_examples=60)
 def test_any_dag_matches_the_oracle(dag, batch, activation, executor):
     edges, n = dag

@@ -26,7 +26,7 @@ RESUMABLE = "may change when a run is resumed"
 SPEEDS = "none|proxy|time"
 CLOCKS = "process_time|perf_counter|thread_time"
 MODES = "train|infer"
-EXECUTORS = "auto|columns|wavefront|torch-sparse"
+EXECUTORS = "auto|columns|wavefront|blocks|fastest|torch-sparse"
 DEVICES = "cpu|cuda|cuda:N"
 
 DATASETS = "toy, digits, mnist, or a .npz or .csv file."
@@ -35,7 +35,7 @@ PRESET = typer.Option(help="Settings to start from; default: those of the data s
 TARGET = typer.Option(help="Label column of a .csv file; default: the last one.")
 SET = typer.Option("--set", metavar="KEY=VALUE", help="Set any field of the configuration; repeatable.")
 THREADS = typer.Option(help="Threads of the kernels; 0: as many as are fastest.")
-TIMED_EXECUTOR = typer.Option(metavar="columns|wavefront", help="How the kernels run the network.")
+TIMED_EXECUTOR = typer.Option(metavar="columns|wavefront|blocks", help="How the kernels run the network.")
 
 T = TypeVar("T")  # a dataclass of options
 

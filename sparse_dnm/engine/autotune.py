@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sparse_dnm.checks import require_torch_sparse
 from sparse_dnm.config import EXECUTORS, check_choice
 from sparse_dnm.engine import device as backend
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.thread_choice import ThreadChoice
+
+MOST_BLOCK_COLUMNS = 4
+"""Columns up to which `blocks` runs them one by one."""
+RACE_ROUNDS, RACE_SECONDS = 15, 0.3  # of a race, which ends after one of them
 
 
 class Sized(Protocol):
@@ -21,6 +28,29 @@ class Sized(Protocol):
     def n_edges(self) -> int: ...
     @property
     def depth(self) -> int: ...
+
+
+def fastest_of(watches: Sequence[Stopwatch]) -> int:
+    """The place of the stopwatch with the smallest median seconds, measured in turns, forwards and backwards."""
+    clock = _WallClock()
+    for watch in watches:
+        watch(clock)
+    seconds: list[list[float]] = [[] for _ in watches]
+    end, places = time.perf_counter() + RACE_SECONDS, list(range(len(watches)))
+    for turn in range(RACE_ROUNDS):
+        for k in places if turn % 2 else reversed(places):
+            seconds[k].append(watches[k].warm(clock))
+        if turn >= 2 and time.perf_counter() > end:
+            break
+    medians = [statistics.median(found) for found in seconds]
+    return medians.index(min(medians))
+
+
+class _WallClock:
+    """What a stopwatch reads."""
+
+    overhead = 0.0
+    read = staticmethod(time.perf_counter)
 
 
 @dataclass
@@ -42,7 +72,9 @@ class _Trial:
 
 class Executor:
     """Chooses how to run the DAG: ``columns`` is batch-parallel, a thread per tile of columns, ``wavefront``
-    level-parallel, all threads on one level; ``auto``, the one measured to be faster.
+    level-parallel, all threads on one level; ``auto``, the one measured to be faster of these two, whose bits are the
+    same.  ``blocks`` runs up to MOST_BLOCK_COLUMNS columns over blocks of neighbouring sources, larger batches as
+    ``columns``; ``fastest`` is ``auto`` where also ``blocks`` may be chosen.
 
     ``auto`` needs no extra runs: the first calls of a phase (forward, backward) at a batch size alternate between
     the two, one unmeasured call each and then ``samples``; the smaller median is kept until edges or depth have
@@ -65,6 +97,7 @@ class Executor:
             self._thread_choices = {}
         self.paced = False  # whole steps are measured, not passes
         self._trials: dict[tuple[str, int], _Trial] = {}
+        self._races: dict[tuple[str, int], _Trial] = {}  # of ``fastest``, by mode and batch
 
     def choose(self, phase: str, batch: int, structure: Sized) -> str:
         """The executor of the next call of ``phase`` on the CPU."""
@@ -74,14 +107,39 @@ class Executor:
 
     def choose_by_trial(self, phase: str, batch: int, structure: Sized) -> str:
         """The same without regard to the threads of the CPU."""
-        if self.name != "auto":
-            return self.name
+        if not self._open:
+            return "columns" if self.name == "blocks" else self.name
         trial = self._trials.get((phase, batch))
         if trial is None or trial.stale(structure):
             trial = self._trials[phase, batch] = _Trial(structure.n_edges, structure.depth)
         if trial.choice is not None:
             return trial.choice
         return min(trial.seconds, key=lambda name: len(trial.seconds[name]))
+
+    @property
+    def _open(self) -> bool:
+        """Whether `columns` or `wavefront` is chosen by measurement."""
+        return self.name in ("auto", "fastest")
+
+    def takes_blocks(self, mode: str, batch: int) -> bool:
+        """Whether passes of a mode (train, infer) at this batch size run by blocks on the CPU."""
+        if self.name == "blocks":
+            return 0 < batch <= MOST_BLOCK_COLUMNS
+        race = self._races.get((mode, batch))
+        return race is not None and race.choice == "blocks"
+
+    def to_race(self, mode: str, batch: int, structure: Sized) -> tuple[str, ...]:
+        """The executors that ``fastest`` has to compare before the next such pass; empty where there is nothing to."""
+        if self.name != "fastest" or not 0 < batch <= MOST_BLOCK_COLUMNS:
+            return ()
+        race = self._races.get((mode, batch))
+        if race is not None and not race.stale(structure):
+            return ()
+        return ("blocks", "columns") if self.most <= tiles_of(batch) else ("blocks", "columns", "wavefront")
+
+    def settle_race(self, mode: str, batch: int, structure: Sized, name: str) -> None:
+        """Such passes run by ``name`` until the structure has changed."""
+        self._races[mode, batch] = _Trial(structure.n_edges, structure.depth, choice=name)
 
     def tries(self, phase: str, batch: int) -> bool:
         """Will the time of the next call of this phase count in the choice?"""
@@ -92,7 +150,7 @@ class Executor:
 
     def _untried(self, batch: int) -> bool:
         """`columns` runs without a trial on the CPU."""
-        return self.name == "auto" and self.threads <= tiles_of(batch)
+        return self._open and self.threads <= tiles_of(batch)
 
     def choose_threads(self, what: str, batch: int) -> ThreadChoice | None:
         """Choose the number of threads of the next call, where that is open: its seconds are to be recorded then."""
@@ -127,9 +185,12 @@ class Executor:
 
     def chosen(self) -> str:
         """What ran, for reports: the fixed name, or the choices of ``auto`` per phase and batch."""
-        if self.name != "auto":
+        if self.name == "blocks":
+            return f"blocks up to batch {MOST_BLOCK_COLUMNS}, columns above"
+        if not self._open:
             return self.name
-        if self.threads == 1 and not self._trials:
+        trials = [*self._races.items(), *self._trials.items()]
+        if self.threads == 1 and not trials:
             return "columns"
-        made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in self._trials.items() if t.choice]
-        return "auto: " + (", ".join(made) or ("no choice yet" if self._trials else "columns"))
+        made = [f"{phase} {t.choice} (batch {batch})" for (phase, batch), t in trials if t.choice]
+        return f"{self.name}: " + (", ".join(made) or ("no choice yet" if self._trials else "columns"))

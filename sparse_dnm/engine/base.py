@@ -137,6 +137,8 @@ class Saved:
     """What a forward pass leaves for the backward pass: weight and bias of every neuron, values x and messages m.
 
     seconds   of the kernel, where a clock was given; else nan
+    width     columns of a tile on the CPU
+    blocks    what executor `blocks` left for its backward pass
     """
 
     batch: int
@@ -144,6 +146,8 @@ class Saved:
     x: Array
     m: Array
     seconds: float
+    width: int = 0
+    blocks: Any = None
 
 
 class Gradients(NamedTuple):

@@ -23,6 +23,8 @@ def engine_for(executor: Executor, device: torch.device, config: ManifoldConfig 
         from sparse_dnm.engine.torch_sparse import TorchSparseEngine
 
         return TorchSparseEngine(executor, config)
+    if executor.name == "blocks" and backend.on_cuda(device):
+        raise ValueError("executor blocks runs on the CPU only; choose auto, columns or wavefront, or move to 'cpu'")
     if backend.on_cuda(device):
         from sparse_dnm.engine.cuda import CudaEngine
 

@@ -16,12 +16,13 @@ class Gates(NamedTuple):
 
 
 class Prices(NamedTuple):
-    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level."""
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level, a block."""
 
     edge: float
     input: float
     neuron: float
     level: float
+    block: float = 0.0
 
 
 class Cost(NamedTuple):

@@ -14,15 +14,17 @@ from torch import Tensor
 from sparse_dnm.checks import CPU
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.autotune import Executor, fastest_of
 from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
 from sparse_dnm.engine.buffers import BIG, footprint
+from sparse_dnm.engine.cpu_blocks import BlockPass, Covering, PreparedPass
+from sparse_dnm.engine.cpu_blocks import backward as blocks_backward
+from sparse_dnm.engine.cpu_stopwatch import CpuStopwatch
 from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
 from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
-WARM = 2  # unmeasured steps before measured ones
 GROUP = 8  # neighbouring inputs that are read together
 FAR = 256  # edges that the backward pass may visit before an edge's neighbour in memory has left the first cache
 Floats = NDArray[np.floating]
@@ -41,6 +43,7 @@ class Prepared(NamedTuple):
     threads: int  # 0: it has no parallel loop
     head: tuple[Any, ...]
     tail: tuple[Any, ...]
+    blocks: PreparedPass | None = None  # which is run instead
 
 
 def _taken(held: list[Any]) -> Any:
@@ -92,9 +95,51 @@ class CpuEngine(CpuSearch):
         clock: Clock | None = None,
     ) -> tuple[Floats, Saved]:
         """See `Engine.forward`."""
+        if self._takes_blocks("train", structure, strengths, x):
+            return self._forward_blocks(structure, strengths, x, scales, clock)
+        return self._forward_tiles(structure, strengths, x, scales, clock, tile_width(len(x)))
+
+    def _takes_blocks(self, mode: str, structure: CpuStructure, strengths: Floats, x: Floats) -> bool:
+        """Whether a pass of ``mode`` runs by blocks; where that is to be measured, it is, first."""
+        executor, batch = self.executor, len(x)
+        names = executor.to_race(mode, batch, structure)
+        if names:
+            engines = [CpuEngine(Executor(name, executor.most)) for name in names]
+            watches = [CpuStopwatch(engine, structure, strengths, x, mode == "train") for engine in engines]
+            executor.settle_race(mode, batch, structure, names[fastest_of(watches)])
+        return executor.takes_blocks(mode, batch)
+
+    def _forward_blocks(
+        self,
+        structure: CpuStructure,
+        strengths: Floats,
+        x: Floats,
+        scales: tuple[Floats, Floats],
+        clock: Clock | None,
+    ) -> tuple[Floats, Saved]:
+        """The same by blocks; edge by edge where a number is not finite."""
+        made = BlockPass(self.buffers, structure, strengths, scales, len(x))
+        out = np.empty((len(x), made.n_outputs), strengths.dtype)
+        start = clock() if clock else 0.0
+        finite = made.forward(x, out)
+        seconds = clock() - start if clock else float("nan")
+        if finite:
+            return out, Saved(len(x), scales, made.x, made.m, seconds, 1, made)
+        return self._forward_tiles(structure, strengths, x, scales, clock, 1)
+
+    def _forward_tiles(
+        self,
+        structure: CpuStructure,
+        strengths: Floats,
+        x: Floats,
+        scales: tuple[Floats, Floats],
+        clock: Clock | None,
+        count: int,
+    ) -> tuple[Floats, Saved]:
+        """The same by `columns` or `wavefront` in tiles of ``count`` columns."""
         s, neurons, executor, batch = structure.schedule, structure.neurons, self.executor, len(x)
-        topology, count = s.topology, tile_width(batch)
-        size = tiles_of(batch) * count * topology.n_neurons
+        topology = s.topology
+        size = -(-batch // count) * count * topology.n_neurons
         x_all, m_all = (self.buffers.aligned(size, strengths.dtype) for _ in range(2))
         out = np.empty((batch, len(topology.outputs)), strengths.dtype)
         paced = clock is not None or executor.paced
@@ -116,7 +161,7 @@ class CpuEngine(CpuSearch):
             executor.record("forward", batch, name, seconds)
         elif choice is not None:
             choice.record(executor.threads, seconds)
-        return out, Saved(batch, scales, x_all, m_all, seconds)
+        return out, Saved(batch, scales, x_all, m_all, seconds, count)
 
     def infer(
         self,
@@ -140,12 +185,16 @@ class CpuEngine(CpuSearch):
             or ready.strengths is not strengths
             or ready.scales is not scales
         ):
-            ready = self._prepared(structure, strengths, scales, batch)
+            ready = self._prepared(structure, strengths, scales, table)
             if ready is None:
-                out = self.forward(structure, strengths, table, scales)[0]
+                out = self._forward_tiles(structure, strengths, table, scales, None, tile_width(batch))[0]
                 return torch.from_numpy(out * out if squared else out)
         out = np.empty((batch, ready.n_outputs), strengths.dtype)
-        if ready.threads == 0:
+        if ready.blocks is not None:
+            ready.blocks.refresh()
+            if not ready.blocks.forward(table, out):
+                out = self._forward_tiles(structure, strengths, table, scales, None, 1)[0]
+        elif ready.threads == 0:
             ready.run(*ready.head, table, *ready.tail, out)
         else:
             choice = self.executor.choose_threads("forward", batch)
@@ -158,9 +207,14 @@ class CpuEngine(CpuSearch):
         return torch.from_numpy(out * out if squared else out)
 
     def _prepared(
-        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], batch: int
+        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], table: Floats
     ) -> Prepared | None:
         """What a pass is given but for its input; None where it needs much memory, or how it runs is not chosen yet."""
+        batch = len(table)
+        if batch and self._takes_blocks("infer", structure, strengths, table):
+            made = PreparedPass(self.buffers, structure, strengths, scales, batch)
+            head = structure, strengths, scales, batch, self.executor.name, None, made.n_outputs
+            return Prepared(*head, 0, (), (), made)
         s, neurons, executor, count = structure.schedule, structure.neurons, self.executor, tile_width(batch)
         topology, tiles = s.topology, tiles_of(batch)
         size = tiles * count * topology.n_neurons
@@ -209,7 +263,7 @@ class CpuEngine(CpuSearch):
         """Also compute values and messages of the neurons that reach no output, into ``saved``."""
         s, t, neurons = structure.schedule, structure.topology, structure.neurons
         inputs, column, order = s.rest()
-        KERNELS.make(tile_width(saved.batch))[0](
+        KERNELS.make(saved.width)[0](
             *(1, inputs, column, x, order, s.waves, t.indptr, t.indices, strengths, neurons.first_linear),
             *(*saved.scales, neurons.kind, neurons.slope, t.outputs[:0]),
             *(saved.x, saved.m, np.empty((saved.batch, 0), x.dtype)),
@@ -219,8 +273,13 @@ class CpuEngine(CpuSearch):
         self, structure: CpuStructure, strengths: Floats, saved: Saved, gradient: Floats, clock: Clock | None = None
     ) -> Gradients:
         """See `Engine.backward`."""
+        if saved.blocks is not None:
+            found = blocks_backward(self.buffers, saved.blocks, gradient, structure.n_edges, clock)
+            if found is not None:
+                return found
         s, neurons, executor, batch = structure.schedule, structure.neurons, self.executor, saved.batch
-        topology, count, tiles = s.topology, tile_width(batch), tiles_of(batch)
+        topology, count = s.topology, saved.width
+        tiles = -(-batch // count)
         n, n_edges = topology.n_neurons, topology.n_edges
         buffers, dtype = self.buffers, strengths.dtype
         g, by_strength = buffers.aligned(saved.x.size, dtype), buffers.aligned(tiles * n_edges, dtype)
@@ -252,7 +311,7 @@ class CpuEngine(CpuSearch):
         """See `Engine.input_gradient`."""
         s, g = structure.schedule, gradients.g
         out = np.zeros((saved.batch, n_columns), g.dtype)
-        KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, tile_width(saved.batch), g, out)
+        KERNELS.input_gradients(s.inputs, s.column, s.topology.n_neurons, saved.width, g, out)
         return out
 
     def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Floats, x: Floats) -> Floats:
@@ -265,7 +324,7 @@ class CpuEngine(CpuSearch):
         weighted = self.config.edges == "weighted"  # then strength has the factor omega
         with backend.use_threads(e.threads):
             KERNELS.ring_gradient(
-                *(topology.n_neurons - n_rows, structure.neurons.first_linear, tile_width(saved.batch)),
+                *(topology.n_neurons - n_rows, structure.neurons.first_linear, saved.width),
                 *(candidates.indptr, candidates.indices, e.d, e.c, e.threshold, topology.live),
                 *(saved.x, saved.m, *saved.scales, gradients.g, ring.kappa),
                 *(e.omega if weighted else e.omega[:0], by_closeness),
@@ -275,7 +334,7 @@ class CpuEngine(CpuSearch):
     def by_neuron(self, structure: CpuStructure, saved: Saved, array: Floats) -> Floats:
         """An array (tiles, n, width) of a pass as (n, batch)."""
         n = structure.topology.n_neurons
-        tiles = array.reshape(-1, n, tile_width(saved.batch))
+        tiles = array.reshape(-1, n, saved.width)
         return tiles.transpose(1, 0, 2).reshape(n, -1)[:, : saved.batch]
 
     # -- what a step costs -----------------------------------------------------------------------------------
@@ -287,8 +346,13 @@ class CpuEngine(CpuSearch):
     def features(self, structure: CpuStructure, executor: str) -> Any:
         """1 call; executed inputs, and those of them that are read alone; executed neurons that are neither inputs nor
         outputs; executed edges, and those whose neighbour in memory the backward pass has left far behind; outputs;
-        executed neurons, times thousands of them; for ``wavefront`` levels."""
+        executed neurons, times thousands of them; for ``wavefront`` levels.
+
+        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons; edges; levels; blocks.
+        """
         s, t = structure.schedule, structure.topology
+        if executor == "blocks":
+            return Covering.of(structure).counts(s)
         n_outputs = len(t.outputs) - int(np.isin(t.outputs, t.inputs).sum())
         visit = np.empty(t.n_edges, np.int32)
         counts = (
@@ -329,32 +393,3 @@ def _edges_bytes(structure: CpuStructure, n: int, batch: int, train: bool) -> in
     size = structure.neurons.slope.dtype.itemsize
     gradients = footprint(tiles_of(batch) * n * size, aligned=True) if train else 0
     return footprint(4 * n) + footprint(size * n) + footprint(8 * n) + gradients
-
-
-class CpuStopwatch:
-    """Times the kernels of a step by a clock that is read around them alone."""
-
-    def __init__(self, engine: CpuEngine, structure: CpuStructure, strengths: Floats, x: Floats, train: bool):
-        self.engine, self._structure, self._strengths, self._x = engine, structure, strengths, x
-        n, dtype = len(structure.neurons.kind), x.dtype
-        # A bias: along a deep path values and gradients would become denormal numbers, which are many times slower
-        self._scales = np.ones(n, dtype), np.full(n, 0.5, dtype)
-        self._gradient: Floats | None = None
-        if train:
-            shape = (len(x), len(structure.topology.outputs))
-            self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
-
-    def warm(self, clock: Any) -> float:
-        """Seconds of a step that follows others: the lower of two, since what disturbs one only adds to it."""
-        for _ in range(WARM):
-            self(clock)
-        return min(self(clock), self(clock))
-
-    def __call__(self, clock: Any) -> float:
-        """Seconds of a step; no compilation after the first call."""
-        _, saved = self.engine.forward(self._structure, self._strengths, self._x, self._scales, clock.read)
-        seconds = saved.seconds - clock.overhead
-        if self._gradient is not None:
-            found = self.engine.backward(self._structure, self._strengths, saved, self._gradient, clock.read)
-            seconds += found.seconds - clock.overhead
-        return max(seconds, 0.0)

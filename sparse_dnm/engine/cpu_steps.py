@@ -161,7 +161,7 @@ class CpuSteps:
             self._mode = jit.mode()
             self._entries = self._make_entries(self._parameters.values, graph.values)
         held = kept or (work["nothing"], work["nothing"], work["live"][:0])
-        prices = zip(("per_edge", "per_input", "per_neuron", "per_level"), term.prices, strict=True)
+        prices = {f"per_{name}": float(price) for name, price in term.prices._asdict().items()}
         found: tuple[int, int, float, bool] = cpu_step.steps(
             Block(
                 entries=self._entries,
@@ -174,7 +174,7 @@ class CpuSteps:
                     coefficient=float(term.coefficient),
                     tau=float(term.tau),
                     power=int(term.power),
-                    **{name: float(price) for name, price in prices},
+                    **prices,
                 ),
                 kept=Block(**dict(zip(("omega", "least", "active"), held, strict=True))),
             )
@@ -333,7 +333,7 @@ class CpuSteps:
         if settings.cost:
             cost = Entry(
                 KERNELS.expected_cost,
-                *(s.n_inputs, s.n_sources, f.live, *graph, w.d, 0.5, 1.0, 0.5, *(0.0,) * 4, w.gates, w.best),
+                *(s.n_inputs, s.n_sources, f.live, *graph, w.d, 0.5, 1.0, 0.5, *(0.0,) * 5, w.gates, w.best),
                 *(w.strongest, w.depths, w.depths_back, w.picked, w.by_gate, w.slopes),
             )
         if settings.ring:

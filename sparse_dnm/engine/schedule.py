@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,6 +43,8 @@ class Schedule:
                       edges are read one after the other from memory; else by level
     column_of  int32 (n,)  the output column of a neuron, or -1
     """
+
+    covering: Any = None  # `cpu_blocks.Covering` of it, where one was needed
 
     def __init__(self, topology: Topology):
         self.topology = t = topology

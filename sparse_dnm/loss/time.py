@@ -290,7 +290,7 @@ class MeasuredTime:
     def _relative(self, p: Prices) -> Prices:
         """Prices relative to the reference."""
         r = self.reference
-        return Prices(p.edge / r, p.input / r, p.neuron / r, p.level / r)
+        return Prices(*(price / r for price in p))
 
     def known_prices(self) -> Prices | None:
         """The prices that `gradient` uses, relative to the reference; None if it uses none, or does not have them

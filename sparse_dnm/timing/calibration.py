@@ -159,7 +159,7 @@ def calibrate(
     """
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
-    cuts = probes(structure.topology, settings.probes + n_held, rng)
+    cuts = probes(structure.topology, settings.probes + n_held, rng, settings.executor)
     dtype, own = topology_dtype(structure), structure.host.neurons
     neurons = functools.partial(_neurons_like, engine, own)
     structures = [

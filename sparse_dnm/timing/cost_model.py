@@ -1,6 +1,7 @@
 """Seconds of the sparse step as a non-negative linear function of its structure (DESIGN, 3).
 
-The features depend on the executor: ``columns`` has no cost per level, ``wavefront`` has one.  `CostModel.fit` fits
+The features depend on the executor: ``columns`` has no cost per level, ``wavefront`` has one, ``blocks`` pays for
+blocks of neighbouring sources.  `CostModel.fit` fits
 their costs to measurements, `Refit` keeps them up to date.
 """
 
@@ -19,15 +20,18 @@ from scipy.optimize import nnls
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
-COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level")
+COUNTS = (
+    "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level", "block",
+)  # fmt: skip
 BEFORE = {  # the features of an executor's time before these: those in checkpoints that do not name theirs
     "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
     "wavefront": ("call", "input", "lone input", "neuron", "edge", "far edge", "level"),
 }
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
-    "columns": COUNTS[:-1],
-    "wavefront": COUNTS,
+    "columns": COUNTS[:-2],
+    "wavefront": COUNTS[:-1],
+    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
@@ -89,6 +93,7 @@ class CostModel:
             with_part("input", "lone input") + crowd,
             cost["neuron"] + crowd,
             cost["level"],
+            cost["block"],
         )
 
     @staticmethod

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
-from sparse_dnm.engine.autotune import Executor
+from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
@@ -26,7 +26,7 @@ from sparse_dnm.timing.cost_model import COUNTS
 from sparse_dnm.timing.pace import Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
 
-CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
+CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources", "runs")
 PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("edges",),
     ("neurons", "edges"),
@@ -40,6 +40,17 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("neurons", "paths"),
 )
 LIMIT = 1.5  # s, of the calibration before a training
+BLOCK_CUTS = (  # those for an executor whose time depends on how many sources of a row follow each other
+    *PROBE_CUTS,
+    ("runs",),
+    ("runs", "edges"),
+    ("runs", "neurons"),
+    ("runs", "inputs"),
+    ("runs", "paths"),
+    ("runs", "layers"),
+    ("neurons", "runs"),
+    ("edges", "runs"),
+)
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
 TRIES = 5  # of a measurement that is disturbed
@@ -54,6 +65,7 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
     paths    only neurons in the first levels (a share ``keep`` of them) read more than inputs and constants
     layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
     sources  every edge gets a random source before its reader (duplicates become one): not a part of ``topology``
+    runs     the same for runs of 1 to 64 edges, whose sources follow each other
     """
     check_choice("kind", kind, CUTS)
     edges, n = topology.edges(), topology.n_neurons
@@ -84,18 +96,27 @@ def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) ->
         layer[topology.outputs] = count + 1
         kept = layer[source] < layer[reader]
     else:
-        return _scatter(topology, rng)
+        return _scatter(topology, 1 if kind == "sources" else 2 ** int(rng.integers(0, 7)), rng)
     return Topology.from_edges(edges[kept], n, topology.inputs, topology.outputs)
 
 
-def _scatter(topology: Topology, rng: np.random.Generator) -> Topology:
-    """``topology`` with random sources: any neuron before the reader in the order of execution, except outputs."""
+def _scatter(topology: Topology, run: int, rng: np.random.Generator) -> Topology:
+    """``topology`` with random sources, each the first of a ``run``: any neuron before the reader in the order of
+    execution, except outputs."""
     order = topology.order[~np.isin(topology.order, topology.outputs)]
-    edges = topology.edges().astype(np.int64)
-    place = np.full(topology.n_neurons, len(order))
+    edges, n = topology.edges().astype(np.int64), topology.n_neurons
+    place = np.full(n, len(order))
     place[order] = np.arange(len(order))
-    edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
-    return Topology.from_edges(np.unique(edges, axis=0), topology.n_neurons, topology.inputs, topology.outputs)
+    if run == 1:
+        edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
+    else:
+        within = np.arange(len(edges)) - topology.indptr[edges[:, 1]]  # the edges of a reader follow each other
+        first = np.arange(len(edges)) - within % run
+        start = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)][first]
+        edges[:, 0] = start + within % run
+        edges = edges[edges[:, 0] < n]
+        edges = edges[place[edges[:, 0]] < place[edges[:, 1]]]
+    return Topology.from_edges(np.unique(edges, axis=0), n, topology.inputs, topology.outputs)
 
 
 def layered(topology: Topology, rng: np.random.Generator) -> Topology:
@@ -119,16 +140,17 @@ def layered(topology: Topology, rng: np.random.Generator) -> Topology:
     return Topology.from_edges(np.unique(edges, axis=0), n, np.arange(first[1]), np.arange(first[-2], n))
 
 
-def probes(topology: Topology, count: int, rng: np.random.Generator) -> list[Topology]:
-    """``count`` structures: two of three are derived from ``topology`` by PROBE_CUTS in turn, where each cut keeps from
-    a tenth to all; every third is `layered`, so that prices hold for graphs of other families, too."""
-    found = []
+def probes(topology: Topology, count: int, rng: np.random.Generator, executor: str = "columns") -> list[Topology]:
+    """``count`` structures: two of three are derived from ``topology`` by PROBE_CUTS (for ``blocks`` by BLOCK_CUTS) in
+    turn, where each cut keeps from a tenth to all; every third is `layered`, so that prices hold for graphs of other
+    families, too."""
+    found, cuts = [], BLOCK_CUTS if executor == "blocks" else PROBE_CUTS
     for k in range(count):
         if k % 3 == 2:
             found.append(layered(topology, rng))
             continue
         part = topology
-        for kind in PROBE_CUTS[(2 * (k // 3) + k % 3) % len(PROBE_CUTS)]:
+        for kind in cuts[(2 * (k // 3) + k % 3) % len(cuts)]:
             part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
         found.append(part)
     return found
@@ -153,7 +175,7 @@ class Settings:
     limit: float = 20.0  # s, after which a calibration ends although its prices are not known well
 
     def __post_init__(self) -> None:
-        check_choice("executor", self.executor, ("columns", "wavefront"))
+        check_choice("executor", self.executor, ("columns", "wavefront", "blocks"))
         check_choice("mode", self.mode, TIME_MODES)
         check_choice("clock", self.clock, (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS)
         for name, least in (("batch", 1), ("probes", 10), ("repeats", 3), ("seed", 0), ("threads", 0)):
@@ -264,19 +286,20 @@ class Bench:
         return engine.array(torch.from_numpy(values).to(engine.device))
 
     def settle(self, name: str, threads: Sequence[int]) -> Executor:
-        """The executor to time: ``name`` ("auto": `columns` or `wavefront`) on one of these numbers of threads, the
-        fastest by wall seconds.
+        """The executor to time: ``name`` ("auto", "fastest": any that is for the batch) on one of these numbers of
+        threads, the fastest by wall seconds.
 
         More threads than the fewest must be WORTH times as fast: the choice holds for a whole training, and threads
         that wait for each other are many times slower than one as soon as another program needs a core.
         """
-        names = ("columns", "wavefront") if name == "auto" else (name,)
-        cpu, tiles = self._name == "cpu", tiles_of(self._batch)
+        cpu, tiles, any_of = self._name == "cpu", tiles_of(self._batch), name in ("auto", "fastest")
+        names = ("columns", "wavefront", "blocks") if any_of else (name,)
         made = [
             Executor(one, n)
             for n in threads
             for one in names
-            if not (cpu and name == "auto" and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
+            if not (cpu and any_of and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
+            and not (any_of and one == "blocks" and not (cpu and self._batch <= MOST_BLOCK_COLUMNS and n == threads[0]))
         ]
         if len(made) == 1:
             return made[0]

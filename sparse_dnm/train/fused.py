@@ -70,6 +70,8 @@ class FusedSteps:
             return False  # candidates were added since, or the executor is another
         if any(t._version != version for t, version in self._copied):
             return False  # the copies are of other data
+        if executor.takes_blocks("train", batch):
+            return False  # which the kernel does not know; larger batches run as columns
         for phase in ("forward", "backward"):
             executor.choose(phase, batch, structure)
             if executor.tries(phase, batch):

@@ -1,14 +1,16 @@
 """The trim of a run with a budget: add and remove edges until the measured time fits, then keep the structure.
 
 Where a step takes less than the budget, the closest candidates below the cutoff become edges.  Where it takes more,
-edges with the least saliency per saved second go first.  Saliency is the expected change of the loss when an edge is
-removed, |strength * gradient| summed over batches (Molchanov et al. 2017); the seconds are the cost model's.
+edges with the least saliency per saved second go first, with executor `blocks` those of a block together.  Saliency is
+the expected change of the loss when an edge is removed, |strength * gradient| summed over batches (Molchanov et al.
+2017); the seconds are the cost model's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.engine.cpu_blocks import Covering
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
@@ -56,9 +59,10 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
         values = evaluation.host_values
         active = np.abs(values.d) > values.c
         predicted = float(term.refit.model.seconds(term.counts(evaluation)))
-        saved = _saved(evaluation, term) * (seconds / predicted if predicted > 0 else 1.0)
+        saved, together = _saved(evaluation, term)
+        saved *= seconds / predicted if predicted > 0 else 1.0
         wanted = seconds - 0.995 * target
-        order = np.argsort(saliency() / saved)
+        order = np.argsort(_summed(saliency(), together) / _summed(saved, together), kind="stable")
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         first = order[: max(1, min(enough, math.ceil(LARGEST_CUT * len(order))))]
         if model.config.edges in OMEGA_IN_CLOSENESS:
@@ -149,15 +153,30 @@ def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
     return total
 
 
-def _saved(evaluation: Evaluation, term: MeasuredTime) -> NDArray[np.float64]:
-    """Seconds that removing each active edge should save; those of a neuron are shared by the edges that read it."""
+def _saved(evaluation: Evaluation, term: MeasuredTime) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Seconds that removing each active edge should save, and the block of each: edges save a block together.
+
+    Those of a neuron are shared by the edges that read it, those of a block by its edges.  Where blocks cost nothing,
+    every edge stands for itself.
+    """
     values, topology, prices = evaluation.host_values, evaluation.topology, term.prices(evaluation)
     active = np.abs(values.d) > values.c
-    found = evaluation.expected_cost(term.settings.tau, prices)
+    found = evaluation.expected_cost(term.settings.tau, prices._replace(block=0.0))
     readers = np.diff(topology.t_indptr)[topology.indices]
     unit = np.where(topology.indices < evaluation.config.n_inputs, prices.input, prices.neuron)
-    saved: NDArray[np.float64] = np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
-    return saved
+    saved: Any = np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
+    together = np.arange(len(saved))
+    if prices.block > 0.0:
+        blocks = Covering.of(evaluation.host).blocks
+        alone = blocks < 0  # an edge of a neuron that reaches no output is in no block
+        together = np.where(alone, blocks.max(initial=-1) + 1 + together, blocks)
+        saved = saved + np.where(alone, 0.0, prices.block) / np.bincount(together)[together]
+    return saved, together
+
+
+def _summed(numbers: Floats, together: NDArray[np.int64]) -> Any:
+    """For each edge the sum over those of its block."""
+    return np.bincount(together, weights=numbers)[together]
 
 
 def _set_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:

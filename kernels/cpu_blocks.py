@@ -1,0 +1,387 @@
+"""Forward and backward of a DAG of neurons over blocks of neighbouring sources, one column at a time (DESIGN, 4.5).
+
+The edges of a row are covered greedily by blocks of LANES sources in a row that start anywhere, as in the format SPC5
+(Bramas & Kus 2018), but with a zero in place of a missing edge: a block is one load of strengths, one of the messages
+of its sources, and one multiply-add.  The backward pass goes through the same rows from the last to the first: a block
+of reader i adds g_i times its strengths to the gradients of its sources, so that no transpose is needed.
+
+A lane without an edge multiplies a message by zero, which is not zero where that message is infinite or NaN.  So
+memory that no neuron of this pass has written holds zeros, and every message is looked at once, when it is computed:
+a pass that meets one which is not finite says so, and its caller runs it edge by edge instead.
+
+Arrays of a column are padded by LANES: a block near the end reads beyond the last neuron.
+"""
+
+import functools
+
+import numpy as np
+from sparse_dnm.kernels import machine, simd
+from sparse_dnm.kernels.blocks import block_at, length, pointer
+from sparse_dnm.kernels.cpu_propagate import LEAKY, STRIP, _curved, _curved_back
+from sparse_dnm.kernels.jit import inner, kernel, task
+
+# Two registers of AVX-512 hold 16 float64, one 16 float32; blocks of 16 were no faster than blocks of 8 even where runs
+# are 32 long, and slower where they are shorter: a load of 64 bytes that starts anywhere always crosses a cache line.
+LANES = 4 if machine.VECTOR_BYTES == 16 else 8
+
+
+# -- the covering of a structure -------------------------------------------------------------------------------
+
+
+@kernel
+def cover(order, indptr, indices, row_blocks, starts, place):
+    """Cover the rows of ``order`` by blocks; returns how many there are.
+
+    row_blocks  int32 (rows + 1,)   where the blocks of each row begin, in the order of ``order``
+    starts      int32 (n_edges,)    the first source of each block
+    place       int (n_edges,)      block * LANES + lane of each edge; -1 for those of other rows
+    """
+    place[:] = -1
+    count = np.int64(0)
+    for q in range(order.size):
+        row_blocks[q] = count
+        i, start, end = np.uint32(order[q]), np.int64(0), np.int64(-1)
+        for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + np.uint32(1)])):
+            j = np.int64(indices[e])
+            if j >= end:
+                starts[count] = j
+                start, end = j, j + LANES
+                count += 1
+            place[e] = (count - 1) * LANES + j - start
+    row_blocks[order.size] = count
+    return count
+
+
+@kernel
+def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_columns, lone, lone_columns):
+    """The executed ``inputs`` as strips of STRIP inputs, whose columns and numbers follow each other and whose
+    activation is `simd.leaky`, and the others as lone ones; returns how many there are of each.
+
+    A strip may hold inputs that are not executed: they are computed as well.  Strips do not overlap.
+    Scratch: int32 ``column_of`` (n,).
+    """
+    column_of[:] = -1
+    for k in range(all_inputs.size):
+        column_of[all_inputs[k]] = k
+    n_strips, n_lone, run, ends = 0, 0, 0, -1
+    for q in range(inputs.size):
+        i, k = np.int64(inputs[q]), np.int64(column[q])
+        if n_strips and strips[n_strips - 1] <= i < strips[n_strips - 1] + STRIP:
+            continue
+        if not run <= i < ends:  # the run of inputs around this one
+            run, ends = i, i + 1
+            while (
+                run > 0 and column_of[run - 1] == column_of[run] - 1 and column_of[run] > 0 and kind[run - 1] == LEAKY
+            ):
+                run -= 1
+            while ends < column_of.size and column_of[ends] == column_of[ends - 1] + 1 and kind[ends] == LEAKY:
+                ends += 1
+        start = run + (i - run) // STRIP * STRIP
+        if kind[i] == LEAKY and start + STRIP <= ends:
+            strips[n_strips], strip_columns[n_strips] = start, k - (i - start)
+            n_strips += 1
+        else:
+            lone[n_lone], lone_columns[n_lone] = i, k
+            n_lone += 1
+    return n_strips, n_lone
+
+
+@task
+def _pack(n_rows, order, indptr, strengths, place, size, values):
+    """Strengths of the edges, in CSR order, to ``values``, zero where a block has no edge."""
+    for k in range(size):
+        values[k] = 0
+    for q in range(n_rows):
+        i = np.int64(order[q])
+        for e in range(indptr[i], indptr[i + 1]):
+            values[place[e]] = strengths[e]
+
+
+@task
+def _pick(n_rows, order, indptr, by_values, place, by_strength):
+    """Gradients in the order of blocks to that of the CSR."""
+    for q in range(n_rows):
+        i = np.int64(order[q])
+        for e in range(indptr[i], indptr[i + 1]):
+            by_strength[e] = by_values[place[e]]
+
+
+@task
+def _clear(size, array):
+    """Zeros."""
+    for k in range(size):
+        array[k] = 0
+
+
+# -- forward ---------------------------------------------------------------------------------------------------
+
+
+@inner
+def _block(total, b, starts, values, messages):
+    """total + strengths * messages of block b."""
+    lanes = simd.width_of(LANES)
+    return simd.multiply_add(
+        simd.load(values, b * LANES, lanes), simd.load(messages, np.int64(starts[b]), lanes), total
+    )
+
+
+@inner
+def _row_sum(first, last, starts, values, messages):
+    """Sum over blocks first .. last of a row; two sums side by side: one alone would wait for itself."""
+    total = simd.zeros(values, simd.width_of(LANES))
+    other = total
+    b = first
+    while b + 2 <= last:
+        total = _block(total, b, starts, values, messages)
+        other = _block(other, b + 1, starts, values, messages)
+        b += 2
+    if b < last:
+        total = _block(total, b, starts, values, messages)
+    return simd.lane_total(simd.add(total, other))
+
+
+@inner
+def _activate(i, value, weight, bias, kind, slope, x, m, z):
+    """Write value, z and message of neuron i; returns the last two."""
+    x[i] = value
+    total = simd.fma(weight[i], value, bias[i])
+    z[i] = total
+    if kind[i] == LEAKY:
+        message = simd.leaky_one(total, total, slope[i])
+        m[i] = message
+    else:
+        _curved(x, m, i, i + 1, weight[i], bias[i], kind[i])
+        message = m[i]
+    return total, message
+
+
+@task
+def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns, table, weight, bias, kind, slope, x, m,
+                    z):  # fmt: skip
+    """Values, z and messages of the inputs from a row of the table; 0 if all are finite, else NaN."""
+    strip = simd.width_of(STRIP)
+    check = simd.zeros(x, strip)
+    zeros = check
+    for k in range(n_strips):
+        i = np.int64(strips[k])
+        value = simd.load(table, np.int64(strip_columns[k]), strip)
+        total = simd.multiply_add(simd.load(weight, i, strip), value, simd.load(bias, i, strip))
+        message = simd.leaky_each(total, simd.load(slope, i, strip))
+        simd.store(x, i, value)
+        simd.store(z, i, total)
+        simd.store(m, i, message)
+        check = simd.multiply_add(message, zeros, simd.multiply_add(total, zeros, check))
+    found = simd.lane_total(check)
+    for k in range(n_lone):
+        i = np.int64(lone[k])
+        total, message = _activate(i, table[np.int64(lone_columns[k])], weight, bias, kind, slope, x, m, z)
+        found = simd.fma(message, message * 0, simd.fma(total, total * 0, found))
+    return found
+
+
+@task
+def _forward_rows(n_rows, order, row_blocks, starts, values, first_linear, weight, bias, kind, slope, x, m, z):
+    """The same of the other neurons, from their sources."""
+    found = weight[0] * 0
+    other = found
+    last = np.int64(row_blocks[0])
+    for q in range(n_rows):
+        first = last
+        last = np.int64(row_blocks[q + 1])
+        i = np.int64(order[q])
+        if i < first_linear:
+            value = _row_sum(first, last, starts, values, m)
+        else:
+            value = _row_sum(first, last, starts, values, z)
+        total, message = _activate(i, value, weight, bias, kind, slope, x, m, z)
+        found = simd.fma(total, total * 0, found)
+        other = simd.fma(message, message * 0, other)
+    return found + other
+
+
+# -- backward --------------------------------------------------------------------------------------------------
+
+
+@inner
+def _back_through(i, x, g, by_z, weight, bias, kind, slope):
+    """Gradient of z of neuron i: from that of its message, in g, and from what reads its z."""
+    if kind[i] == LEAKY:
+        z = simd.fma(weight[i], x[i], bias[i])
+        gradient = simd.leaky_one(z, g[i], slope[i])
+    else:
+        _curved_back(x, g, i, i + 1, weight[i], bias[i], kind[i])
+        gradient = g[i]
+    return gradient + by_z[i]
+
+
+@inner
+def _neuron_back(i, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias):
+    """Gradient of neuron i's value, written to g; adds those of its weight and bias."""
+    gradient = _back_through(i, x, g, by_z, weight, bias, kind, slope)
+    by_weight[i] += gradient * x[i]
+    by_bias[i] += gradient
+    g[i] = weight[i] * gradient
+    return g[i]
+
+
+@inner
+def _row_back(first, last, begins, gradient, starts, values, messages, g, by_values):
+    """Gradients of a row's strengths, and of its sources.  ``begins``: these are the first of the strengths."""
+    lanes = simd.width_of(LANES)
+    zero = gradient * 0
+    for b in range(first, last):
+        at, j = b * LANES, np.int64(starts[b])
+        message = simd.load(messages, j, lanes)
+        if begins:
+            simd.store(by_values, at, simd.affine(gradient, message, zero))
+        else:
+            simd.store(by_values, at, simd.scaled_add(simd.load(by_values, at, lanes), gradient, message))
+        simd.store(g, j, simd.scaled_add(simd.load(g, j, lanes), gradient, simd.load(values, at, lanes)))
+
+
+@task
+def _backward_rows(
+    n_rows, begins, order, row_blocks, starts, values, first_linear, weight, bias, kind, slope, x, m, z, g, by_z,
+    by_values, by_weight, by_bias,
+):  # fmt: skip
+    """From the last row to the first; 0 if all gradients are finite, else NaN."""
+    found = weight[0] * 0
+    first = np.int64(row_blocks[n_rows])
+    for back in range(n_rows):
+        q = n_rows - 1 - back
+        last = first
+        first = np.int64(row_blocks[q])
+        i = np.int64(order[q])
+        gradient = _neuron_back(i, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias)
+        if i < first_linear:
+            _row_back(first, last, begins, gradient, starts, values, m, g, by_values)
+        else:
+            _row_back(first, last, begins, gradient, starts, values, z, by_z, by_values)
+        found = simd.fma(gradient, gradient * 0, found)
+    return found
+
+
+@task
+def _backward_inputs(n_strips, strips, n_lone, lone, weight, bias, kind, slope, x, g, by_z, by_weight, by_bias):
+    """Gradients of the inputs and of their weights and biases."""
+    strip = simd.width_of(STRIP)
+    for k in range(n_strips):
+        i = np.int64(strips[k])
+        value, scale = simd.load(x, i, strip), simd.load(weight, i, strip)
+        z = simd.multiply_add(scale, value, simd.load(bias, i, strip))
+        gradient = simd.leaky_pick(z, simd.load(g, i, strip), simd.load(slope, i, strip))
+        gradient = simd.add(gradient, simd.load(by_z, i, strip))
+        simd.store(by_weight, i, simd.multiply_add(gradient, value, simd.load(by_weight, i, strip)))
+        simd.store(by_bias, i, simd.add(simd.load(by_bias, i, strip), gradient))
+        simd.store(g, i, simd.multiply_add(scale, gradient, simd.zeros(x, strip)))
+    for k in range(n_lone):
+        _neuron_back(np.int64(lone[k]), x, g, by_z, weight, bias, kind, slope, by_weight, by_bias)
+
+
+# -- entry points ------------------------------------------------------------------------------------------------
+
+
+def _make_forward(graph_kind, data_kind):
+    """Kernel `forward` of `make`."""
+
+    @kernel
+    def forward(graph_at, data_at, table, out):
+        """Outputs of a table; see `make`."""
+        graph, data = block_at(graph_at, graph_kind), block_at(data_at, data_kind)
+        n, batch, n_columns = graph.n, table.shape[0], table.shape[1]
+        n_outputs = length(graph.outputs)
+        strips, strip_columns, lone, lone_columns = (
+            pointer(graph.strips), pointer(graph.strip_columns), pointer(graph.lone), pointer(graph.lone_columns)
+        )  # fmt: skip
+        order, row_blocks, starts = pointer(graph.order), pointer(graph.row_blocks), pointer(graph.starts)
+        kind, slope, outputs = pointer(graph.kind), pointer(graph.slope), pointer(graph.outputs)
+        values, weight, bias = pointer(data.values), pointer(data.weight), pointer(data.bias)
+        x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
+        rows, results = simd.pointers(table, out)
+        if length(data.strengths) > 0:
+            _pack(
+                length(graph.order), order, pointer(graph.indptr), pointer(data.strengths), pointer(graph.place),
+                length(data.values), values,
+            )  # fmt: skip
+            _clear(length(data.m), m)
+            _clear(length(data.z), z)
+        check = weight[0] * 0
+        for tile in range(batch):
+            at = np.int64(tile) * n
+            x_tile, m_tile, z_tile = simd.at(x, at), simd.at(m, at), simd.at(z, at)
+            check += _forward_inputs(
+                length(graph.strips), strips, strip_columns, length(graph.lone), lone, lone_columns,
+                simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
+            )  # fmt: skip
+            check += _forward_rows(
+                length(graph.order), order, row_blocks, starts, values, graph.first_linear, weight, bias, kind, slope,
+                x_tile, m_tile, z_tile,
+            )  # fmt: skip
+            for k in range(n_outputs):
+                results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
+        return check == 0
+
+    return forward
+
+
+def _make_backward(graph_kind, data_kind):
+    """Kernel `backward` of `make`."""
+
+    @kernel
+    def backward(graph_at, data_at, out_gradient, g, by_z, by_values, by_weight, by_bias, by_strength):
+        """Gradients, after `forward`; see `make`."""
+        graph, data = block_at(graph_at, graph_kind), block_at(data_at, data_kind)
+        n, n_outputs, padded = graph.n, length(graph.outputs), g.size
+        strips, lone, order = pointer(graph.strips), pointer(graph.lone), pointer(graph.order)
+        row_blocks, starts, outputs = pointer(graph.row_blocks), pointer(graph.starts), pointer(graph.outputs)
+        kind, slope = pointer(graph.kind), pointer(graph.slope)
+        values, weight, bias = pointer(data.values), pointer(data.weight), pointer(data.bias)
+        x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
+        batch = out_gradient.shape[0]
+        g, by_z, by_values, by_weight, by_bias, by_strength, by_out = simd.pointers(
+            g, by_z, by_values, by_weight, by_bias, by_strength, out_gradient
+        )
+        _clear(padded, g)
+        _clear(padded, by_z)
+        _clear(n, by_weight)
+        _clear(n, by_bias)
+        check = weight[0] * 0
+        for tile in range(batch):
+            at = np.int64(tile) * n
+            x_tile, m_tile, z_tile, g_tile = simd.at(x, at), simd.at(m, at), simd.at(z, at), simd.at(g, at)
+            by_z_tile = simd.at(by_z, at)
+            for k in range(n_outputs):
+                by_z_tile[np.int64(outputs[k])] += by_out[tile * n_outputs + k]
+            check += _backward_rows(
+                length(graph.order), tile == 0, order, row_blocks, starts, values, graph.first_linear, weight, bias,
+                kind, slope, x_tile, m_tile, z_tile, g_tile, by_z_tile, by_values, by_weight, by_bias,
+            )  # fmt: skip
+            _backward_inputs(
+                length(graph.strips), strips, length(graph.lone), lone, weight, bias, kind, slope, x_tile, g_tile,
+                by_z_tile, by_weight, by_bias,
+            )  # fmt: skip
+        _pick(length(graph.order), order, pointer(graph.indptr), by_values, pointer(graph.place), by_strength)
+        return check == 0
+
+    return backward
+
+
+@functools.cache
+def make(graph_kind, data_kind):
+    """Compile-on-first-call kernels for Blocks (`blocks.Block`) of these kinds: (forward, backward).
+
+    forward(graph, data, table, out) -> bool
+        Outputs ``out`` (batch, n_outputs) of ``table`` (batch, inputs).
+    backward(graph, data, out_gradient, g, by_z, by_values, by_weight, by_bias, by_strength) -> bool
+        From the gradient of the outputs (batch, n_outputs), after `forward`: of values g (batch * n + LANES,), of
+        weights and biases (n,), of strengths (n_edges,) in CSR order, those of executed neurons alone.  Scratch: by_z
+        like g, by_values like values.
+    Both return whether all numbers were finite: else what they computed is of no use.
+
+    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns, order,
+            indptr, row_blocks, starts, place (see `cover`), kind, slope, outputs
+    data    address of a Block: strengths (n_edges,) of the edges in CSR order, values (n_blocks * LANES,), weight and
+            bias (n,), and x, m, z (batch * n + LANES,), which `forward` writes.  Strengths of length 0: ``values``
+            holds them already, and m and z hold finite numbers
+    """
+    return _make_forward(graph_kind, data_kind), _make_backward(graph_kind, data_kind)
