@@ -34,7 +34,14 @@ MISSING = LIGHT_GREY
 KINDS = {"inputs": SKY_BLUE, "hidden": BLACK, "outputs": PURPLE, "idle": GREY}  # of neurons
 CURVES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, ":"), (PURPLE, "-."), (ORANGE, "-"))
 MERIT = ((BLUE, "-"), (VERMILION, "o--"))  # training, test
-TERMS = {"none": (BLACK, "X"), "proxy-flat": (ORANGE, "^"), "proxy": (VERMILION, "s"), "time": (BLUE, "o")}
+TERMS = {
+    "none": (BLACK, "X"),
+    "proxy-flat": (ORANGE, "^"),
+    "proxy": (VERMILION, "s"),
+    "time": (BLUE, "o"),
+    "budget": (GREEN, "D"),
+    "edges": (PURPLE, "v"),
+}
 ENGINES = {"sparse": (BLUE, "o"), "dense": (VERMILION, "v")}
 SERIES = {
     "sparse forward": (BLUE, "o", "-"),
