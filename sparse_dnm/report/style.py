@@ -54,6 +54,7 @@ TITLE_SIZE = 9  # points
 LEGEND_SIZE = 8
 CAPTION_SIZE = 7
 GRID_ALPHA = 0.3
+BAND_ALPHA = 0.25  # between quartiles
 DPI = 150
 FORMATS = ("png", "svg")
 
