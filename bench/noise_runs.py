@@ -69,7 +69,7 @@ class Bench:
         if dataset == "mnist":
             given += ["--data-dir", str(self.data_dir)]
         if self.quick:
-            given += ["--steps", "300", "--set", "trim_steps=100"]
+            given += ["--steps", "300"]
 
         def make() -> Record:
             shutil.rmtree(run, ignore_errors=True)  # of an interrupted bench
@@ -79,10 +79,12 @@ class Bench:
 
         return self.kept(f"train/{name}", make)
 
-    def budget(self, name: str, condition: Condition, dataset: str, seed: int, budget_us: float) -> Record:
+    def budget(
+        self, name: str, condition: Condition, dataset: str, seed: int, budget_us: float, *arguments: str
+    ) -> Record:
         """A training with a budget."""
         infer = ["--set", "time_mode=infer", "--set", "time_batch=1"] if self.mode == "infer" else []
-        return self.train(name, condition, dataset, seed, "--budget-us", f"{budget_us:g}", *infer)
+        return self.train(name, condition, dataset, seed, "--budget-us", f"{budget_us:g}", *infer, *arguments)
 
 
 def product(condition: Condition, arguments: Sequence[str]) -> Record:

@@ -12,13 +12,14 @@ from sparse_dnm.study.verdict import FLAT
 from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.timing.probes import Settings
 
+ANY_LOSS = 1e9  # points
 ON_CUDA = "cuda-"  # prefix of the executors of CUDA in FEATURES
 TERMS = {  # the changes to a TrainConfig that each makes
     "none": {"speed": "none"},
     "proxy-flat": {"speed": "proxy", "proxy_gradient": "none"},  # the original's: reported, but without a gradient
     "proxy": {"speed": "proxy", "proxy_gradient": "straight-through"},
     "time": {"speed": "time"},
-    "budget": {"speed": "time"},  # with budget_us
+    "budget": {"speed": "time", "max_loss": ANY_LOSS},  # with budget_us: what its cut costs is part of the comparison
     "edges": {"speed": "proxy", "proxy_gradient": "straight-through"},  # with target_edges
 }
 GOALS = {"budget": "budget_us", "edges": "target_edges"}  # terms whose level is a goal, and its field of TrainConfig
