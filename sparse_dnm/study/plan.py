@@ -14,7 +14,7 @@ from sparse_dnm.timing.probes import Settings
 
 ANY_LOSS = 1e9  # points
 ON_CUDA = "cuda-"  # prefix of the executors of CUDA in FEATURES
-TERMS = {  # the changes to a TrainConfig that each makes
+TERMS: dict[str, dict[str, Any]] = {  # the changes to a TrainConfig that each makes
     "none": {"speed": "none"},
     "proxy-flat": {"speed": "proxy", "proxy_gradient": "none"},  # the original's: reported, but without a gradient
     "proxy": {"speed": "proxy", "proxy_gradient": "straight-through"},
