@@ -7,7 +7,7 @@ import pytest
 from runs import train
 
 from sparse_dnm.io import CheckpointError
-from sparse_dnm.report import page
+from sparse_dnm.report import figures, page
 from sparse_dnm.report.history import History, settings
 
 
@@ -60,6 +60,57 @@ def test_measured_time_is_shown_where_it_was_measured(tmp_path):
     assert history.time_name == "measured_seconds"
     assert history.describe_time() == "kernels' forward + backward, batch 50, process_time"
     assert len(history.time_against_density[0]) >= 2
+
+
+def measured(run, quartiles=True):
+    """``run`` as if its loss had a clock: 10, 20, .. µs, with quartiles 10 % below and 20 % above."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for k, line in enumerate(lines, 1):
+        line |= {"measured_seconds": 1e-5 * k}
+        if quartiles and k > 1:
+            line |= {"measured_low": 0.9e-5 * k, "measured_high": 1.2e-5 * k}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return History.read(run, 3)
+
+
+def test_measured_time_has_a_band_between_its_quartiles(run):
+    history = measured(run)
+    (panel,) = (panel for panel in history.panels if panel.names == ("measured_seconds",))
+    assert panel.title.endswith("process_time, median and quartiles")
+    steps, low, high = history.band(panel)
+    assert steps == [20, 40, 60, 80, 100, 120]
+    assert low == pytest.approx([18, 27, 36, 45, 54, 63])
+    assert high == pytest.approx([24, 36, 48, 60, 72, 84])
+    assert history.curves(panel)["time"][1] == pytest.approx([10, 20, 30, 40, 50, 60, 70])
+    (axis,) = (axis for axis in figures.curves(history).axes if "quartiles" in axis.get_title())
+    (band,) = axis.collections
+    assert band.get_datalim(axis.transData).y0 == pytest.approx(18)
+    assert band.get_datalim(axis.transData).y1 == pytest.approx(84)
+    data = page.page(history).partition('<script id="data" type="application/json">')[2].partition("</script>")[0]
+    (shown,) = (p["band"] for p in json.loads(data)["panels"] if "band" in p)
+    assert (shown["x"], shown["high"]) == (steps, high)
+    assert "between the quartiles of the latest timed steps, at the end 63 to 84 µs" in page.page(history)
+
+
+def test_measured_time_of_an_older_version_is_shown_without_a_band(run):
+    history = measured(run, quartiles=False)
+    (panel,) = (panel for panel in history.panels if panel.names == ("measured_seconds",))
+    assert history.band(panel) is None
+    assert "quartiles" not in panel.title
+    assert "quartiles" not in page.page(history).partition('id="h-settings"')[0]
+    assert not [axis for axis in figures.curves(history).axes if axis.collections]
+
+
+def test_the_cut_to_a_budget_is_said_where_the_summary_has_it(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert History.read(run, 3).cut is None
+    summary |= {"validation_before": 0.9751, "validation_after": 0.97}
+    (run / "summary.json").write_text(json.dumps(summary))
+    history = History.read(run, 3)
+    assert history.cut == "accuracy 97.51% → 97.00%"
+    assert "<dt>validation before and after the cut to the budget</dt><dd>accuracy 97.51% → 97.00%</dd>" in page.page(
+        history
+    )
 
 
 def test_few_snapshots(whole):

@@ -347,3 +347,19 @@ def test_report_and_animate_as_commands(run, tmp_path):
 
 def invoke(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+@in_browser
+def test_measured_time_has_a_band_between_its_quartiles(chromium, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"measured_seconds": 2e-5, "measured_low": 1e-5, "measured_high": 4e-5}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    history = History.read(copy, 2)
+    (index,) = (k for k, panel in enumerate(history.panels) if panel.band)
+    page.write(history, tmp_path / "report.html")
+    with opened(chromium, tmp_path / "report.html") as view:
+        traces = view.evaluate(f"document.getElementById('curve-{index}').data.map((t) => [t.y[0], t.fill || ''])")
+        assert traces == [[10, ""], [40, "tonexty"], [20, ""]]
+        assert view.locator(f"#curve-{index} .js-fill").count() >= 1

@@ -54,6 +54,17 @@ def test_everything_is_there(tmp_path):
     assert (pixels == 255).all(axis=2).sum() >= pixels[..., 0].size - structure.topology.n_edges
 
 
+def test_measured_time_has_a_chart_with_its_quartiles(tmp_path):
+    line = {"step": 1, "measured_seconds": 2e-5, "measured_low": 1e-5, "measured_high": 3e-5, "measured_raw": 4e-5}
+    with TensorBoardLog(tmp_path, ManifoldConfig.preset("digits")) as log:
+        log.on_log({"step": 0, "loss": 1.0})
+        log.on_log(line)
+        log.on_log({**line, "step": 2})
+    tags = read(tmp_path).Tags()
+    assert set(tags["scalars"]) == {"loss/loss", *(f"time/{name}" for name in line if name != "step")}
+    assert tags["tensors"] == ["custom_scalars__config__"]
+
+
 def test_a_resumed_run_replaces_what_was_lost(tmp_path):
     out, config = tmp_path / "run", ManifoldConfig.preset("toy")
 

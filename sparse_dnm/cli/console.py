@@ -67,6 +67,38 @@ def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, advance=1, description=name)
 
 
+@contextlib.contextmanager
+def runs_progress(total: int, steps: int) -> Iterator[tuple[Callable[[str], None], Callable[[str, int], None]]]:
+    """Progress bars on stderr: one of all ``total`` parts, and one of every run that is training, in steps.
+
+    Yields a function that advances the first by one and shows the given name, and one that takes a run's name and its
+    steps so far, -1 at its end.  Where stderr is no terminal, each beginning is a line.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        whole, runs = bar.add_task("", total=total), dict[str, TaskID]()
+
+        def advance(name: str) -> None:
+            bar.update(whole, advance=1, description=name)
+            if not console.is_terminal:
+                typer.echo(name, err=True)
+
+        def on_step(name: str, step: int) -> None:
+            if step < 0:
+                if name in runs:
+                    bar.remove_task(runs.pop(name))
+                return
+            if name not in runs:
+                runs[name] = bar.add_task(f"  {name}", total=steps)
+            bar.update(runs[name], completed=step)
+
+        yield advance, on_step
+
+
 def folder(path: Path) -> Path:
     """``path``, created as a directory if it does not exist."""
     from sparse_dnm.io import doing

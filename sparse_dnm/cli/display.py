@@ -144,7 +144,9 @@ def _figures(record: Record) -> str:
     """A line of metrics as text; terms of the loss are without their coefficients."""
     terms = [f"{name} {record[name]:.4g}" for name in ("loss", "objective", "flow", "speed")]
     if "measured_seconds" in record:
-        terms[-1] += f" ({1e6 * record['measured_seconds']:.4g} µs)"
+        quartiles = [f"{1e6 * record[name]:.4g}" for name in ("measured_low", "measured_high") if name in record]
+        spread = f", {'–'.join(quartiles)}" if quartiles else ""
+        terms[-1] += f" ({1e6 * record['measured_seconds']:.4g}{spread} µs)"
     parts = [*terms, *(_figure(name, record[name]) for name in FIGURES if name in record)]
     parts += [f"edges {record['edges']:,}", f"density {record['density']:.2%}", f"depth {record['depth']}"]
     if record["step_seconds"] is not None:

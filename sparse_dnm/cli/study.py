@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparse_dnm.cli import options as o
-from sparse_dnm.cli.console import KEEP_QUIET, errors_reported, progress
+from sparse_dnm.cli.console import KEEP_QUIET, errors_reported, progress, runs_progress
 
 if TYPE_CHECKING:
     from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.study.plan import Plan
     from sparse_dnm.timing.probes import Settings
 
 
@@ -21,11 +22,35 @@ class CompareOptions:
     """The options of compare."""
 
     dataset: Annotated[str, typer.Argument(help=o.DATASETS)] = "digits"
-    terms: Annotated[str, typer.Option(help="Speed terms, of none, proxy-flat, proxy, time.")] = (
-        "none,proxy-flat,proxy,time"
-    )
+    terms: Annotated[
+        str | None,
+        typer.Option(
+            help="Speed terms, of none, proxy-flat, proxy, time, budget, edges; default: the first four, or with "
+            "--budgets or --edges those.",
+            show_default="none,proxy-flat,proxy,time",
+        ),
+    ] = None
     factors: Annotated[str, typer.Option(help="Coefficients, as multiples of the preset's.")] = "0.3,1,3"
+    budgets: Annotated[
+        str | None, typer.Option(help="Budgets of the term budget, µs, as in 40,60,90: see train --budget-us.")
+    ] = None
+    edges: Annotated[
+        str | None, typer.Option(help="Numbers of edges of the term edges, as in 300,600,1200: see train --edges.")
+    ] = None
     seeds: Annotated[int, typer.Option(help="Trainings of each.")] = 5
+    jobs: Annotated[
+        int,
+        typer.Option(
+            help="Trainings at a time, on one thread each, if no clock is part of their loss; the others (time, "
+            "budget) follow as --clock-jobs says. Networks are timed when nothing trains."
+        ),
+    ] = 1
+    clock_jobs: Annotated[
+        int,
+        typer.Option(
+            help="The same for trainings with a clock: more than one at a time disturb each other's measurements."
+        ),
+    ] = 1
     steps: Annotated[int | None, typer.Option(help="Updates of each training."), o.SETTING] = None
     mode: Annotated[
         str,
@@ -33,6 +58,13 @@ class CompareOptions:
     ] = "infer"
     batch_size: Annotated[int, typer.Option(help="Samples of the forward in mode infer.")] = 1
     executor: Annotated[str, o.TIMED_EXECUTOR, o.SETTING] = "columns"
+    timed_with: Annotated[
+        str | None,
+        typer.Option(
+            help="Executors that final networks are timed with, as in columns,wavefront; the fastest for each counts.",
+            show_default="all of the device",
+        ),
+    ] = None
     threads: Annotated[int, o.THREADS, o.SETTING] = 0
     clock: Annotated[
         str | None,
@@ -60,6 +92,22 @@ class CompareOptions:
         clock, target = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
         device = "cpu" if target.type == "cpu" else self.device
         return Settings(self.executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
+
+    def plan(self, timing: Settings) -> Plan:
+        """The plan of the comparison.  Raises ValueError for unfit values."""
+        from sparse_dnm.study.plan import Plan, executors
+
+        budgets, edges = _numbers("--budgets", self.budgets), _numbers("--edges", self.edges)
+        terms: tuple[str, ...] = ("none", "proxy-flat", "proxy", "time")
+        if self.terms is not None:
+            terms = tuple(self.terms.split(","))
+        elif budgets or edges:
+            terms = ("budget",) * bool(budgets) + ("edges",) * bool(edges)
+        if not all(number.is_integer() for number in edges):
+            raise ValueError(f"--edges {self.edges!r} must be whole numbers with commas between them")
+        timed = executors(timing.device) if self.timed_with is None else tuple(self.timed_with.split(","))
+        counts, factors = tuple(map(int, edges)), _numbers("--factors", self.factors)
+        return Plan(terms, factors, self.seeds, timing, budgets, counts, timed)
 
     def settings(self, clock: str) -> list[str]:
         """Fields of the configs as KEY=VALUE.  Raises ValueError if --set gives a field that compare itself sets."""
@@ -89,27 +137,27 @@ def compare(options: CompareOptions) -> None:
 
         source = o.source_of(options.dataset, options.data_dir, options.target)
         out = options.out or Path("runs") / f"compare-{Path(options.dataset).stem}"
-        timing, factors = options.timing(), _factors(options.factors)
-        settings = options.settings(timing.clock)
+        timing, at_once = options.timing(), study.Jobs(options.jobs, options.clock_jobs)
+        plan, settings = options.plan(timing), options.settings(timing.clock)
         data = source.load()
         preset = o.preset_of(source, data, options.preset)
         manifold, config = apply_settings(preset.manifold, preset.train, settings)
         batch = config.batch_size if options.mode == "train" else options.batch_size
-        plan = study.Plan(tuple(options.terms.split(",")), factors, options.seeds, replace(timing, batch=batch))
+        plan = replace(plan, timing=replace(timing, batch=batch))
         typer.echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; measuring; {KEEP_QUIET}")
-        with progress("", study.count_parts(plan)) as advance:
-            found = study.study(data, manifold, config, plan, out, source, advance)
+        with runs_progress(study.count_parts(plan), config.steps) as (advance, on_step):
+            found = study.study(data, manifold, config, plan, out, source, advance, at_once, on_step)
         written = [out / study.RESULTS, *report.write(out, found)]
         for line in report.lines(found):
             typer.echo(line)
         typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
 
 
-def _factors(text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(factor) for factor in text.split(","))
+        return tuple(float(number) for number in text.split(",")) if text is not None else ()
     except ValueError:
-        raise ValueError(f"--factors {text!r} must be numbers with commas between them") from None
+        raise ValueError(f"{option} {text!r} must be numbers with commas between them") from None
 
 
 def bench(

@@ -14,11 +14,13 @@ from sparse_dnm.study.compare import Comparison, Snapshot
 from sparse_dnm.study.verdict import FLAT, Result, Verdict, medians
 from sparse_dnm.timing.probes import Settings
 
+UNITS = {"budget": "µs", "edges": "edges"}  # of a term's goals
+
 
 def write(out: Path, found: Comparison) -> list[Path]:
     """Write compare.md and the figures into ``out``; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    caption = describe(found.about, found.timing)
+    caption = describe(found.about, found.timing, found.executors)
     charts = {"pareto": pareto(found.results, found.task, found.title, caption)}
     if found.snapshots:
         charts["along"] = density_figure(found.snapshots, f"{found.title}: time of a step along training", caption)
@@ -31,7 +33,7 @@ def markdown(found: Comparison) -> str:
     text = [
         f"# {found.title}",
         "",
-        f"{describe(found.about, found.timing)}.",
+        f"{describe(found.about, found.timing, found.executors)}.",
         "",
         *table(found.results, found.task),
         "",
@@ -48,34 +50,50 @@ def lines(found: Comparison) -> list[str]:
     """The lines that the command prints."""
     tables = (*table(found.results, found.task), "", *along_table(found.snapshots), "")
     verdicts = (line for verdict in found.verdicts for line in sentences(verdict))
-    return [describe(found.about, found.timing), *tables, *verdicts]
+    return [describe(found.about, found.timing, found.executors), *tables, *verdicts]
 
 
-def describe(about: dict[str, Any], timing: Settings) -> str:
-    """The machine and the timing settings, in one line."""
+def describe(about: dict[str, Any], timing: Settings, executors: Sequence[str] = ()) -> str:
+    """The machine and the timing settings, in one line; with several ``executors``, the fastest for each counts."""
     machine = about["machine"]
     what = "forward + backward" if timing.mode == "train" else "forward"
     where = f"{timing.threads or 'all'} threads" if timing.device == "cpu" else f"device {timing.device}"
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; {what}, batch {timing.batch}, executor {timing.executor}, "
-        f"{where}, clock {timing.clock}, float32"
-    )
+    by = f"the fastest executor of {', '.join(executors)}" if len(executors) > 1 else f"executor {timing.executor}"
+    if len(executors) == 1:
+        by = f"executor {executors[0]}"
+    how = f"{what}, batch {timing.batch}, {by}, {where}, clock {timing.clock}, float32"
+    return f"{machine['processor']}, {machine['cores']} cores; {how}"
 
 
 def table(results: Sequence[Result], task: str) -> list[str]:
     """Table of every term and factor: median (smallest to largest over the seeds)."""
     name = "test accuracy" if task == "classification" else "test MSE"
     lines = [
-        f"| speed term | coefficient, x the preset's | seeds | {name} | edges | depth | live neurons | step, µs |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| speed term | coefficient, x the preset's, or goal | seeds | {name} | edges | depth | live neurons | "
+        "step, µs | executor |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in medians(results):
-        cells = [row["term"], "" if row["term"] in FLAT else f"{row['factor']:g}", str(row["seeds"])]
+        cells = [row["term"], _level(row["term"], row["factor"]), str(row["seeds"])]
         cells.append(_span(row["figure"], "{:.4f}" if task == "classification" else "{:.2e}"))
         cells += [_span(row[key], "{:,.0f}") for key in ("edges", "depth", "live")]
         cells.append(_span(tuple(1e6 * t for t in row["seconds"]), "{:.4g}"))
+        cells.append(_executors([r.executor for r in results if (r.term, r.factor) == (row["term"], row["factor"])]))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _level(term: str, level: float) -> str:
+    """A coefficient, or a goal with its unit."""
+    if term in UNITS:
+        return f"{level:,.12g} {UNITS[term]}"
+    return "" if term in FLAT else f"{level:g}"
+
+
+def _executors(names: Sequence[str]) -> str:
+    """The executors that networks were timed with; of several, how many networks each."""
+    counts = {name: names.count(name) for name in dict.fromkeys(names) if name}
+    return ", ".join(counts) if len(counts) < 2 else ", ".join(f"{name} {n}" for name, n in counts.items())
 
 
 def _span(values: tuple[float, ...], form: str) -> str:
@@ -117,6 +135,8 @@ def pareto(results: Sequence[Result], task: str, title: str, caption: str) -> Fi
             linewidths=0,
         )  # fmt: skip
         rows = [row for row in medians(results) if row["term"] == term]
+        if term in UNITS:  # a curve, whatever the order of the goals
+            rows.sort(key=lambda row: row["seconds"][0])
         axis.plot(
             [1e6 * row["seconds"][0] for row in rows], [row["figure"][0] for row in rows], color=colour,
             marker=marker, markersize=7, label=term,

@@ -161,10 +161,14 @@ def _curve(axis: Axes, history: History, panel: Panel) -> None:
     for (label, (steps, values)), (colour, line) in zip(history.curves(panel).items(), style.CURVES, strict=False):
         marker = "o" if len(steps) < 12 else ""
         axis.plot(steps, values, color=colour, linestyle=line, label=label, marker=marker, markersize=4)
+    band = history.band(panel)
+    if band is not None:
+        axis.fill_between(*band, color=style.CURVES[0][0], alpha=style.BAND_ALPHA, linewidth=0)
     if panel.logarithmic:
         axis.set_yscale("log")
         if "loss" not in panel.names:
-            _plain(axis.yaxis, [v for _, values in history.curves(panel).values() for v in values])
+            values = [v for _, values in history.curves(panel).values() for v in values]
+            _plain(axis.yaxis, [*values, *(band[1] + band[2] if band else ())])
     axis.set_title(textwrap.fill(panel.title, 46), fontsize=TITLE_SIZE)
     axis.set(xlabel="step", ylabel=panel.unit)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -19,17 +19,19 @@ from sparse_dnm.train import snapshots
 from sparse_dnm.train.snapshots import Snapshot
 
 LOSS = ("loss", "objective", "flow", "speed", "memory")  # columns
+QUARTILES = ("measured_low", "measured_high")  # columns: of the latest timed steps; runs of older versions lack them
 Column = list[float | None]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves with one unit: columns of metrics.jsonl against steps."""
+    """Curves with one unit: columns of metrics.jsonl against steps; ``band``: those between which one curve spreads."""
 
     title: str
     unit: str
     names: tuple[str, ...]
     logarithmic: bool
+    band: tuple[str, str] | None = None
 
     @property
     def scale(self) -> float:
@@ -154,6 +156,16 @@ class History:
         return found if found is not None else values[-1] if values else None
 
     @property
+    def cut(self) -> str | None:
+        """Validation accuracy, or R², before and after the cut to a budget, in words; None without a cut, and in the
+        summaries of older versions."""
+        before, after = (_figure(self.summary.get(f"validation_{when}")) for when in ("before", "after"))
+        if before is None or after is None:
+            return None
+        name = "accuracy" if self.task == "classification" else "R²"
+        return f"{name} {before:.2%} → {after:.2%}" if name == "accuracy" else f"{name} {before:.4g} → {after:.4g}"
+
+    @property
     def figure_names(self) -> tuple[str, str]:
         """The columns of the figure of merit, on a training batch and on the test set."""
         kind = "accuracy" if self.task == "classification" else "mse"
@@ -168,13 +180,15 @@ class History:
     def panels(self) -> list[Panel]:
         """The curves to show, without empty ones."""
         classification = self.task == "classification"
+        measured = self.time_name == "measured_seconds" and all(self.column(name)[0] for name in QUARTILES)
+        band, spread = (QUARTILES, ", median and quartiles") if measured else (None, "")
         wanted = [
             Panel("loss and its terms, before coefficients", "", LOSS, True),
             Panel("accuracy" if classification else "mean squared error", "", self.figure_names, not classification),
             Panel("edges", "", ("edges", "edges_goal"), True),
             Panel("density", "active / possible edges", ("density",), True),
             Panel("depth and live neurons", "", ("depth", "live"), True),
-            Panel(f"time: {self.describe_time()}", "µs", (self.time_name,), True),
+            Panel(f"time: {self.describe_time()}{spread}", "µs", (self.time_name,), True, band),
         ]
         return [panel for panel in wanted if any(any(self.column(name)[1]) for name in panel.names)]
 
@@ -188,6 +202,15 @@ class History:
             if pairs:
                 found[panel.label(name)] = ([s for s, _ in pairs], [v for _, v in pairs])
         return found
+
+    def band(self, panel: Panel) -> tuple[list[float], list[float], list[float]] | None:
+        """Steps, lower and upper values of a panel's band, in its unit, where the lines of metrics have both."""
+        if panel.band is None:
+            return None
+        rows = zip(self.metrics["step"], *(self.metrics[name] for name in panel.band), strict=True)
+        known = [(s, a, b) for s, a, b in rows if s is not None and a and b and a > 0]
+        low, high = ([panel.scale * row[k] for row in known] for k in (1, 2))
+        return [s for s, _, _ in known], low, high
 
     def describe_time(self) -> str:
         """What `time_name` measures, in words."""

@@ -177,7 +177,12 @@ def _panel(history: History, panel: Panel) -> dict[str, Any]:
         {"name": label, "x": spread(steps, MOST_POINTS), "y": spread(values, MOST_POINTS)}
         for label, (steps, values) in history.curves(panel).items()
     ]
-    return {"title": panel.title, "unit": panel.unit, "logarithmic": panel.logarithmic, "series": series}
+    found = {"title": panel.title, "unit": panel.unit, "logarithmic": panel.logarithmic, "series": series}
+    band = history.band(panel)
+    if band is None:
+        return found
+    steps, low, high = (spread(column, MOST_POINTS) for column in band)
+    return {**found, "band": {"x": steps, "low": low, "high": high}}
 
 
 def _summary(history: History, panel: Panel) -> str:
@@ -189,6 +194,12 @@ def _summary(history: History, panel: Panel) -> str:
             ends = [f"{_number(panel.scale * values[k])}{unit} at step {steps[k]:,.0f}" for k in (0, -1)]
             parts.append(f"{panel.label(name)} from {' to '.join(ends)}")
             zeros = zeros or (panel.logarithmic and min(values) <= 0)
+    band = history.band(panel)
+    if band is not None and band[0]:
+        low, high = (_number(values[-1]) for values in band[1:])
+        parts.append(
+            f"the band is that between the quartiles of the latest timed steps, at the end {low} to {high}{unit}"
+        )
     text = "; ".join(parts)
     left_out = " Zeros, which have no place on a logarithmic axis, are left out." if zeros else ""
     return f"{text[:1].upper()}{text[1:]}.{left_out}"
@@ -256,6 +267,8 @@ def _facts(history: History, frame: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if seconds is not None:
         facts.append((f"time ({history.describe_time()})", f"{_number(1e6 * seconds)} µs"))
+    if history.cut is not None:
+        facts.append(("validation before and after the cut to the budget", history.cut))
     training = history.promised("train_seconds")
     if training is not None:
         facts.append(("training, wall", f"{training:.1f} s"))

@@ -34,7 +34,14 @@ MISSING = LIGHT_GREY
 KINDS = {"inputs": SKY_BLUE, "hidden": BLACK, "outputs": PURPLE, "idle": GREY}  # of neurons
 CURVES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, ":"), (PURPLE, "-."), (ORANGE, "-"))
 MERIT = ((BLUE, "-"), (VERMILION, "o--"))  # training, test
-TERMS = {"none": (BLACK, "X"), "proxy-flat": (ORANGE, "^"), "proxy": (VERMILION, "s"), "time": (BLUE, "o")}
+TERMS = {
+    "none": (BLACK, "X"),
+    "proxy-flat": (ORANGE, "^"),
+    "proxy": (VERMILION, "s"),
+    "time": (BLUE, "o"),
+    "budget": (GREEN, "D"),
+    "edges": (PURPLE, "v"),
+}
 ENGINES = {"sparse": (BLUE, "o"), "dense": (VERMILION, "v")}
 SERIES = {
     "sparse forward": (BLUE, "o", "-"),
@@ -47,6 +54,7 @@ TITLE_SIZE = 9  # points
 LEGEND_SIZE = 8
 CAPTION_SIZE = 7
 GRID_ALPHA = 0.3
+BAND_ALPHA = 0.25  # between quartiles
 DPI = 150
 FORMATS = ("png", "svg")
 

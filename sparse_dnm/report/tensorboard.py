@@ -11,10 +11,12 @@ from matplotlib.colors import to_rgb
 
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.report import style
+from sparse_dnm.report.history import QUARTILES
 from sparse_dnm.report.views import Grid, saturation
 from sparse_dnm.train.snapshots import Snapshot
 
 FOLDER = "tensorboard"
+MEASURED = "measured_seconds"
 NEGATIVE, POSITIVE = (np.array(to_rgb(colour)) for colour in (style.NEGATIVE, style.POSITIVE))
 
 
@@ -35,6 +37,7 @@ class TensorBoardLog:
         self.config, self.grid = config, Grid.of(config)
         self._open = lambda: SummaryWriter(str(out / FOLDER), purge_step=step + 1 if step else None)
         self._opened: Any = None
+        self._has_band = False
 
     @property
     def _writer(self) -> Any:
@@ -43,7 +46,13 @@ class TensorBoardLog:
         return self._opened
 
     def on_log(self, record: dict[str, Any]) -> None:
-        """A scalar for every figure of a line of metrics.jsonl."""
+        """A scalar for every figure of a line of metrics.jsonl; and once, where the measured time has quartiles, the
+        chart "measured time" under Custom scalars, which shows it with a band between them."""
+        if not self._has_band and all(name in record for name in (MEASURED, *QUARTILES)):
+            self._has_band = True
+            self._writer.add_custom_scalars(
+                {"time": {"measured time": ["Margin", [*map(_tag, (MEASURED, *QUARTILES))]]}}
+            )
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(_tag(name), value, record["step"])
@@ -75,4 +84,5 @@ def _tag(name: str) -> str:
         return f"loss/{name}"
     if name in ("edges", "density", "depth", "live", "edges_goal"):
         return f"structure/{name}"
-    return f"time/{name}" if name.endswith("seconds") else f"training/{name}"
+    timed = name.startswith("measured_") or name.endswith("seconds")
+    return f"time/{name}" if timed else f"training/{name}"

@@ -6,9 +6,8 @@ turns, in subprocesses.  Finished runs are kept on disk; a second call uses them
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,137 +16,115 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
+from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.data.source import DataSource
 from sparse_dnm.engine import device as backend
-from sparse_dnm.io import read_json, write_json
+from sparse_dnm.io import write_json
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.dense import DenseManifold
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.study.verdict import FLAT, Result, Verdict, judge
+from sparse_dnm.study.fastest import time_fastest
+from sparse_dnm.study.jobs import Job, OnStep, train_in_parallel, train_one
+from sparse_dnm.study.plan import GOALS, TERMS, Plan, has_clock, run_name, settings_of
+from sparse_dnm.study.verdict import Result, Verdict, judge, judge_at_equal_time
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.timing.probes import Settings
-from sparse_dnm.timing.subprocess import Network, time_in_subprocess
-from sparse_dnm.train import checkpoint as files
-from sparse_dnm.train.trainer import Interrupted, Trainer, one_torch_thread
+from sparse_dnm.train.trainer import Trainer, one_torch_thread
 
-TERMS = {  # the changes to a TrainConfig that each makes
-    "none": {"speed": "none"},
-    "proxy-flat": {"speed": "proxy", "proxy_gradient": "none"},  # the original's: reported, but without a gradient
-    "proxy": {"speed": "proxy", "proxy_gradient": "straight-through"},
-    "time": {"speed": "time"},
-}
+__all__ = ["TERMS", "Comparison", "Plan", "Snapshot", "along", "compare", "count_parts", "judge", "study"]
 PAIRS = (("time", "proxy"), ("time", "none"), ("proxy", "none"))  # term and rival, judged if both are in the plan
 RESULTS = "compare.json"
 SNAPSHOTS = 12  # during a training, for time against density
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The networks to compare, and how they are timed."""
+class Jobs:
+    """How many trainings run at a time.
 
-    terms: tuple[str, ...] = ("none", "proxy-flat", "proxy", "time")
-    factors: tuple[float, ...] = (0.3, 1.0, 3.0)  # of the preset's coefficients
-    seeds: int = 5
-    timing: Settings = field(default_factory=Settings)  # how the final networks are timed
+    Those whose loss contains a clock come last, and by default one after the other: each would change what the others
+    measure, although every measurement is relative to a reference beside it.
+    """
+
+    free: int = 1  # trainings without a clock
+    clocked: int = 1  # trainings whose loss contains a clock
 
     def __post_init__(self) -> None:
-        for term in self.terms:
-            check_choice("terms", term, tuple(TERMS))
-        if not self.terms or len(set(self.terms)) < len(self.terms):
-            raise ValueError(f"terms={','.join(self.terms)!r} must name one term or more, each once")
-        if not self.factors or not all(math.isfinite(f) and f > 0 for f in self.factors):
-            raise ValueError(f"factors={self.factors} must be finite numbers > 0")
-        if len(set(self.factors)) < len(self.factors):
-            raise ValueError(f"factors={self.factors} must name each factor once")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be >= 1")
-
-    def runs(self) -> list[tuple[str, float, int]]:
-        """(term, factor, seed) of every training; seeds outermost, so that the first runs already make a comparison."""
-        return [
-            (term, factor, seed)
-            for seed in range(self.seeds)
-            for term in self.terms
-            for factor in ((1.0,) if term in FLAT else self.factors)
-        ]
+        for name in ("free", "clocked"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} trainings at a time must be >= 1")
 
 
-def train_one(
-    data: Dataset,
-    manifold: ManifoldConfig,
-    config: TrainConfig,
-    source: DataSource | None,
-    out: Path,
-    on_log: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> tuple[dict[str, Any], Network]:
-    """Summary and network of the run in ``out``, trained, resumed, or read if finished.
-
-    Raises CheckpointError if ``out`` holds another run.
-    """
-    if (out / files.CONFIG).exists():
-        trainer = Trainer.resume(out, data)
-        same = asdict(trainer.config) == asdict(config) and asdict(trainer.model.config) == asdict(manifold)
-        if not same:
-            raise files.CheckpointError(
-                f"{out} holds a run of other settings than this comparison's: choose another --out, or remove it"
+def jobs_of(
+    manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path, source: DataSource | None = None
+) -> dict[str, Job]:
+    """The trainings of a plan, by name.  Raises ValueError if ``config`` has a goal, which terms have of their own."""
+    for term, name in GOALS.items():
+        if getattr(config, name):
+            raise ValueError(
+                f"{name}={getattr(config, name):g} steers the coefficient, and compare varies it: leave it out, or "
+                f"compare goals by the term {term}"
             )
-    else:
-        generator = torch.Generator().manual_seed(config.seed)
-        model = DynamicManifold(manifold, generator, executor=config.executor, threads=config.threads)
-        trainer = Trainer(model, data, config, out, source)
-    summary = read_json(out / files.SUMMARY) if trainer.finished else trainer.run(on_log)
-    return summary, Network.of(trainer.model)
-
-
-def run_name(term: str, factor: float, seed: int) -> str:
-    """Name of a run, and of its directory."""
-    return f"{term}-{factor:g}-{seed}"
-
-
-def _settings(config: TrainConfig, term: str, factor: float, seed: int) -> TrainConfig:
-    """``config`` with this speed term, ``factor`` times its coefficient, and this seed."""
-    changes: dict[str, Any] = {**TERMS[term], "seed": seed}
-    if term == "time":
-        changes["time_coefficient"] = config.time_coefficient * factor
-    else:
-        changes |= {"profile": "", "proxy_coefficient": config.proxy_coefficient * factor}
-    return replace(config, **changes)
+    found = {}
+    for term, level, seed in plan.runs():
+        name = run_name(term, level, seed)
+        trained = settings_of(config, term, level, seed)
+        found[name] = Job(name, replace(manifold, seed=seed), trained, source, out / "runs" / name)
+    return found
 
 
 def compare(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
-    source: DataSource | None = None, on_run: Callable[[str], None] = lambda name: None,
+    source: DataSource | None = None, on_run: Callable[[str], None] = lambda name: None, at_once: Jobs | None = None,
+    on_step: OnStep = lambda name, step: None,
 ) -> list[Result]:  # fmt: skip
-    """Train and time every network of the plan; runs lie in ``out``/runs.  ``on_run`` is called with the name of each.
+    """Train and time every network of the plan; runs lie in ``out``/runs.
 
-    Raises ValueError if ``config`` has a budget, which would steer the coefficients that are compared.
+    ``on_run`` is called with the name of each, ``on_step`` with a name and the steps made, -1 at its end.
+    Where several are trained at a time, each without a clock in its loss has one thread; that changes no bit.
+    Raises ValueError if ``config`` has a goal, CheckpointError if ``out`` holds other runs, Interrupted after a signal,
+    and what a training raises; all name the run.
     """
-    if config.budget_us:
-        raise ValueError(f"budget_us={config.budget_us:g} steers the coefficient, and compare varies it: leave it out")
-    summaries, networks = {}, {}
-    for term, factor, seed in plan.runs():
-        name = run_name(term, factor, seed)
+    jobs, at_once = jobs_of(manifold, config, plan, out, source), at_once or Jobs()
+    for job in jobs.values():
+        job.check()  # before anything is trained
+    begun: set[str] = set()
+
+    def begin(name: str) -> None:
+        begun.add(name)
         on_run(name)
-        trained = _settings(config, term, factor, seed)
-        try:
-            summaries[name], networks[name] = train_one(
-                data, replace(manifold, seed=seed), trained, source, out / "runs" / name
-            )
-        except Interrupted as stop:
-            stop.args = (f"stopped in run {name}; the same command again continues from it",)
-            raise
+
+    clocked = {name: job for name, job in jobs.items() if has_clock(job.config)}
+    if at_once.free > 1:
+        free = [replace(job, config=replace(job.config, threads=1)) for n, job in jobs.items() if n not in clocked]
+        train_in_parallel(data, free, at_once.free, begin, on_step)
+    if at_once.clocked > 1:
+        train_in_parallel(data, list(clocked.values()), at_once.clocked, begin, on_step)
+    summaries, networks = {}, {}
+    for name, job in jobs.items():
+        if name not in begun:
+            begin(name)
+        summaries[name], networks[name] = train_one(data, job, on_step)
+        on_step(name, -1)
     on_run("timing in subprocesses")
-    seconds = time_in_subprocess(networks, plan.timing)
+    timed = time_fastest(networks, plan.timing, plan.timed_by)
     results = []
-    for term, factor, seed in plan.runs():
-        name = run_name(term, factor, seed)
-        s, medians = summaries[name], np.median(seconds[name], axis=1)
+    for term, level, seed in plan.runs():
+        name = run_name(term, level, seed)
+        s, t = summaries[name], timed[name]
         figure = s["test_accuracy"] if "test_accuracy" in s else s["test_mse"]
-        middle, low, high = (float(f(medians)) for f in (np.median, np.min, np.max))
-        results.append(Result(term, factor, seed, figure, s["edges"], s["depth"], s["live"], middle, low, high))
+        middle, low, high = (float(f(t.seconds)) for f in (np.median, np.min, np.max))
+        size = s["edges"], s["depth"], s["live"]
+        results.append(Result(term, level, seed, figure, *size, middle, low, high, t.executor))
     return results
+
+
+def verdicts(results: list[Result], task: str, terms: tuple[str, ...]) -> list[Verdict]:
+    """The verdicts on all pairs of terms that are there."""
+    found = [judge(results, task, a, b) for a, b in PAIRS if {a, b} <= set(terms)]
+    if set(GOALS) <= set(terms):
+        found.append(judge_at_equal_time(results, task))
+    return found
 
 
 @dataclass(frozen=True)
@@ -207,6 +184,7 @@ class Comparison:
     task: str  # "classification" or "regression"
     about: dict[str, Any]  # machine, versions, config
     timing: Settings
+    executors: tuple[str, ...]  # that networks were timed with; the fastest for each counts
     results: list[Result]
     verdicts: list[Verdict]
     snapshots: list[Snapshot]
@@ -218,6 +196,7 @@ class Comparison:
             "task": self.task,
             **self.about,
             "timing": {name: value for name, value in asdict(self.timing).items() if name != "only"},
+            "executors": list(self.executors),
             "results": [asdict(r) for r in self.results],
             "verdicts": [asdict(v) for v in self.verdicts],
             "along": [asdict(s) for s in self.snapshots],
@@ -231,14 +210,15 @@ def count_parts(plan: Plan) -> int:
 
 def study(
     data: Dataset, manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path,
-    source: DataSource | None = None, on_part: Callable[[str], None] = lambda name: None,
+    source: DataSource | None = None, on_part: Callable[[str], None] = lambda name: None, at_once: Jobs | None = None,
+    on_step: OnStep = lambda name, step: None,
 ) -> Comparison:  # fmt: skip
     """Train, time and judge all networks of the plan, and time a step during one training.
 
     Runs lie in ``out``/runs, all figures in ``out``/compare.json.  ``on_part`` is called with the name of each part
-    when it begins.
+    when it begins, ``on_step`` as by `compare`, and trainings run ``at_once``.
     """
-    results = compare(data, manifold, config, plan, out, source, on_part)
+    results = compare(data, manifold, config, plan, out, source, on_part, at_once, on_step)
     on_part("time against density")
     snapshots = along(data, manifold, replace(config, budget_us=0.0, profile=""))
     found = Comparison(
@@ -250,8 +230,9 @@ def study(
             "config": {"steps": config.steps, "dataset": data.name},
         },
         timing=plan.timing,
+        executors=plan.timed_by,
         results=results,
-        verdicts=[judge(results, data.task, a, b) for a, b in PAIRS if {a, b} <= set(plan.terms)],
+        verdicts=verdicts(results, data.task, plan.terms),
         snapshots=snapshots,
     )
     write_json(out / RESULTS, found.as_dict())

@@ -26,7 +26,7 @@ class Result:
     """One trained network: figure of merit, size, seconds."""
 
     term: str
-    factor: float
+    factor: float  # of the preset's coefficient; of budget and edges: the goal, µs or edges
     seed: int
     figure: float  # test accuracy, or test MSE
     edges: int
@@ -35,6 +35,7 @@ class Result:
     seconds: float  # of a step, median of the subprocesses
     low: float  # s, least of the subprocesses' medians
     high: float  # s, largest of them
+    executor: str = ""  # that it was timed with
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How much less time the networks of one term take than another's, at equal figures."""
+    """How much less time the networks of one term take than another's, at equal figures; or, where ``gain`` is there,
+    how much better they are at equal time."""
 
     term: str
     rival: str
     saving: Interval | None  # share of the rival's time that is saved; None: there is no figure that both reach
     hypervolume: Interval | None  # the term's over the rival's
     words: str
+    gain: Interval | None = None  # goodness (see `goodness`) less the rival's; None: not judged so, or no common time
 
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # goodness and log seconds of a term, (seeds, factors)
@@ -132,6 +135,34 @@ def judge(results: Sequence[Result], task: str, term: str = "time", rival: str =
     return Verdict(term, rival, saving, volume, _words(term, rival, saving, n))
 
 
+def judge_at_equal_time(
+    results: Sequence[Result], task: str, term: str = "budget", rival: str = "edges", seed: int = 0
+) -> Verdict:
+    """Compare two terms over the same seeds: goodness of ``term`` less that of ``rival``'s mean curve, interpolated on
+    log time at the mean times of ``term``, as a mean over its levels; with an interval over the seeds.
+
+    Levels of ``term`` whose time lies outside ``rival``'s are left out, and counted in the words.
+    """
+    a, b = _table(results, term, task), _table(results, rival, task)
+    n, at, theirs = len(a[0]), a[1].mean(axis=0), b[1].mean(axis=0)
+    inside = (at >= theirs.min()) & (at <= theirs.max())
+    if not inside.any():
+        spans = [f"{1e6 * math.exp(t.min()):.4g} to {1e6 * math.exp(t.max()):.4g} µs" for t in (at, theirs)]
+        words = f"the networks of {term} take {spans[0]}, those of {rival} {spans[1]}: no common time; try other levels"
+        return Verdict(term, rival, None, None, words)
+
+    def ahead(x: Curve, y: Curve) -> float:
+        good, times = (part.mean(axis=0)[inside] for part in x)
+        theirs, when = (part.mean(axis=0) for part in y)
+        order = np.argsort(when)
+        return float(np.mean(good - np.interp(times, when[order], theirs[order])))
+
+    gain = _interval(ahead, a, b, seed)
+    assert gain is not None  # means are finite
+    left_out = "" if inside.all() else f"; {int((~inside).sum())} of {len(inside)} levels lie outside its times"
+    return Verdict(term, rival, None, None, _words_of_gain(term, rival, gain, n, task) + left_out, gain)
+
+
 def _interval(statistic: Callable[[Curve, Curve], float], a: Curve, b: Curve, seed: int) -> Interval | None:
     """``statistic`` of two terms with its percentile interval; None if most resamples do not define it.
 
@@ -174,6 +205,25 @@ def _words(term: str, rival: str, saving: Interval | None, seeds: int) -> str:
         span = f"{less.value:.1%} (95 % interval {less.low:.1%} to {less.high:.1%}, {seeds} seeds)"
         return f"{term} loses: at equal figures its networks take {span} more measured time than {rival}'s"
     return f"a tie: at equal figures the networks of {term} take {span} less measured time than {rival}'s"
+
+
+def _words_of_gain(term: str, rival: str, gain: Interval, seeds: int, task: str) -> str:
+    """Points of accuracy, or the share by which the MSE is smaller."""
+
+    def said(value: float) -> str:
+        return (
+            f"{100 * value:+.2f} points of accuracy" if task == "classification" else f"{10**-value:.3g} times the MSE"
+        )
+
+    def bare(value: float) -> str:
+        return said(value).split()[0]
+
+    if seeds < LEAST_SEEDS:
+        return f"undecided between {term} and {rival}: {seeds} seeds give no interval; {term} has {said(gain.value)}"
+    low, high = sorted((gain.low, gain.high), key=lambda value: float(bare(value)))
+    span = f"{said(gain.value)} (95 % interval {bare(low)} to {bare(high)}, {seeds} seeds)"
+    verdict = f"{term} wins" if gain.low > 0 else f"{term} loses" if gain.high < 0 else "a tie"
+    return f"{verdict}: at equal measured time the networks of {term} have {span} relative to {rival}'s"
 
 
 def _no_overlap(first: str, second: str, least: Interval, seeds: int) -> str:

@@ -171,11 +171,17 @@
     const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), 0);
     return high / low > 300 ? { dtick: 1, exponentformat: "power" } : { dtick: "D2", tickformat: ",~g" };
   };
-  const curve = (panel, index) => Plotly.react(`curve-${index}`, panel.series.map((series, s) => ({
+  // The band between quartiles: its lower edge, and its upper one filled down to that
+  const band = ({ x, low, high }) => [low, high].map((y, k) => ({
+    type: "scatter", mode: "lines", x, y, line: { width: 0, color: LINES()[0].color }, showlegend: false,
+    ...(k ? { fill: "tonexty", fillcolor: LINES()[0].color + "40" } : {}),
+    hovertemplate: `%{y:.5~g}<extra>${k ? "upper" : "lower"} quartile</extra>`,
+  }));
+  const curve = (panel, index) => Plotly.react(`curve-${index}`, (panel.band ? band(panel.band) : []).concat(panel.series.map((series, s) => ({
     type: "scatter", mode: series.x.length < 12 ? "lines+markers" : "lines", x: series.x, y: series.y, name: series.name,
     line: { ...LINES()[s % 5], width: 2 },
     hovertemplate: `%{y:.5~g}<extra>${series.name}</extra>`,
-  })), layout({
+  }))), layout({
     hovermode: "x unified", showlegend: panel.series.length > 1,
     legend: { orientation: "h", y: -0.25 }, hoverlabel: { bgcolor: colour("paper") },
     xaxis: axis({ title: { text: "step", standoff: 4 }, ...(last(panel) < 10 ? { dtick: 1 } : {}) }),
