@@ -268,8 +268,8 @@ def cost_of_timing(steps: int) -> list[str]:
                 setattr(MeasuredTime, name, function)
         lines.append(
             f"- digits, {steps:,} steps, time_mode {mode}: timed steps with their references, and refit "
-            f"{(spent['value'] + spent['end_step']) / whole:.1%} of {whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected cost "
-            f"{spent['gradient'] / whole:.1%}"
+            f"{(spent['value'] + spent['end_step']) / whole:.1%} of {whole:.1f} s, calibration "
+            f"{calibrating / whole:.1%}, gradient of the expected cost {spent['gradient'] / whole:.1%}"
         )
     return lines
 
