@@ -147,6 +147,23 @@ def test_the_cutoff_gives_a_number_of_edges(edges, share):
         keep_edges(model, 1)
 
 
+@pytest.mark.parametrize("edges", ["free", "free-closeness"])
+def test_edges_that_no_cutoff_separates_lose_their_omega(edges):
+    config = ManifoldConfig.preset("digits", edges=edges, omega=(0.0, 3.0))
+    model = DynamicManifold(config, torch.Generator().manual_seed(0))
+    cutoff, evaluation = model.cutoff.item(), model.find()
+    values = np.abs(evaluation.host_values.d)
+    assert np.sort(values)[-800] > 1  # more edges lie above every cutoff
+    closest = set(np.argsort(values, kind="stable")[-800:].tolist())
+    candidates, slots = evaluation.host.candidates, evaluation.host.candidates.slots.copy()
+    assert keep_edges(model, 800) == 800
+    assert model.cutoff.item() == cutoff
+    kept = np.flatnonzero(model.edge_weight.detach().numpy()[slots] != 0)
+    above = set(np.flatnonzero(values > evaluation.host_values.c).tolist())
+    assert above & set(kept.tolist()) == closest
+    assert len(candidates.indices) > 800
+
+
 def test_rows_without_edges_get_new_scalars():
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     dead = [3, 7, 100]

@@ -28,6 +28,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 
 MAX_CUTS = 60
 MAX_FILLS = 12
+HIGHEST_CUTOFF = 0.9  # that a number of edges is reached by
 SLACK = 0.01  # share of the target that a step may take less
 LARGEST_FILL = 0.15  # share of the present edges that are added at a time
 NEW_EDGE = 1.002  # |d| of an added edge, over the cutoff
@@ -123,14 +124,25 @@ def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
 def keep_edges(model: DynamicManifold, count: int) -> int:
     """Move the cutoff so that the ``count`` closest candidates are active; returns how many are, in the end.
 
-    Raises ValueError, with the cutoff moved, if those do not connect inputs and outputs.
+    A cutoff near 1 would make strengths huge, and none above 1 exists: before that, the omega of the other free edges
+    becomes 0 instead.  Raises ValueError, with the network changed, if the edges do not connect inputs and outputs.
     """
     for _ in range(MAX_CUTS):  # a lower cutoff may admit pairs that were not candidates
         evaluation = model.find()
         if evaluation.n_edges == count:
             break
-        sizes = np.sort(np.abs(evaluation.host_values.d))
-        _set_cutoff(model, sizes, max(len(sizes) - count, 1))
+        d = np.abs(evaluation.host_values.d)
+        sizes = np.sort(d)
+        if (
+            model.config.edges in OMEGA_IN_CLOSENESS
+            and evaluation.n_edges > count
+            and sizes[-count] > max(HIGHEST_CUTOFF, evaluation.host_values.c)
+        ):
+            others = np.argsort(d, kind="stable")[len(d) - evaluation.n_edges : len(d) - count]
+            with torch.no_grad():
+                model.edge_weight[torch.from_numpy(model.candidates.slots[others])] = 0.0
+            continue
+        _set_cutoff(model, sizes, len(sizes) - count)
     evaluation = model.find()
     if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
