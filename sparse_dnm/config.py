@@ -302,12 +302,6 @@ class TrainConfig:
         return self
 
     @model_validator(mode="after")
-    def _kappa_needs_the_kernels(self) -> TrainConfig:
-        if self.kappa and self.executor == "torch-sparse":
-            raise ValueError(f"kappa={self.kappa!r} is for the kernels; with executor='torch-sparse' set kappa=0")
-        return self
-
-    @model_validator(mode="after")
     def _budget_and_profile_need_measured_time(self) -> TrainConfig:
         if self.speed != "time" and (self.budget_us or self.profile):
             given = "budget_us" if self.budget_us else "profile"
@@ -330,6 +324,12 @@ class TrainConfig:
                 "executor='torch-sparse' does not run the kernels that speed='time' measures; choose "
                 "speed=proxy or none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kappa_needs_the_kernels(self) -> TrainConfig:
+        if self.kappa and self.executor == "torch-sparse":
+            raise ValueError(f"kappa={self.kappa!r} is for the kernels; with executor='torch-sparse' set kappa=0")
         return self
 
     @property

@@ -16,6 +16,10 @@ def check_fit(model: DynamicManifold, data: Dataset, config: TrainConfig) -> Non
         have, need = getattr(model.config, name), getattr(data, name)
         if have != need:
             raise ValueError(f"the model has {name}={have} but data {data.name} need {name}={need}")
+    if model.executor.name == "torch-sparse" and config.kappa and config.prunes:
+        raise ValueError(
+            f"kappa={config.kappa!r} is for the kernels, and the model's executor is torch-sparse: set kappa=0"
+        )
     possible = model.config.possible_edges
     if config.target_edges > possible:
         raise ValueError(f"target_edges={config.target_edges} are more than the {possible} possible ones")

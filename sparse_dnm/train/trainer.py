@@ -25,6 +25,7 @@ from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.machine import versions
 from sparse_dnm.model.growth import grow_edges, is_due
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.timing.pace import NoisyMachine
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
 from sparse_dnm.train.adam import Adam
@@ -199,6 +200,8 @@ class Trainer:
             return None if self._ahead.advance(stopping, self._keeps_snapshots) else self._advance()
         except TrainingError:
             raise
+        except NoisyMachine as error:
+            raise TrainingError(f"{error}. {self._run.kept()}") from error
         except ValueError as error:
             raise self._run.diverged(str(error)) from error
 
