@@ -194,7 +194,7 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
         term.steps = TimedSteps()
         assert term.value(evaluation) * term.reference == pytest.approx(expected)  # a step of its own
         for _ in range(2):  # the model's own steps, which are timed up to the end of their backward pass
-            term.steps, term.seconds = TimedSteps(), 0.0
+            term.steps, term.timing, term.seconds = TimedSteps(), None, 0.0
             step.forward(torch.randn(8, 5))
             found = step.loss(torch.randn(8, 4), True).speed
             assert found == (0.0 if mode == "train" else term.seconds / term.reference)
