@@ -361,11 +361,11 @@ def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
     assert MeasuredTime(model, TimeSettings(batch=50, **QUICK), state=other).executor.threads == 1
 
 
-@pytest.mark.parametrize(("two", "chosen"), [(0.7, 1), (0.6, 2)])
-def test_two_threads_must_be_much_faster_than_one(monkeypatch, two, chosen):
+@pytest.mark.parametrize(("two", "others", "chosen"), [(0.7, 0.0, 1), (0.6, 0.0, 2), (0.6, 0.5, 1), (0.6, None, 2)])
+def test_two_threads_must_be_much_faster_than_one_and_have_the_machine_alone(monkeypatch, two, others, chosen):
     seconds = np.array([[1.0], [two]])
-    times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, 0.0))
-    monkeypatch.setattr(probes, "time_steps", lambda watches, settings: times)
+    times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, others))
+    monkeypatch.setattr(probes, "time_steps", lambda watches, settings, enough: times)
     bench = probes.Bench(model_of("digits").find(), "train", 50, "perf_counter", 0)
     assert bench.settle("columns", [1, 2]).asked == chosen
 

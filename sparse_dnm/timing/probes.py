@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.timing.clock import Clock, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
-from sparse_dnm.timing.pace import Conditions, Pace, Steady, Surroundings, check_noise, differ
+from sparse_dnm.timing.pace import QUIET_OTHERS, Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources")
@@ -39,6 +40,7 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
+LOOK = 0.2  # s, at least, in which programs that use a core are seen
 LIMIT = 1.5  # s, of the calibration before a training
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
@@ -267,8 +269,9 @@ class Bench:
         """The executor to time: ``name`` ("auto": `columns` or `wavefront`) on one of these numbers of threads, the
         fastest by wall seconds.
 
-        More threads than the fewest must be WORTH times as fast: the choice holds for a whole training, and threads
-        that wait for each other are many times slower than one as soon as another program needs a core.
+        More threads than the fewest must be WORTH times as fast, and are not taken where other programs run: the choice
+        holds for a whole training, and threads that wait for each other are many times slower than one as soon as
+        another program needs a core.
         """
         names = ("columns", "wavefront") if name == "auto" else (name,)
         cpu, tiles = self._name == "cpu", tiles_of(self._batch)
@@ -284,9 +287,11 @@ class Bench:
         if cpu:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
-        # where another program comes and goes, threads that wait for each other show it only now and then
-        seconds = np.quantile(time_steps(watches, timing).seconds, 0.75, axis=1)
-        price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
+        end = time.perf_counter() + LOOK
+        times = time_steps(watches, timing, enough=lambda ratios: time.perf_counter() > end)
+        seconds = np.median(times.seconds, axis=1)
+        busy = (times.conditions.others or 0.0) > QUIET_OTHERS
+        price = [(math.inf if busy else WORTH) if one.threads > min(threads) else 1.0 for one in made]
         return made[int(np.argmin(seconds * price))]
 
 
