@@ -269,8 +269,8 @@ def cost_of_timing(steps: int) -> list[str]:
         timing = spent["value"] + spent["end_step"]
         lines.append(
             f"- digits, {steps:,} steps, time_mode {mode}: timed steps with their references, and refit "
-            f"{timing / whole:.1%} of {whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected cost "
-            f"{spent['gradient'] / whole:.1%}"
+            f"{timing / whole:.1%} of {whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected "
+            f"cost {spent['gradient'] / whole:.1%}"
         )
     return lines
 
