@@ -365,7 +365,8 @@ def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
 def test_two_threads_must_be_much_faster_than_one_and_have_the_machine_alone(monkeypatch, two, others, chosen):
     seconds = np.array([[1.0], [two]])
     times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, others))
-    monkeypatch.setattr(probes, "time_steps", lambda watches, settings, enough: times)
+    monkeypatch.setattr(probes, "time_steps", lambda watches, settings: times)
+    monkeypatch.setattr(probes.Surroundings, "conditions", lambda self, references: times.conditions)
     bench = probes.Bench(model_of("digits").find(), "train", 50, "perf_counter", 0)
     assert bench.settle("columns", [1, 2]).asked == chosen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
-from sparse_dnm.timing.clock import Clock, rounds, stolen
+from sparse_dnm.timing.clock import FINEST, Clock, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
 from sparse_dnm.timing.pace import QUIET_OTHERS, Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
@@ -40,7 +39,7 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
-LOOK = 0.2  # s, at least, in which programs that use a core are seen
+LOOK = 0.2  # s in which programs that use a core are seen
 LIMIT = 1.5  # s, of the calibration before a training
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
@@ -281,18 +280,28 @@ class Bench:
             for one in names
             if not (cpu and name == "auto" and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
         ]
+        fewest = [one for one in made if one.threads == min(threads)]
+        if len(made) > len(fewest) and busy(self.stopwatch(self.engine(fewest[0]), self._topology)):
+            made = fewest
         if len(made) == 1:
             return made[0]
         timing = replace(self.settings(made[0]), repeats=9)
         if cpu:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
-        end = time.perf_counter() + LOOK
-        times = time_steps(watches, timing, enough=lambda ratios: time.perf_counter() > end)
-        seconds = np.median(times.seconds, axis=1)
-        busy = (times.conditions.others or 0.0) > QUIET_OTHERS
-        price = [(math.inf if busy else WORTH) if one.threads > min(threads) else 1.0 for one in made]
+        seconds = np.median(time_steps(watches, timing).seconds, axis=1)
+        price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
         return made[int(np.argmin(seconds * price))]
+
+
+def busy(watch: Stopwatch) -> bool:
+    """Do other programs use this machine?  Steps run meanwhile, for LOOK seconds."""
+    around, clock = Surroundings(), Clock.of(FINEST)
+    watch(clock)
+    end = time.perf_counter() + LOOK
+    while time.perf_counter() < end:
+        watch(clock)
+    return (around.conditions([1.0]).others or 0.0) > QUIET_OTHERS
 
 
 def topology_dtype(structure: Any) -> np.dtype[Any]:
