@@ -337,7 +337,7 @@ def doubts(calibration: Calibration) -> list[str]:
     if c.uncertainty > NARROW:
         lines.append(
             f"warning: prices are known to {c.uncertainty:.1%} of the network's time only, not to {NARROW:.0%}, after "
-            f"{c.rounds} rounds in {s.limit:g} s at most: keep the machine quiet, or give a --profile of "
+            f"{c.rounds} rounds in {s.limit:g} CPU seconds at most: keep the machine quiet, or give a --profile of "
             "sparse-dnm calibrate, which takes longer"
         )
     if s.device != "cpu":

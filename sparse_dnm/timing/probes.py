@@ -40,7 +40,7 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("neurons", "paths"),
 )
 LOOK = 0.2  # s in which programs that use a core are seen
-LIMIT = 1.5  # s, of the calibration before a training
+LIMIT = 1.5  # CPU seconds a thread, of the calibration before a training
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
 TRIES = 5  # of a measurement that is disturbed
@@ -151,7 +151,7 @@ class Settings:
     device: str = "cpu"  # or cuda, or cuda:N
     unit: Quiet | None = None  # what seconds are relative to; None: to be found
     curved: float = 0.0  # share of neurons whose activation needs an exponential: only a calibration asks
-    limit: float = 20.0  # s, after which a calibration ends although its prices are not known well
+    limit: float = 20.0  # CPU seconds a thread, after which a calibration ends although its prices are not known well
 
     def __post_init__(self) -> None:
         check_choice("executor", self.executor, ("columns", "wavefront"))
@@ -189,7 +189,8 @@ def time_steps(
 
     A reference step of ``pace`` runs between all measurements; each becomes a ratio to the middle of the two before
     and the two after it, times the pace's unit, which is settled at the end if it is open.  Without a pace seconds are
-    those of the clock.  A measurement is made again, up to TRIES times, if the process was preempted, the host gave
+    those of the clock.  A measurement is made again, up to TRIES times (in all, half as often as there are
+    measurements), if the process was preempted, the host gave
     time to other virtual machines, or the references around it differ; raises NoisyMachine if that does not help in
     most of them.
     """
@@ -200,7 +201,8 @@ def time_steps(
     raw, ratios = (np.empty((len(watches), most)) for _ in range(2))
     references: list[float] = []
     rejected = torn = turn = 0
-    end = time.perf_counter() + settings.limit
+    spare = len(watches) * settings.repeats // 2  # on a busy machine nearly all would be made again
+    end = time.process_time() + settings.limit * max(settings.threads, 1)  # a busy machine gives less of it
     for turn, order in enumerate(rounds(range(len(watches)), most)):
         paces, places = [pace.now()], []
         for k in order:
@@ -211,14 +213,16 @@ def time_steps(
                 changed = differ(*paces[-2:])
                 if not changed and clock.disturbances() == before and stolen() == taken:
                     break
-                rejected += attempt + 1 < TRIES
+                if attempt + 1 == TRIES or rejected >= spare:
+                    break
+                rejected += 1
             torn += changed
             places.append(len(paces) - 2)
         for k, at in zip(order, places, strict=True):
             ratios[k, turn] = raw[k, turn] / statistics.median(paces[max(at - 1, 0) : at + 3])
         references += paces
         on_round()
-        if turn + 1 >= settings.repeats and (time.perf_counter() > end or enough(ratios[:, : turn + 1])):
+        if turn + 1 >= settings.repeats and (time.process_time() > end or enough(ratios[:, : turn + 1])):
             break
     raw, ratios = raw[:, : turn + 1], ratios[:, : turn + 1]
     check_noise(torn, raw.size, settings.clock)
