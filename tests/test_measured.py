@@ -30,10 +30,9 @@ from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.loss.controller import Controller
-from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes
-from sparse_dnm.timing.calibration import calibrate, read_profile
+from sparse_dnm.timing.calibration import calibrate, check_profile, read_profile
 from sparse_dnm.timing.pace import Conditions, Steady
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.timed_steps import TimedSteps

@@ -190,9 +190,8 @@ def time_steps(
     A reference step of ``pace`` runs between all measurements; each becomes a ratio to the middle of the two before
     and the two after it, times the pace's unit, which is settled at the end if it is open.  Without a pace seconds are
     those of the clock.  A measurement is made again, up to TRIES times (in all, half as often as there are
-    measurements), if the process was preempted, the host gave
-    time to other virtual machines, or the references around it differ; raises NoisyMachine if that does not help in
-    most of them.
+    measurements), if the process was preempted, the host gave time to other virtual machines, or the references around
+    it differ; raises NoisyMachine if that does not help in most of them.
     """
     pace, clock, around = pace or Steady(), Clock.of(settings.clock), Surroundings()
     for watch in watches:
