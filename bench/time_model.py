@@ -266,10 +266,11 @@ def cost_of_timing(steps: int) -> list[str]:
         finally:
             for name, function in kept.items():
                 setattr(MeasuredTime, name, function)
+        timing = spent["value"] + spent["end_step"]
         lines.append(
             f"- digits, {steps:,} steps, time_mode {mode}: timed steps with their references, and refit "
-            f"{(spent['value'] + spent['end_step']) / whole:.1%} of {whole:.1f} s, calibration "
-            f"{calibrating / whole:.1%}, gradient of the expected cost {spent['gradient'] / whole:.1%}"
+            f"{timing / whole:.1%} of {whole:.1f} s, calibration {calibrating / whole:.1%}, gradient of the expected "
+            f"cost {spent['gradient'] / whole:.1%}"
         )
     return lines
 

@@ -290,14 +290,14 @@ def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
     monkeypatch.setattr(cuda_engine, "WARM", 0)
     monkeypatch.setattr(cuda_engine, "TOGETHER", 1)
     monkeypatch.setattr(measured, "MAX_START_MEASUREMENTS", 1)
-    monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, evaluation: self._explicit(evaluation))
+    monkeypatch.setattr(measured.MeasuredTime, "measure", lambda self, evaluation: self.sample(evaluation, 1).seconds)
     config = ManifoldConfig(9, 3, 2, 3.0, cutoff=-2.5, alpha=(3.0, 1.0), sigma=(9.0, 1.0))
     there = moved(DynamicManifold(config, torch.Generator().manual_seed(1), executor="columns"), "cuda")
     x = torch.randn(4, 3).to(DEVICE)
     with kernels_of("cuda"):
         monkeypatch.setattr(cuda_engine, "WARPS", 1)
         structure = there.find().structure
-        how = Settings("columns", "infer", 4, there.executor.threads, CUDA_CLOCK, 10, 3, device="cuda")
+        how = Settings("columns", "infer", 4, there.executor.threads, CUDA_CLOCK, 10, 3, device="cuda", limit=0.0)
         profile = calibration.calibrate(structure, there.engine, x, how)
         assert profile.model.executor == "cuda-columns"
         assert "device cuda, clock cuda_event" in calibration.describe(profile)[0]

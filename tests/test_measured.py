@@ -31,10 +31,9 @@ from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.engine.cpu_blocks import LANES
 from sparse_dnm.loss.controller import Controller
-from sparse_dnm.loss.time import check_profile
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes
-from sparse_dnm.timing.calibration import calibrate, read_profile
+from sparse_dnm.timing.calibration import calibrate, check_profile, read_profile
 from sparse_dnm.timing.pace import Conditions, Steady
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.timed_steps import TimedSteps
@@ -195,7 +194,7 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
         term.steps = TimedSteps()
         assert term.value(evaluation) * term.reference == pytest.approx(expected)  # a step of its own
         for _ in range(2):  # the model's own steps, which are timed up to the end of their backward pass
-            term.steps, term.seconds = TimedSteps(), 0.0
+            term.steps, term.timing, term.seconds = TimedSteps(), None, 0.0
             step.forward(torch.randn(8, 5))
             found = step.loss(torch.randn(8, 4), True).speed
             assert found == (0.0 if mode == "train" else term.seconds / term.reference)
@@ -362,11 +361,12 @@ def test_an_open_number_of_threads_is_settled_and_kept_by_a_checkpoint():
     assert MeasuredTime(model, TimeSettings(batch=50, **QUICK), state=other).executor.threads == 1
 
 
-@pytest.mark.parametrize(("two", "chosen"), [(0.7, 1), (0.6, 2)])
-def test_two_threads_must_be_much_faster_than_one(monkeypatch, two, chosen):
+@pytest.mark.parametrize(("two", "others", "chosen"), [(0.7, 0.0, 1), (0.6, 0.0, 2), (0.6, 0.5, 1), (0.6, None, 2)])
+def test_two_threads_must_be_much_faster_than_one_and_have_the_machine_alone(monkeypatch, two, others, chosen):
     seconds = np.array([[1.0], [two]])
-    times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, 0.0))
+    times = probes.Times(seconds, seconds, 0, Conditions(1.0, 1.0, 1.0, others))
     monkeypatch.setattr(probes, "time_steps", lambda watches, settings: times)
+    monkeypatch.setattr(probes.Surroundings, "conditions", lambda self, references: times.conditions)
     bench = probes.Bench(model_of("digits").find(), "train", 50, "perf_counter", 0)
     assert bench.settle("columns", [1, 2]).asked == chosen
 

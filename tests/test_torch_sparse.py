@@ -123,7 +123,7 @@ def test_dead_neurons_are_not_executed():
 
 @needs_torch_sparse
 def test_training_takes_the_same_course():
-    losses, parameters, config = {}, {}, TrainConfig.preset("toy", steps=30, log_every=1, speed="proxy")
+    losses, parameters, config = {}, {}, TrainConfig.preset("toy", steps=30, log_every=1, speed="proxy", kappa=0.0)
     for executor in ("torch-sparse", "columns"):
         generator = torch.Generator().manual_seed(2)
         model = DynamicManifold(ManifoldConfig.preset("toy"), generator, torch.float64, executor=executor)
@@ -203,7 +203,8 @@ class TestMissing:
 
         from sparse_dnm.cli.app import app
 
-        options = ["--executor", "torch-sparse", "--speed", "none", "--out", str(tmp_path / "run")]
+        options = ["--executor", "torch-sparse", "--speed", "none", "--set", "kappa=0"]
+        options += ["--out", str(tmp_path / "run")]
         done = CliRunner().invoke(app, ["train", "toy", *options])
         assert done.exit_code == 2
         assert done.stderr.startswith("error: executor='torch-sparse' needs the package torch_sparse")

@@ -27,7 +27,7 @@ from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, describe, fit, fit_clock
+from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, check_profile, describe, fit, fit_clock
 from sparse_dnm.timing.clock import Clock, Timing
 from sparse_dnm.timing.cost_model import COUNTS, FEATURES, Refit
 from sparse_dnm.timing.pace import Pace, Sample, pace_of, sample
@@ -389,18 +389,3 @@ class MeasuredTime:
                 "busy machine; calibrate again, keep the machine quiet, or use --threads 1"
             )
         return lines
-
-
-def check_profile(profile: Calibration, wanted: Settings) -> None:
-    """Raise ValueError unless ``profile`` was measured with these settings."""
-    asked_as_well = profile.asked_clock and wanted.clock == profile.asked_clock
-    clock = wanted.clock if asked_as_well else profile.settings.clock
-    had = replace(profile.settings, threads=profile.threads, clock=clock)
-    names = ("executor", "mode", "batch", "threads", "clock", "device")
-    differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names
-              if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
-    if differ:
-        raise ValueError(
-            f"the profile is of something else ({'; '.join(differ)}); write one with sparse-dnm calibrate and the "
-            "same executor, mode, batch size, threads, clock and device"
-        )

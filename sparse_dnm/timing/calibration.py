@@ -295,6 +295,21 @@ def adopt(profile: Calibration, pace: Pace) -> tuple[Calibration, tuple[str, ...
     )
 
 
+def check_profile(profile: Calibration, wanted: Settings) -> None:
+    """Raise ValueError unless ``profile`` was measured with these settings."""
+    asked_as_well = profile.asked_clock and wanted.clock == profile.asked_clock
+    clock = wanted.clock if asked_as_well else profile.settings.clock
+    had = replace(profile.settings, threads=profile.threads, clock=clock)
+    names = ("executor", "mode", "batch", "threads", "clock", "device")
+    differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names
+              if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
+    if differ:
+        raise ValueError(
+            f"the profile is of something else ({'; '.join(differ)}); write one with sparse-dnm calibrate and the "
+            "same executor, mode, batch size, threads, clock and device"
+        )
+
+
 def fit_clock(settings: Settings, threads: int) -> tuple[Settings, str]:
     """The settings with a clock that measures what passes while ``threads`` run; why not that of before, or nothing."""
     counts = {"process_time": f"adds up the seconds of all {threads} threads, also while they wait for each other",
@@ -337,7 +352,7 @@ def doubts(calibration: Calibration) -> list[str]:
     if c.uncertainty > NARROW:
         lines.append(
             f"warning: prices are known to {c.uncertainty:.1%} of the network's time only, not to {NARROW:.0%}, after "
-            f"{c.rounds} rounds in {s.limit:g} s at most: keep the machine quiet, or give a --profile of "
+            f"{c.rounds} rounds in {s.limit:g} CPU seconds at most: keep the machine quiet, or give a --profile of "
             "sparse-dnm calibrate, which takes longer"
         )
     if s.device != "cpu":

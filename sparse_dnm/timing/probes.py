@@ -21,9 +21,9 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
-from sparse_dnm.timing.clock import Clock, rounds, stolen
+from sparse_dnm.timing.clock import FINEST, Clock, rounds, stolen
 from sparse_dnm.timing.cost_model import COUNTS
-from sparse_dnm.timing.pace import Conditions, Pace, Steady, Surroundings, check_noise, differ
+from sparse_dnm.timing.pace import QUIET_OTHERS, Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
 
 CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources", "runs")
@@ -39,7 +39,8 @@ PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
     ("layers", "sources"),
     ("neurons", "paths"),
 )
-LIMIT = 1.5  # s, of the calibration before a training
+LOOK = 0.2  # s in which programs that use a core are seen
+LIMIT = 1.5  # CPU seconds a thread, of the calibration before a training
 BLOCK_CUTS = (  # those for an executor whose time depends on how many sources of a row follow each other
     *PROBE_CUTS,
     ("runs",),
@@ -172,7 +173,7 @@ class Settings:
     device: str = "cpu"  # or cuda, or cuda:N
     unit: Quiet | None = None  # what seconds are relative to; None: to be found
     curved: float = 0.0  # share of neurons whose activation needs an exponential: only a calibration asks
-    limit: float = 20.0  # s, after which a calibration ends although its prices are not known well
+    limit: float = 20.0  # CPU seconds a thread, after which a calibration ends although its prices are not known well
 
     def __post_init__(self) -> None:
         check_choice("executor", self.executor, ("columns", "wavefront", "blocks"))
@@ -210,9 +211,9 @@ def time_steps(
 
     A reference step of ``pace`` runs between all measurements; each becomes a ratio to the middle of the two before
     and the two after it, times the pace's unit, which is settled at the end if it is open.  Without a pace seconds are
-    those of the clock.  A measurement is made again, up to TRIES times, if the process was preempted, the host gave
-    time to other virtual machines, or the references around it differ; raises NoisyMachine if that does not help in
-    most of them.
+    those of the clock.  A measurement is made again, up to TRIES times (in all, half as often as there are
+    measurements), if the process was preempted, the host gave time to other virtual machines, or the references around
+    it differ; raises NoisyMachine if that does not help in most of them.
     """
     pace, clock, around = pace or Steady(), Clock.of(settings.clock), Surroundings()
     for watch in watches:
@@ -221,7 +222,8 @@ def time_steps(
     raw, ratios = (np.empty((len(watches), most)) for _ in range(2))
     references: list[float] = []
     rejected = torn = turn = 0
-    end = time.perf_counter() + settings.limit
+    spare = len(watches) * settings.repeats // 2  # on a busy machine nearly all would be made again
+    end = time.process_time() + settings.limit * max(settings.threads, 1)  # a busy machine gives less of it
     for turn, order in enumerate(rounds(range(len(watches)), most)):
         paces, places = [pace.now()], []
         for k in order:
@@ -232,14 +234,16 @@ def time_steps(
                 changed = differ(*paces[-2:])
                 if not changed and clock.disturbances() == before and stolen() == taken:
                     break
-                rejected += attempt + 1 < TRIES
+                if attempt + 1 == TRIES or rejected >= spare:
+                    break
+                rejected += 1
             torn += changed
             places.append(len(paces) - 2)
         for k, at in zip(order, places, strict=True):
             ratios[k, turn] = raw[k, turn] / statistics.median(paces[max(at - 1, 0) : at + 3])
         references += paces
         on_round()
-        if turn + 1 >= settings.repeats and (time.perf_counter() > end or enough(ratios[:, : turn + 1])):
+        if turn + 1 >= settings.repeats and (time.process_time() > end or enough(ratios[:, : turn + 1])):
             break
     raw, ratios = raw[:, : turn + 1], ratios[:, : turn + 1]
     check_noise(torn, raw.size, settings.clock)
@@ -289,8 +293,9 @@ class Bench:
         """The executor to time: ``name`` ("auto", "fastest": any that is for the batch) on one of these numbers of
         threads, the fastest by wall seconds.
 
-        More threads than the fewest must be WORTH times as fast: the choice holds for a whole training, and threads
-        that wait for each other are many times slower than one as soon as another program needs a core.
+        More threads than the fewest must be WORTH times as fast, and are not taken where other programs run: the choice
+        holds for a whole training, and threads that wait for each other are many times slower than one as soon as
+        another program needs a core.
         """
         cpu, tiles, any_of = self._name == "cpu", tiles_of(self._batch), name in ("auto", "fastest")
         names = ("columns", "wavefront", "blocks") if any_of else (name,)
@@ -301,16 +306,28 @@ class Bench:
             if not (cpu and any_of and one == "wavefront" and n <= tiles)  # `columns` needs no barrier
             and not (any_of and one == "blocks" and not (cpu and self._batch <= MOST_BLOCK_COLUMNS and n == threads[0]))
         ]
+        fewest = [one for one in made if one.threads == min(threads)]
+        if len(made) > len(fewest) and busy(self.stopwatch(self.engine(fewest[0]), self._topology)):
+            made = fewest
         if len(made) == 1:
             return made[0]
         timing = replace(self.settings(made[0]), repeats=9)
         if cpu:
             timing = replace(timing, clock="perf_counter")
         watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
-        # where another program comes and goes, threads that wait for each other show it only now and then
-        seconds = np.quantile(time_steps(watches, timing).seconds, 0.75, axis=1)
+        seconds = np.median(time_steps(watches, timing).seconds, axis=1)
         price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
         return made[int(np.argmin(seconds * price))]
+
+
+def busy(watch: Stopwatch) -> bool:
+    """Do other programs use this machine?  Steps run meanwhile, for LOOK seconds."""
+    around, clock = Surroundings(), Clock.of(FINEST)
+    watch(clock)
+    end = time.perf_counter() + LOOK
+    while time.perf_counter() < end:
+        watch(clock)
+    return (around.conditions([1.0]).others or 0.0) > QUIET_OTHERS
 
 
 def topology_dtype(structure: Any) -> np.dtype[Any]:
