@@ -81,7 +81,9 @@ def calibration_table(profiles: dict[str, list[Record]]) -> list[str]:
         cells += [spread([r["edge"] for r in ratios if "edge" in r], ".2f")]
         cells += [spread([value for r in ratios for value in r.values()], ".2f")]
         lines.append(f"| {name} | {' | '.join(cells)} | {spread([p['seconds'] for p in found], '.0f')} |")
-    return lines
+    dates = {p["pace"]["quiet_date"] for p in idle if "pace" in p}
+    said = ", ".join(sorted(date for date in dates if date)) or "none, seconds are relative to references of each run"
+    return [*lines, "", f"Reference of the quiet machine in the idle calibrations: {said}."]
 
 
 def edges(bench: Bench) -> list[str]:

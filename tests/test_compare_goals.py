@@ -130,9 +130,13 @@ def test_each_network_counts_with_the_executor_that_runs_it_fastest(monkeypatch)
     assert seen["columns/a"].indices == made["a"].indices
 
 
-def test_executors_are_those_whose_time_is_priced():
-    assert executors()[:2] == ("columns", "wavefront")
-    assert executors("cuda") == ("columns", "wavefront")
+def test_executors_are_those_whose_time_is_priced_and_that_differ_at_a_batch():
+    assert executors() == ("columns", "wavefront", "blocks")
+    assert executors(batch=50) == executors("cuda") == ("columns", "wavefront")
+    timing = Settings(mode="infer", batch=50)
+    assert Plan(timing=timing, executors=("columns", "blocks")).timed_by == ("columns",)
+    assert Plan(timing=timing, executors=("blocks",)).timed_by == ("blocks",)
+    assert Plan(timing=timing).timed_by == ("columns",)
 
 
 def test_tables_and_figures_name_goals_and_executors():
