@@ -217,7 +217,9 @@ def test_calibrations_are_judged_by_the_times_of_the_idle_machine():
     )
     assert lines[-1].endswith("calibrations: 2026-01-02.")
     assert lines[-4].startswith("| idle | 1 of 1 | 100 (100 to 100) | 100 (100 to 100) | 1.00")
-    assert lines[-3].startswith("| busy | 1 of 2 | 90 (90 to 90) | 0 (0 to 0) | 1.50 (1.50 to 1.50)")
+    assert lines[-3].startswith(
+        "| busy | 1 of 2 | 90 (90 to 90) | 0 (0 to 0) | 1.25 (1.25 to 1.25) | 1.00 (0.80 to 1.20)"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--only", "luck"], ["--conditions", "luck"], ["--runs", "0"]])
