@@ -64,9 +64,10 @@ def calibration_table(profiles: dict[str, list[Record]]) -> list[str]:
     counts, seconds = (np.array(idle[0][name])[-idle[0]["held_out"]["n"] :] for name in ("counts", "seconds"))
     lines = [
         "Shares of held-out structures whose time is foretold within 10 %: in the calibration's own words, and by its "
-        "prices for the times of the idle machine.  Prices are relative to those of the idle machine.",
+        "prices for the times of the idle machine.  Prices are relative to those of the idle machine: all together, as "
+        "their median, and each over that median.",
         "",
-        "| beside | calibrations | within 10 % | of idle times | price of an edge | all prices | wall, s |",
+        "| beside | calibrations | within 10 % | of idle times | all prices | each over them | wall, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in profiles.items():
@@ -76,12 +77,15 @@ def calibration_table(profiles: dict[str, list[Record]]) -> list[str]:
         for p in good:
             foretold = counts @ np.array(list(p["seconds_per"].values()))
             theirs.append(100 * float((np.abs(foretold / seconds - 1) <= 0.1).mean()))
-        ratios = [{k: p["seconds_per"][k] / usual[k] for k in usual if usual[k] > 0} for p in good]
+        ratios = [[p["seconds_per"][k] / price for k, price in usual.items() if price > 0] for p in good]
+        whole = [statistics.median(r) for r in ratios]
+        each = [price / middle for r, middle in zip(ratios, whole, strict=True) if middle > 0 for price in r]
         cells = [f"{len(good)} of {len(found)}", spread(own, ".0f"), spread(theirs, ".0f")]
-        cells += [spread([r["edge"] for r in ratios if "edge" in r], ".2f")]
-        cells += [spread([value for r in ratios for value in r.values()], ".2f")]
+        cells += [spread(whole, ".2f"), spread(each, ".2f")]
         lines.append(f"| {name} | {' | '.join(cells)} | {spread([p['seconds'] for p in found], '.0f')} |")
-    return lines
+    dates = {p["pace"]["quiet_date"] for p in idle if "pace" in p}
+    said = ", ".join(sorted(date for date in dates if date)) or "none, seconds are relative to references of each run"
+    return [*lines, "", f"Reference of the quiet machine in the idle calibrations: {said}."]
 
 
 def edges(bench: Bench) -> list[str]:

@@ -47,7 +47,8 @@ def timed(bench: Bench, name: str, dataset: str, wanted: Sequence[tuple[str, flo
 
     def make() -> Record:
         networks = {run: network(bench.out / "runs" / run) for *_, run in wanted}
-        fastest = time_fastest(networks, bench.settings(dataset), executors())
+        settings = bench.settings(dataset)
+        fastest = time_fastest(networks, settings, executors(batch=settings.batch))
         return {
             run: {"executor": f.executor, "seconds": f.seconds.tolist(), "edges": len(networks[run].indices)}
             for run, f in fastest.items()

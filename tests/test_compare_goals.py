@@ -130,9 +130,13 @@ def test_each_network_counts_with_the_executor_that_runs_it_fastest(monkeypatch)
     assert seen["columns/a"].indices == made["a"].indices
 
 
-def test_executors_are_those_whose_time_is_priced():
-    assert executors()[:2] == ("columns", "wavefront")
-    assert executors("cuda") == ("columns", "wavefront")
+def test_executors_are_those_whose_time_is_priced_and_that_differ_at_a_batch():
+    assert executors() == ("columns", "wavefront", "blocks")
+    assert executors(batch=50) == executors("cuda") == ("columns", "wavefront")
+    timing = Settings(mode="infer", batch=50)
+    assert Plan(timing=timing, executors=("columns", "blocks")).timed_by == ("columns",)
+    assert Plan(timing=timing, executors=("blocks",)).timed_by == ("blocks",)
+    assert Plan(timing=timing).timed_by == ("columns",)
 
 
 def test_tables_and_figures_name_goals_and_executors():
@@ -182,7 +186,11 @@ def toy(out, name="a", **changes):
 
 
 @pytest.mark.slow
-def test_in_parallel_the_results_are_those_of_one_after_the_other_and_are_used_again(tmp_path):
+def test_in_parallel_the_results_are_those_of_one_after_the_other_and_are_used_again(tmp_path, monkeypatch):
+    def timed(networks, settings, executors):
+        return {name: fastest.Fastest("columns", np.ones(3)) for name in networks}
+
+    monkeypatch.setattr("sparse_dnm.study.compare.time_fastest", timed)
     toys, config = data.load("toy"), dataclasses.replace(PRESETS["toy"].train, steps=40, executor="columns", threads=2)
     manifold = PRESETS["toy"].manifold
     begun, steps = [], []

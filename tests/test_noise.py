@@ -210,13 +210,16 @@ def test_calibrations_are_judged_by_the_times_of_the_idle_machine():
         seconds = counts @ np.array([1e-6, 1e-9 * 1000])
         return {"rc": 0, "seconds": 9.0, "profile": {
             "seconds_per": {"call": 1e-6, "edge": edge}, "counts": counts.tolist(), "seconds": seconds.tolist(),
-            "held_out": {"n": 10, "within_10": own}}}  # fmt: skip
+            "held_out": {"n": 10, "within_10": own}, "pace": {"quiet_date": "2026-01-02"}}}  # fmt: skip
 
     lines = noise.calibration_table(
         {"idle": [profile(1e-6, 1.0)], "busy": [profile(1.5e-6, 0.9), {"rc": 2, "seconds": 1.0}]}
     )
-    assert lines[-2].startswith("| idle | 1 of 1 | 100 (100 to 100) | 100 (100 to 100) | 1.00")
-    assert lines[-1].startswith("| busy | 1 of 2 | 90 (90 to 90) | 0 (0 to 0) | 1.50 (1.50 to 1.50)")
+    assert lines[-1].endswith("calibrations: 2026-01-02.")
+    assert lines[-4].startswith("| idle | 1 of 1 | 100 (100 to 100) | 100 (100 to 100) | 1.00")
+    assert lines[-3].startswith(
+        "| busy | 1 of 2 | 90 (90 to 90) | 0 (0 to 0) | 1.25 (1.25 to 1.25) | 1.00 (0.80 to 1.20)"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--only", "luck"], ["--conditions", "luck"], ["--runs", "0"]])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparse_dnm.config import TrainConfig, check_choice
+from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS
 from sparse_dnm.study.verdict import FLAT
 from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.timing.probes import Settings
@@ -25,10 +26,14 @@ TERMS: dict[str, dict[str, Any]] = {  # the changes to a TrainConfig that each m
 GOALS = {"budget": "budget_us", "edges": "target_edges"}  # terms whose level is a goal, and its field of TrainConfig
 
 
-def executors(device: str = "cpu") -> tuple[str, ...]:
-    """The ways to run a network that can be timed on a device: those whose time has features."""
+def executors(device: str = "cpu", batch: int = 1) -> tuple[str, ...]:
+    """The ways to run a network that can be timed on a device: those whose time has features.
+
+    Without `blocks` where the batch is so large that it runs as `columns`.
+    """
     if device == "cpu":
-        return tuple(name for name in FEATURES if not name.startswith(ON_CUDA))
+        small = batch <= MOST_BLOCK_COLUMNS
+        return tuple(name for name in FEATURES if not name.startswith(ON_CUDA) and (small or name != "blocks"))
     return tuple(name.removeprefix(ON_CUDA) for name in FEATURES if name.startswith(ON_CUDA))
 
 
@@ -69,8 +74,10 @@ class Plan:
 
     @property
     def timed_by(self) -> tuple[str, ...]:
-        """The executors that final networks are timed with."""
-        return self.executors or (self.timing.executor,)
+        """The executors that final networks are timed with: of several, those that differ at this batch."""
+        differ = executors(self.timing.device, self.timing.batch)
+        wanted = self.executors or (self.timing.executor,)
+        return tuple(name for name in wanted if name in differ) or wanted
 
     def levels(self, term: str) -> tuple[float, ...]:
         """Coefficients of a term, as multiples of the preset's, or its goals."""
