@@ -23,14 +23,79 @@ from sparse_dnm.kernels.jit import inner, kernel, task
 # Two registers of AVX-512 hold 16 float64, one 16 float32; blocks of 16 were no faster than blocks of 8 even where runs
 # are 32 long, and slower where they are shorter: a load of 64 bytes that starts anywhere always crosses a cache line.
 LANES = 4 if machine.VECTOR_BYTES == 16 else 8
+SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
 
 
 # -- the covering of a structure -------------------------------------------------------------------------------
 
 
+@inner
+def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
+    """Are the neurons i .. i + LANES - 1 no inputs, of `simd.leaky`, and do those that are live, of which there are
+    two at least, read none of each other?"""
+    count = 0
+    for k in range(i, i + LANES):
+        if k >= n or k >= first_linear or kind[k] != LEAKY or is_input[k]:
+            return False
+        if live[k]:
+            count += 1
+            if indptr[k + 1] > indptr[k] and indices[indptr[k + 1] - 1] >= i:  # sources ascend
+                return False
+    return count >= 2
+
+
 @kernel
-def cover(order, indptr, indices, row_blocks, starts, place):
-    """Cover the rows of ``order`` by blocks; returns how many there are.
+def arrange(sequence, ascending, indptr, indices, kind, live, is_input, first_linear, order, groups):
+    """The order in which rows are computed, in ``groups``: LANES neighbours that do not read each other are computed
+    side by side, neurons among them that reach no output included; other groups have fewer.
+
+    ``sequence`` int32: the executed neurons that are no inputs, sources before readers; in ``ascending`` order or not.
+    Neurons from ``first_linear`` on come last: nobody reads them.
+    order   int32 (n,), and ``groups`` int32 (n + 1,) where each begins in it
+    Returns the number of rows, of groups, and of groups before ``first_linear``.
+    """
+    n, rows, n_groups, plain, q = kind.size, 0, 0, 0, 0
+    groups[0] = 0
+    while q < sequence.size:
+        i = np.int64(sequence[q])
+        q += 1
+        if i >= first_linear:
+            continue
+        if ascending and _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
+            if plain:
+                n_groups += 1
+                groups[n_groups] = rows
+                plain = 0
+            for k in range(i, i + LANES):
+                order[rows] = k
+                rows += 1
+            n_groups += 1
+            groups[n_groups] = rows
+            while q < sequence.size and sequence[q] < i + LANES:
+                q += 1
+            continue
+        order[rows] = i
+        rows, plain = rows + 1, plain + 1
+        if plain == LANES - 1:  # as many would be side by side
+            n_groups += 1
+            groups[n_groups] = rows
+            plain = 0
+    if plain:
+        n_groups += 1
+        groups[n_groups] = rows
+    n_read = n_groups
+    for k in range(sequence.size):
+        if sequence[k] >= first_linear:
+            order[rows] = sequence[k]
+            rows += 1
+            n_groups += 1
+            groups[n_groups] = rows
+    return rows, n_groups, n_read
+
+
+@kernel
+def cover(order, live, indptr, indices, row_blocks, starts, place):
+    """Cover the ``live`` rows of ``order`` by blocks; returns how many there are.
 
     row_blocks  int32 (rows + 1,)   where the blocks of each row begin, in the order of ``order``
     starts      int32 (n_edges,)    the first source of each block
@@ -41,6 +106,8 @@ def cover(order, indptr, indices, row_blocks, starts, place):
     for q in range(order.size):
         row_blocks[q] = count
         i, start, end = np.uint32(order[q]), np.int64(0), np.int64(-1)
+        if not live[i]:
+            continue
         for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + np.uint32(1)])):
             j = np.int64(indices[e])
             if j >= end:
@@ -93,8 +160,10 @@ def _pack(n_rows, order, indptr, strengths, place, size, values):
         values[k] = 0
     for q in range(n_rows):
         i = np.int64(order[q])
-        for e in range(indptr[i], indptr[i + 1]):
-            values[place[e]] = strengths[e]
+        first, last = indptr[i], indptr[i + 1]
+        if first < last and place[first] >= 0:  # else it reaches no output
+            for e in range(first, last):
+                values[place[e]] = strengths[e]
 
 
 @task
@@ -102,8 +171,10 @@ def _pick(n_rows, order, indptr, by_values, place, by_strength):
     """Gradients in the order of blocks to that of the CSR."""
     for q in range(n_rows):
         i = np.int64(order[q])
-        for e in range(indptr[i], indptr[i + 1]):
-            by_strength[e] = by_values[place[e]]
+        first, last = indptr[i], indptr[i + 1]
+        if first < last and place[first] >= 0:  # else it reaches no output
+            for e in range(first, last):
+                by_strength[e] = by_values[place[e]]
 
 
 @task
@@ -127,7 +198,7 @@ def _block(total, b, starts, values, messages):
 
 @inner
 def _row_sum(first, last, starts, values, messages):
-    """Sum over blocks first .. last of a row; two sums side by side: one alone would wait for itself."""
+    """Lanes of the sum over blocks first .. last of a row; two of them side by side: one would wait for itself."""
     total = simd.zeros(values, simd.width_of(LANES))
     other = total
     b = first
@@ -137,7 +208,7 @@ def _row_sum(first, last, starts, values, messages):
         b += 2
     if b < last:
         total = _block(total, b, starts, values, messages)
-    return simd.lane_total(simd.add(total, other))
+    return simd.add(total, other)
 
 
 @inner
@@ -179,24 +250,59 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
     return found
 
 
+@inner
+def _together(q, order, row_blocks, starts, values, weight, bias, slope, x, m, z):
+    """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
+    lanes, i, b = simd.width_of(LANES), np.int64(order[q]), np.int64(row_blocks[q])
+    b1, b2, b3 = np.int64(row_blocks[q + 1]), np.int64(row_blocks[q + 2]), np.int64(row_blocks[q + 3])
+    b4, b5, b6 = np.int64(row_blocks[q + 4]), np.int64(row_blocks[q + 5]), np.int64(row_blocks[q + 6])
+    b7, b8 = np.int64(row_blocks[q + 7]), np.int64(row_blocks[q + 8])
+    value = simd.lane_sums(
+        _row_sum(b, b1, starts, values, m),
+        _row_sum(b1, b2, starts, values, m),
+        _row_sum(b2, b3, starts, values, m),
+        _row_sum(b3, b4, starts, values, m),
+        _row_sum(b4, b5, starts, values, m),
+        _row_sum(b5, b6, starts, values, m),
+        _row_sum(b6, b7, starts, values, m),
+        _row_sum(b7, b8, starts, values, m),
+    )
+    total = simd.multiply_add(simd.load(weight, i, lanes), value, simd.load(bias, i, lanes))
+    message = simd.leaky_each(total, simd.load(slope, i, lanes))
+    simd.store(x, i, value)
+    simd.store(z, i, total)
+    simd.store(m, i, message)
+    return simd.multiply_add(message, simd.zeros(x, lanes), simd.multiply_add(total, simd.zeros(x, lanes), value))
+
+
 @task
-def _forward_rows(n_rows, order, row_blocks, starts, values, first_linear, weight, bias, kind, slope, x, m, z):
-    """The same of the other neurons, from their sources."""
-    found = weight[0] * 0
-    other = found
-    last = np.int64(row_blocks[0])
-    for q in range(n_rows):
+def _forward_rows(
+    n_groups, n_read, groups, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z
+):  # fmt: skip
+    """The same of the other neurons, from their sources; of ``n_groups`` the first ``n_read`` read messages."""
+    lanes = simd.width_of(LANES)
+    found, check = weight[0] * 0, simd.zeros(x, lanes)
+    zeros, other, last = check, found, np.int64(0)
+    for g in range(n_read):
         first = last
-        last = np.int64(row_blocks[q + 1])
-        i = np.int64(order[q])
-        if i < first_linear:
-            value = _row_sum(first, last, starts, values, m)
+        last = np.int64(groups[g + 1])
+        if SIDE_BY_SIDE and last - first == LANES:
+            check = simd.multiply_add(
+                zeros, _together(first, order, row_blocks, starts, values, weight, bias, slope, x, m, z), check
+            )
         else:
-            value = _row_sum(first, last, starts, values, z)
-        total, message = _activate(i, value, weight, bias, kind, slope, x, m, z)
+            for q in range(first, last):
+                lanes_of = _row_sum(np.int64(row_blocks[q]), np.int64(row_blocks[q + 1]), starts, values, m)
+                total, message = _activate(
+                    np.int64(order[q]), simd.lane_total(lanes_of), weight, bias, kind, slope, x, m, z
+                )
+                found = simd.fma(total, total * 0, found)
+                other = simd.fma(message, message * 0, other)
+    for q in range(last, last + n_groups - n_read):
+        lanes_of = _row_sum(np.int64(row_blocks[q]), np.int64(row_blocks[q + 1]), starts, values, z)
+        total, message = _activate(np.int64(order[q]), simd.lane_total(lanes_of), weight, bias, kind, slope, x, m, z)
         found = simd.fma(total, total * 0, found)
-        other = simd.fma(message, message * 0, other)
-    return found + other
+    return found + other + simd.lane_total(check)
 
 
 # -- backward --------------------------------------------------------------------------------------------------
@@ -295,6 +401,7 @@ def _make_forward(graph_kind, data_kind):
         )  # fmt: skip
         order, row_blocks, starts = pointer(graph.order), pointer(graph.row_blocks), pointer(graph.starts)
         kind, slope, outputs = pointer(graph.kind), pointer(graph.slope), pointer(graph.outputs)
+        groups = pointer(graph.groups)
         values, weight, bias = pointer(data.values), pointer(data.weight), pointer(data.bias)
         x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
         rows, results = simd.pointers(table, out)
@@ -314,8 +421,8 @@ def _make_forward(graph_kind, data_kind):
                 simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
             )  # fmt: skip
             check += _forward_rows(
-                length(graph.order), order, row_blocks, starts, values, graph.first_linear, weight, bias, kind, slope,
-                x_tile, m_tile, z_tile,
+                length(graph.groups) - 1, graph.n_read, groups, order, row_blocks, starts, values, weight, bias, kind,
+                slope, x_tile, m_tile, z_tile,
             )  # fmt: skip
             for k in range(n_outputs):
                 results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
@@ -378,8 +485,9 @@ def make(graph_kind, data_kind):
         like g, by_values like values.
     Both return whether all numbers were finite: else what they computed is of no use.
 
-    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns, order,
-            indptr, row_blocks, starts, place (see `cover`), kind, slope, outputs
+    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns (`cover_inputs`), order,
+            groups, of which the first n_read read messages and the others z (`arrange`), indptr, row_blocks, starts,
+            place (`cover`), kind, slope, outputs
     data    address of a Block: strengths (n_edges,) of the edges in CSR order, values (n_blocks * LANES,), weight and
             bias (n,), and x, m, z (batch * n + LANES,), which `forward` writes.  Strengths of length 0: ``values``
             holds them already, and m and z hold finite numbers

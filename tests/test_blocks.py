@@ -1,5 +1,7 @@
 """Executor `blocks`: its covering is valid, its passes are those of tests/naive.py and of `columns`."""
 
+import itertools
+
 import naive
 import numpy as np
 import pytest
@@ -37,10 +39,10 @@ def wide_dags(draw):
     return Topology.from_edges(edges, n, np.arange(n_inputs), np.arange(n - n_outputs, n))
 
 
-def neurons(topology, kind=0):
-    """All of one activation, which read messages."""
+def neurons(topology, first_linear=None):
+    """All of one activation; from ``first_linear`` on they read z."""
     n = topology.n_neurons
-    return Neurons(np.full(n, kind, np.int8), np.full(n, 0.2), n, slice(0, n))
+    return Neurons(np.zeros(n, np.int8), np.full(n, 0.2), n if first_linear is None else first_linear, slice(0, n))
 
 
 def run_and_back(model, x):
@@ -77,7 +79,7 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert covering.n_blocks == len(set(blocks.tolist())) <= len(places)
     assert (graph["starts"][blocks] + lanes == topology.indices[executed]).all()
     assert not len(places) or 0 <= graph["starts"].min() <= graph["starts"].max() < n
-    row = np.repeat(schedule.sequence, np.diff(graph["row_blocks"]))
+    row = np.repeat(graph["order"], np.diff(graph["row_blocks"]))
     assert (row[blocks] == readers[executed]).all()
     strips, lone = graph["strips"], graph["lone"]
     in_strips = (strips[:, None] + np.arange(STRIP)).ravel()
@@ -87,6 +89,34 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert (topology.inputs[graph["lone_columns"]] == lone).all()
     assert set(schedule.inputs.tolist()) <= {*in_strips.tolist(), *lone.tolist()}
     assert not np.isin(lone, in_strips).any()
+
+
+@given(st.one_of(wide_dags(), dags().map(lambda dag: Topology.from_edges(*dag))), st.booleans())
+def test_rows_are_computed_after_their_sources_and_side_by_side_only_if_they_do_not_read_each_other(topology, linear):
+    n, schedule = topology.n_neurons, Schedule(topology)
+    last = n - len(topology.outputs)
+    unread = topology.outputs.min() >= last and not np.isin(topology.outputs, topology.indices).any()
+    first_linear = last if linear and unread and not np.isin(topology.outputs, topology.inputs).any() else n
+    graph = Covering(schedule, neurons(topology, first_linear)).graph.values
+    order, groups = graph["order"], graph["groups"]
+    assert len(set(order.tolist())) == len(order)
+    assert set(schedule.order.tolist()) <= set(order.tolist())
+    assert not np.isin(order, topology.inputs).any()
+    assert (np.diff(groups) > 0).all()
+    assert groups[0] == 0
+    assert groups[-1] == len(order)
+    assert (order[: groups[graph["n_read"]]] < first_linear).all()
+    assert (order[groups[graph["n_read"]] :] >= first_linear).all()
+    done = set(topology.inputs.tolist())
+    for k, (a, b) in enumerate(itertools.pairwise(groups)):
+        side_by_side = b - a == LANES and k < graph["n_read"]
+        if side_by_side:
+            assert (np.diff(order[a:b]) == 1).all()
+        for i in order[a:b].tolist():
+            if topology.live[i]:
+                assert set(topology.indices[topology.indptr[i] : topology.indptr[i + 1]].tolist()) <= done
+            done |= set() if side_by_side else {i}
+        done |= set(order[a:b].tolist())
 
 
 @given(st.lists(st.integers(0, 90), unique=True, min_size=1, max_size=40))
