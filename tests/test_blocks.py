@@ -25,6 +25,7 @@ from sparse_dnm.engine.device import kernels
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.timing import probes
 from sparse_dnm.train import trim
+from sparse_dnm.train.fused import FusedSteps
 
 STRIP = kernels(torch.device("cpu")).blocks.STRIP
 BATCHES = [1, 3, MOST_BLOCK_COLUMNS, MOST_BLOCK_COLUMNS + 1]
@@ -301,7 +302,9 @@ def samples(n=60):
 MANIFOLD = ManifoldConfig(
     n_neurons=60, n_inputs=40, n_outputs=3, period=8.0, sigma=(12.0, 1.0), cutoff=-2.0, edges="free"
 )
-CONFIG = TrainConfig(steps=24, batch_size=3, speed="proxy", kappa=1.0, log_every=8, checkpoint_every=8, threads=1)
+CONFIG = TrainConfig(
+    steps=24, batch_size=3, schedule="constant", speed="proxy", kappa=1.0, log_every=8, checkpoint_every=8, threads=1
+)
 
 
 def trained(config, out=None, steps=None):
@@ -316,13 +319,21 @@ def parameters(model):
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def test_a_training_of_few_samples_is_that_of_columns_and_goes_on_with_the_same_bits(tmp_path):
+def test_a_training_of_few_samples_is_that_of_columns(monkeypatch):
+    fused, run = [], FusedSteps.run
+    monkeypatch.setattr(FusedSteps, "run", lambda self, *given: fused.append(self) or run(self, *given))
     blocks = dataclasses.replace(CONFIG, executor="blocks")
-    model, trainer = trained(blocks)
+    model, _ = trained(blocks)
+    assert not fused  # the compiled steps do not know blocks
     expected, _ = trained(dataclasses.replace(CONFIG, executor="columns"))
-    assert not trainer.fused  # the compiled steps of other executors do not know blocks
+    assert fused
     assert_close(parameters(model), parameters(expected), 1e-3)
-    trained(blocks, tmp_path / "run", steps=16)
+
+
+def test_a_training_that_is_resumed_goes_on_with_the_same_bits(tmp_path):
+    config = dataclasses.replace(CONFIG, executor="blocks", kappa=0.0)  # kappa falls by the number of all steps
+    model, _ = trained(config)
+    trained(config, tmp_path / "run", steps=16)
     resumed = Trainer.resume(tmp_path / "run", samples(), 24)
     resumed.run(lambda line: None)
     for name, value in parameters(model).items():
@@ -343,7 +354,7 @@ def test_a_network_is_trained_for_the_time_of_one_sample_by_blocks():
         CONFIG, speed="time", time_mode="infer", time_batch=1, clock="perf_counter", executor="blocks", batch_size=20
     )
     model, trainer = trained(config)
-    term = trainer.costs.speed
+    term = trainer._run.costs.speed
     assert term.executor.name == "blocks"
     assert set(term.seconds_per()) >= {"block", "neuron"}
     prices = term.prices(model.find())._replace(block=1e-9, edge=0.0)
