@@ -15,10 +15,13 @@ Arrays of a column are padded by LANES: a block near the end reads beyond the la
 import functools
 
 import numpy as np
-from sparse_dnm.kernels import machine, simd
+from sparse_dnm.kernels import formulas, lanes, machine, simd, vector_math
 from sparse_dnm.kernels.blocks import block_at, length, pointer
-from sparse_dnm.kernels.cpu_propagate import LEAKY, STRIP, _curved, _curved_back
-from sparse_dnm.kernels.jit import inner, kernel, task
+from sparse_dnm.kernels.cpu_propagate import LEAKY, SILU, STRIP, TANH, _curved, _curved_back, _tanh
+from sparse_dnm.kernels.jit import compile_formulas, inner, kernel, task
+
+_of_lanes = compile_formulas(formulas, inner, math=vector_math)
+_silu, _logistic = _of_lanes.silu, _of_lanes.logistic
 
 # Two registers of AVX-512 hold 16 float64, one 16 float32; blocks of 16 were no faster than blocks of 8 even where runs
 # are 32 long, and slower where they are shorter: a load of 64 bytes that starts anywhere always crosses a cache line.
@@ -31,11 +34,11 @@ SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
 
 @inner
 def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
-    """Are the neurons i .. i + LANES - 1 no inputs, of `simd.leaky`, and do those that are live, of which there are
+    """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and do those that are live, of which there are
     two at least, read none of each other?"""
     count = 0
     for k in range(i, i + LANES):
-        if k >= n or k >= first_linear or kind[k] != LEAKY or is_input[k]:
+        if k >= n or k >= first_linear or kind[k] != kind[i] or is_input[k]:
             return False
         if live[k]:
             count += 1
@@ -122,7 +125,7 @@ def cover(order, live, indptr, indices, row_blocks, starts, place):
 @kernel
 def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_columns, lone, lone_columns):
     """The executed ``inputs`` as strips of STRIP inputs, whose columns and numbers follow each other and whose
-    activation is `simd.leaky`, and the others as lone ones; returns how many there are of each.
+    activation is the same, and the others as lone ones; returns how many there are of each.
 
     A strip may hold inputs that are not executed: they are computed as well.  Strips do not overlap.
     Scratch: int32 ``column_of`` (n,).
@@ -138,13 +141,13 @@ def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_colu
         if not run <= i < ends:  # the run of inputs around this one
             run, ends = i, i + 1
             while (
-                run > 0 and column_of[run - 1] == column_of[run] - 1 and column_of[run] > 0 and kind[run - 1] == LEAKY
+                run > 0 and column_of[run - 1] == column_of[run] - 1 and column_of[run] > 0 and kind[run - 1] == kind[i]
             ):
                 run -= 1
-            while ends < column_of.size and column_of[ends] == column_of[ends - 1] + 1 and kind[ends] == LEAKY:
+            while ends < column_of.size and column_of[ends] == column_of[ends - 1] + 1 and kind[ends] == kind[i]:
                 ends += 1
         start = run + (i - run) // STRIP * STRIP
-        if kind[i] == LEAKY and start + STRIP <= ends:
+        if start + STRIP <= ends:
             strips[n_strips], strip_columns[n_strips] = start, k - (i - start)
             n_strips += 1
         else:
@@ -190,9 +193,9 @@ def _clear(size, array):
 @inner
 def _block(total, b, starts, values, messages):
     """total + strengths * messages of block b."""
-    lanes = simd.width_of(LANES)
+    width = simd.width_of(LANES)
     return simd.multiply_add(
-        simd.load(values, b * LANES, lanes), simd.load(messages, np.int64(starts[b]), lanes), total
+        simd.load(values, b * LANES, width), simd.load(messages, np.int64(starts[b]), width), total
     )
 
 
@@ -227,6 +230,23 @@ def _activate(i, value, weight, bias, kind, slope, x, m, z):
 
 
 @task
+def _curve_neighbours(z, m, first, last, kind):
+    """m = act(z) of the neurons first .. last, whose activation is no `leaky`; by the polynomials of vector_math, which
+    compute many at once."""
+    if kind == TANH:
+        for i in range(first, last):
+            m[i] = _tanh(z[i])
+    else:
+        for i in range(first, last, lanes.COUNT):
+            mask = lanes.first(last - i)
+            value = lanes.load(z, i, mask, 0.0)
+            if kind == SILU:
+                lanes.store(m, i, mask, _silu(value))
+            else:
+                lanes.store(m, i, mask, _logistic(value))
+
+
+@task
 def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns, table, weight, bias, kind, slope, x, m,
                     z):  # fmt: skip
     """Values, z and messages of the inputs from a row of the table; 0 if all are finite, else NaN."""
@@ -237,10 +257,13 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
         i = np.int64(strips[k])
         value = simd.load(table, np.int64(strip_columns[k]), strip)
         total = simd.multiply_add(simd.load(weight, i, strip), value, simd.load(bias, i, strip))
-        message = simd.leaky_each(total, simd.load(slope, i, strip))
         simd.store(x, i, value)
         simd.store(z, i, total)
-        simd.store(m, i, message)
+        if kind[i] == LEAKY:
+            simd.store(m, i, simd.leaky_each(total, simd.load(slope, i, strip)))
+        else:
+            _curve_neighbours(z, m, i, i + STRIP, kind[i])
+        message = simd.load(m, i, strip)
         check = simd.multiply_add(message, zeros, simd.multiply_add(total, zeros, check))
     found = simd.lane_total(check)
     for k in range(n_lone):
@@ -251,9 +274,9 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
 
 
 @inner
-def _together(q, order, row_blocks, starts, values, weight, bias, slope, x, m, z):
+def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
     """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
-    lanes, i, b = simd.width_of(LANES), np.int64(order[q]), np.int64(row_blocks[q])
+    width, i, b = simd.width_of(LANES), np.int64(order[q]), np.int64(row_blocks[q])
     b1, b2, b3 = np.int64(row_blocks[q + 1]), np.int64(row_blocks[q + 2]), np.int64(row_blocks[q + 3])
     b4, b5, b6 = np.int64(row_blocks[q + 4]), np.int64(row_blocks[q + 5]), np.int64(row_blocks[q + 6])
     b7, b8 = np.int64(row_blocks[q + 7]), np.int64(row_blocks[q + 8])
@@ -267,12 +290,15 @@ def _together(q, order, row_blocks, starts, values, weight, bias, slope, x, m, z
         _row_sum(b6, b7, starts, values, m),
         _row_sum(b7, b8, starts, values, m),
     )
-    total = simd.multiply_add(simd.load(weight, i, lanes), value, simd.load(bias, i, lanes))
-    message = simd.leaky_each(total, simd.load(slope, i, lanes))
+    total = simd.multiply_add(simd.load(weight, i, width), value, simd.load(bias, i, width))
     simd.store(x, i, value)
     simd.store(z, i, total)
-    simd.store(m, i, message)
-    return simd.multiply_add(message, simd.zeros(x, lanes), simd.multiply_add(total, simd.zeros(x, lanes), value))
+    if kind[i] == LEAKY:
+        simd.store(m, i, simd.leaky_each(total, simd.load(slope, i, width)))
+    else:
+        _curve_neighbours(z, m, i, i + LANES, kind[i])
+    message = simd.load(m, i, width)
+    return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
 
 
 @task
@@ -280,15 +306,15 @@ def _forward_rows(
     n_groups, n_read, groups, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z
 ):  # fmt: skip
     """The same of the other neurons, from their sources; of ``n_groups`` the first ``n_read`` read messages."""
-    lanes = simd.width_of(LANES)
-    found, check = weight[0] * 0, simd.zeros(x, lanes)
+    width = simd.width_of(LANES)
+    found, check = weight[0] * 0, simd.zeros(x, width)
     zeros, other, last = check, found, np.int64(0)
     for g in range(n_read):
         first = last
         last = np.int64(groups[g + 1])
         if SIDE_BY_SIDE and last - first == LANES:
             check = simd.multiply_add(
-                zeros, _together(first, order, row_blocks, starts, values, weight, bias, slope, x, m, z), check
+                zeros, _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z), check
             )
         else:
             for q in range(first, last):
@@ -333,16 +359,16 @@ def _neuron_back(i, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias):
 @inner
 def _row_back(first, last, begins, gradient, starts, values, messages, g, by_values):
     """Gradients of a row's strengths, and of its sources.  ``begins``: these are the first of the strengths."""
-    lanes = simd.width_of(LANES)
+    width = simd.width_of(LANES)
     zero = gradient * 0
     for b in range(first, last):
         at, j = b * LANES, np.int64(starts[b])
-        message = simd.load(messages, j, lanes)
+        message = simd.load(messages, j, width)
         if begins:
             simd.store(by_values, at, simd.affine(gradient, message, zero))
         else:
-            simd.store(by_values, at, simd.scaled_add(simd.load(by_values, at, lanes), gradient, message))
-        simd.store(g, j, simd.scaled_add(simd.load(g, j, lanes), gradient, simd.load(values, at, lanes)))
+            simd.store(by_values, at, simd.scaled_add(simd.load(by_values, at, width), gradient, message))
+        simd.store(g, j, simd.scaled_add(simd.load(g, j, width), gradient, simd.load(values, at, width)))
 
 
 @task
@@ -373,6 +399,10 @@ def _backward_inputs(n_strips, strips, n_lone, lone, weight, bias, kind, slope, 
     strip = simd.width_of(STRIP)
     for k in range(n_strips):
         i = np.int64(strips[k])
+        if kind[i] != LEAKY:
+            for j in range(i, i + STRIP):
+                _neuron_back(j, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias)
+            continue
         value, scale = simd.load(x, i, strip), simd.load(weight, i, strip)
         z = simd.multiply_add(scale, value, simd.load(bias, i, strip))
         gradient = simd.leaky_pick(z, simd.load(g, i, strip), simd.load(slope, i, strip))

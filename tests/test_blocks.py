@@ -24,6 +24,7 @@ from sparse_dnm.engine.cpu_blocks import LANES, Covering
 from sparse_dnm.engine.device import kernels
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.timing import probes
+from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.train import trim
 from sparse_dnm.train.fused import FusedSteps
 
@@ -96,6 +97,14 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert (topology.inputs[graph["lone_columns"]] == lone).all()
     assert set(schedule.inputs.tolist()) <= {*in_strips.tolist(), *lone.tolist()}
     assert not np.isin(lone, in_strips).any()
+    counts = dict(zip(FEATURES["blocks"], covering.counts(schedule).tolist(), strict=True))
+    assert counts["block"] == covering.n_blocks
+    assert counts["edge"] == len(places)
+    assert counts["neuron"] == len(schedule.order)
+    assert counts["input"] == len(in_strips) + len(lone)
+    assert counts["lone input"] == len(lone)
+    side_by_side = np.diff(graph["groups"])[: graph["n_read"]] == LANES
+    assert counts["lone neuron"] == len(graph["order"]) - LANES * side_by_side.sum()
 
 
 @given(st.one_of(wide_dags(), dags().map(lambda dag: Topology.from_edges(*dag))), st.booleans())
@@ -141,7 +150,7 @@ def test_no_covering_by_blocks_that_start_anywhere_has_fewer_of_them(sources):
 
 
 @given(wide_dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_outputs_and_gradients_are_those_of_columns_and_of_the_oracle(topology, batch, activation, input_neurons):
     generator = torch.Generator().manual_seed(batch)
     about = {"activation": activation, "input_neurons": input_neurons, "dtype": torch.float64}

@@ -22,7 +22,8 @@ class Covering:
 
     graph    what the kernels are given of it
     place    int (n_edges,): block * LANES + lane of each edge in CSR order, -1 where it is not executed
-    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them
+    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them; n_alone:
+             neurons that are not computed side by side
     """
 
     def __init__(self, schedule: Schedule, neurons: Neurons):
@@ -36,6 +37,7 @@ class Covering:
             *(s.sequence, t.ascending, t.indptr, t.indices, neurons.kind, t.live, is_input, neurons.first_linear),
             *(order, groups),
         )
+        self.n_alone = n_rows - LANES * int((np.diff(groups[: n_read + 1]) == LANES).sum())
         order, row_blocks = order[:n_rows], np.empty(n_rows + 1, np.int32)
         starts = np.empty(n_edges, np.int32)
         self.place = np.empty(n_edges, np.int32 if n_edges * LANES < 2**31 else np.int64)
@@ -72,8 +74,8 @@ class Covering:
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
         t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
-        counts = 1, n_inputs, self.n_lone, len(schedule.order), len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
-        return np.array(counts, float)
+        neurons = len(schedule.order), self.n_alone, len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
+        return np.array((1, n_inputs, self.n_lone, *neurons), float)
 
     @staticmethod
     def of(structure: CpuStructure) -> Covering:

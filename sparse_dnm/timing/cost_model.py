@@ -20,12 +20,12 @@ from scipy.optimize import nnls
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
-COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level", "block")
+COUNTS = ("call", "input", "lone input", "neuron", "edge", "far edge", "level", "block", "lone neuron")
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
-    "columns": COUNTS[:-2],
-    "wavefront": COUNTS[:-1],
-    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block"),
+    "columns": COUNTS[:6],
+    "wavefront": COUNTS[:7],
+    "blocks": ("call", "input", "lone input", "neuron", "lone neuron", "edge", "level", "block"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
@@ -77,7 +77,7 @@ class CostModel:
             return cost[whole] + (cost[part] * number[part] / number[whole] if number[whole] else 0.0)
 
         edge, one_input = with_part("edge", "far edge"), with_part("input", "lone input")
-        return Prices(edge, one_input, cost["neuron"], cost["level"], cost["block"])
+        return Prices(edge, one_input, with_part("neuron", "lone neuron"), cost["level"], cost["block"])
 
     @staticmethod
     def fit(executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS) -> CostModel:
