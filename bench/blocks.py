@@ -69,28 +69,30 @@ def network(run: int, rng: np.random.Generator) -> Topology:
 
 
 def measure(topology: Topology, train: bool, repeats: int) -> tuple[float, ...]:
-    """µs of columns and of blocks, quartiles of their ratio, and `fastest` over the better."""
+    """µs of columns and of blocks, quartiles of their ratio, and what `fastest` chose over the better."""
     n = topology.n_neurons
     neurons = Neurons(np.zeros(n, np.int8), np.full(n, 0.2, np.float32), n - N_OUTPUTS, slice(0, n - N_OUTPUTS))
     x = np.random.default_rng(0).standard_normal((1, N_INPUTS)).astype(np.float32)
     values, clock = edge_values(topology, np.float32), Clock.of("perf_counter")
     fastest = Executor("fastest", 1)
-    engines = [CpuEngine(Executor("columns", 1)), CpuEngine(Executor("blocks", 1)), CpuEngine(fastest)]
-    structure = engines[0].given(topology, neurons)
+    choosing = CpuEngine(fastest)
+    structure = choosing.given(topology, neurons)
+    scales = choosing.scales(structure, None, np.zeros(n - N_OUTPUTS, np.float32))
+    if train:
+        choosing.forward(structure, values, x, scales)
+    else:
+        choosing.infer(structure, values, torch.from_numpy(x), scales)
+    engines = [CpuEngine(Executor(name, 1)) for name in ("columns", "blocks")]
     watches = [engine.stopwatch(structure, values, x, train) for engine in engines]
     for watch in watches:
         watch(clock)
-    scales = engines[2].scales(structure, None, np.zeros(n - N_OUTPUTS, np.float32))
-    if not train:  # where infer has raced, a stopwatch times what it chose
-        engines[2].infer(structure, values, torch.from_numpy(x), scales)
-        watches[2] = engines[2].stopwatch(structure, values, x, train)
     seconds = np.array([[watch.warm(clock) for watch in watches] for _ in range(repeats)])
     ratio = seconds[:, 0] / seconds[:, 1]
     median = np.median(seconds, axis=0)
     return (
-        *(1e6 * median[:2]).tolist(),
+        *(1e6 * median).tolist(),
         *np.quantile(ratio, [0.25, 0.5, 0.75]).tolist(),
-        float(np.median(seconds[:, 2] / seconds[:, int(np.argmin(median[:2]))])),
+        float(median[1 if fastest.takes_blocks("train" if train else "infer", 1) else 0] / median.min()),
     )
 
 

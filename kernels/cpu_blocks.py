@@ -15,22 +15,90 @@ Arrays of a column are padded by LANES: a block near the end reads beyond the la
 import functools
 
 import numpy as np
-from sparse_dnm.kernels import machine, simd
+from sparse_dnm.kernels import formulas, lanes, machine, simd, vector_math
 from sparse_dnm.kernels.blocks import block_at, length, pointer
-from sparse_dnm.kernels.cpu_propagate import LEAKY, STRIP, _curved, _curved_back
-from sparse_dnm.kernels.jit import inner, kernel, task
+from sparse_dnm.kernels.cpu_propagate import LEAKY, SILU, STRIP, TANH, _curved, _curved_back, _tanh
+from sparse_dnm.kernels.jit import compile_formulas, inner, kernel, task
+
+_of_lanes = compile_formulas(formulas, inner, math=vector_math)
+_silu, _logistic = _of_lanes.silu, _of_lanes.logistic
 
 # Two registers of AVX-512 hold 16 float64, one 16 float32; blocks of 16 were no faster than blocks of 8 even where runs
 # are 32 long, and slower where they are shorter: a load of 64 bytes that starts anywhere always crosses a cache line.
 LANES = 4 if machine.VECTOR_BYTES == 16 else 8
+SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
 
 
 # -- the covering of a structure -------------------------------------------------------------------------------
 
 
+@inner
+def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
+    """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and do those that are live, of which there are
+    two at least, read none of each other?"""
+    count = 0
+    for k in range(i, i + LANES):
+        if k >= n or k >= first_linear or kind[k] != kind[i] or is_input[k]:
+            return False
+        if live[k]:
+            count += 1
+            if indptr[k + 1] > indptr[k] and indices[indptr[k + 1] - 1] >= i:  # sources ascend
+                return False
+    return count >= 2
+
+
 @kernel
-def cover(order, indptr, indices, row_blocks, starts, place):
-    """Cover the rows of ``order`` by blocks; returns how many there are.
+def arrange(sequence, ascending, indptr, indices, kind, live, is_input, first_linear, order, groups):
+    """The order in which rows are computed, in ``groups``: LANES neighbours that do not read each other are computed
+    side by side, neurons among them that reach no output included; other groups have fewer.
+
+    ``sequence`` int32: the executed neurons that are no inputs, sources before readers; in ``ascending`` order or not.
+    Neurons from ``first_linear`` on come last: nobody reads them.
+    order   int32 (n,), and ``groups`` int32 (n + 1,) where each begins in it
+    Returns the number of rows, of groups, and of groups before ``first_linear``.
+    """
+    n, rows, n_groups, plain, q = kind.size, 0, 0, 0, 0
+    groups[0] = 0
+    while q < sequence.size:
+        i = np.int64(sequence[q])
+        q += 1
+        if i >= first_linear:
+            continue
+        if ascending and _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
+            if plain:
+                n_groups += 1
+                groups[n_groups] = rows
+                plain = 0
+            for k in range(i, i + LANES):
+                order[rows] = k
+                rows += 1
+            n_groups += 1
+            groups[n_groups] = rows
+            while q < sequence.size and sequence[q] < i + LANES:
+                q += 1
+            continue
+        order[rows] = i
+        rows, plain = rows + 1, plain + 1
+        if plain == LANES - 1:  # as many would be side by side
+            n_groups += 1
+            groups[n_groups] = rows
+            plain = 0
+    if plain:
+        n_groups += 1
+        groups[n_groups] = rows
+    n_read = n_groups
+    for k in range(sequence.size):
+        if sequence[k] >= first_linear:
+            order[rows] = sequence[k]
+            rows += 1
+            n_groups += 1
+            groups[n_groups] = rows
+    return rows, n_groups, n_read
+
+
+@kernel
+def cover(order, live, indptr, indices, row_blocks, starts, place):
+    """Cover the ``live`` rows of ``order`` by blocks; returns how many there are.
 
     row_blocks  int32 (rows + 1,)   where the blocks of each row begin, in the order of ``order``
     starts      int32 (n_edges,)    the first source of each block
@@ -41,6 +109,8 @@ def cover(order, indptr, indices, row_blocks, starts, place):
     for q in range(order.size):
         row_blocks[q] = count
         i, start, end = np.uint32(order[q]), np.int64(0), np.int64(-1)
+        if not live[i]:
+            continue
         for e in range(np.uint64(indptr[i]), np.uint64(indptr[i + np.uint32(1)])):
             j = np.int64(indices[e])
             if j >= end:
@@ -55,7 +125,7 @@ def cover(order, indptr, indices, row_blocks, starts, place):
 @kernel
 def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_columns, lone, lone_columns):
     """The executed ``inputs`` as strips of STRIP inputs, whose columns and numbers follow each other and whose
-    activation is `simd.leaky`, and the others as lone ones; returns how many there are of each.
+    activation is the same, and the others as lone ones; returns how many there are of each.
 
     A strip may hold inputs that are not executed: they are computed as well.  Strips do not overlap.
     Scratch: int32 ``column_of`` (n,).
@@ -71,13 +141,13 @@ def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_colu
         if not run <= i < ends:  # the run of inputs around this one
             run, ends = i, i + 1
             while (
-                run > 0 and column_of[run - 1] == column_of[run] - 1 and column_of[run] > 0 and kind[run - 1] == LEAKY
+                run > 0 and column_of[run - 1] == column_of[run] - 1 and column_of[run] > 0 and kind[run - 1] == kind[i]
             ):
                 run -= 1
-            while ends < column_of.size and column_of[ends] == column_of[ends - 1] + 1 and kind[ends] == LEAKY:
+            while ends < column_of.size and column_of[ends] == column_of[ends - 1] + 1 and kind[ends] == kind[i]:
                 ends += 1
         start = run + (i - run) // STRIP * STRIP
-        if kind[i] == LEAKY and start + STRIP <= ends:
+        if start + STRIP <= ends:
             strips[n_strips], strip_columns[n_strips] = start, k - (i - start)
             n_strips += 1
         else:
@@ -93,8 +163,10 @@ def _pack(n_rows, order, indptr, strengths, place, size, values):
         values[k] = 0
     for q in range(n_rows):
         i = np.int64(order[q])
-        for e in range(indptr[i], indptr[i + 1]):
-            values[place[e]] = strengths[e]
+        first, last = indptr[i], indptr[i + 1]
+        if first < last and place[first] >= 0:  # else it reaches no output
+            for e in range(first, last):
+                values[place[e]] = strengths[e]
 
 
 @task
@@ -102,8 +174,10 @@ def _pick(n_rows, order, indptr, by_values, place, by_strength):
     """Gradients in the order of blocks to that of the CSR."""
     for q in range(n_rows):
         i = np.int64(order[q])
-        for e in range(indptr[i], indptr[i + 1]):
-            by_strength[e] = by_values[place[e]]
+        first, last = indptr[i], indptr[i + 1]
+        if first < last and place[first] >= 0:  # else it reaches no output
+            for e in range(first, last):
+                by_strength[e] = by_values[place[e]]
 
 
 @task
@@ -119,15 +193,15 @@ def _clear(size, array):
 @inner
 def _block(total, b, starts, values, messages):
     """total + strengths * messages of block b."""
-    lanes = simd.width_of(LANES)
+    width = simd.width_of(LANES)
     return simd.multiply_add(
-        simd.load(values, b * LANES, lanes), simd.load(messages, np.int64(starts[b]), lanes), total
+        simd.load(values, b * LANES, width), simd.load(messages, np.int64(starts[b]), width), total
     )
 
 
 @inner
 def _row_sum(first, last, starts, values, messages):
-    """Sum over blocks first .. last of a row; two sums side by side: one alone would wait for itself."""
+    """Lanes of the sum over blocks first .. last of a row; two of them side by side: one would wait for itself."""
     total = simd.zeros(values, simd.width_of(LANES))
     other = total
     b = first
@@ -137,7 +211,7 @@ def _row_sum(first, last, starts, values, messages):
         b += 2
     if b < last:
         total = _block(total, b, starts, values, messages)
-    return simd.lane_total(simd.add(total, other))
+    return simd.add(total, other)
 
 
 @inner
@@ -156,6 +230,23 @@ def _activate(i, value, weight, bias, kind, slope, x, m, z):
 
 
 @task
+def _curve_neighbours(z, m, first, last, kind):
+    """m = act(z) of the neurons first .. last, whose activation is no `leaky`; by the polynomials of vector_math, which
+    compute many at once."""
+    if kind == TANH:
+        for i in range(first, last):
+            m[i] = _tanh(z[i])
+    else:
+        for i in range(first, last, lanes.COUNT):
+            mask = lanes.first(last - i)
+            value = lanes.load(z, i, mask, 0.0)
+            if kind == SILU:
+                lanes.store(m, i, mask, _silu(value))
+            else:
+                lanes.store(m, i, mask, _logistic(value))
+
+
+@task
 def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns, table, weight, bias, kind, slope, x, m,
                     z):  # fmt: skip
     """Values, z and messages of the inputs from a row of the table; 0 if all are finite, else NaN."""
@@ -166,10 +257,13 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
         i = np.int64(strips[k])
         value = simd.load(table, np.int64(strip_columns[k]), strip)
         total = simd.multiply_add(simd.load(weight, i, strip), value, simd.load(bias, i, strip))
-        message = simd.leaky_each(total, simd.load(slope, i, strip))
         simd.store(x, i, value)
         simd.store(z, i, total)
-        simd.store(m, i, message)
+        if kind[i] == LEAKY:
+            simd.store(m, i, simd.leaky_each(total, simd.load(slope, i, strip)))
+        else:
+            _curve_neighbours(z, m, i, i + STRIP, kind[i])
+        message = simd.load(m, i, strip)
         check = simd.multiply_add(message, zeros, simd.multiply_add(total, zeros, check))
     found = simd.lane_total(check)
     for k in range(n_lone):
@@ -179,24 +273,62 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
     return found
 
 
+@inner
+def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
+    """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
+    width, i, b = simd.width_of(LANES), np.int64(order[q]), np.int64(row_blocks[q])
+    b1, b2, b3 = np.int64(row_blocks[q + 1]), np.int64(row_blocks[q + 2]), np.int64(row_blocks[q + 3])
+    b4, b5, b6 = np.int64(row_blocks[q + 4]), np.int64(row_blocks[q + 5]), np.int64(row_blocks[q + 6])
+    b7, b8 = np.int64(row_blocks[q + 7]), np.int64(row_blocks[q + 8])
+    value = simd.lane_sums(
+        _row_sum(b, b1, starts, values, m),
+        _row_sum(b1, b2, starts, values, m),
+        _row_sum(b2, b3, starts, values, m),
+        _row_sum(b3, b4, starts, values, m),
+        _row_sum(b4, b5, starts, values, m),
+        _row_sum(b5, b6, starts, values, m),
+        _row_sum(b6, b7, starts, values, m),
+        _row_sum(b7, b8, starts, values, m),
+    )
+    total = simd.multiply_add(simd.load(weight, i, width), value, simd.load(bias, i, width))
+    simd.store(x, i, value)
+    simd.store(z, i, total)
+    if kind[i] == LEAKY:
+        simd.store(m, i, simd.leaky_each(total, simd.load(slope, i, width)))
+    else:
+        _curve_neighbours(z, m, i, i + LANES, kind[i])
+    message = simd.load(m, i, width)
+    return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
+
+
 @task
-def _forward_rows(n_rows, order, row_blocks, starts, values, first_linear, weight, bias, kind, slope, x, m, z):
-    """The same of the other neurons, from their sources."""
-    found = weight[0] * 0
-    other = found
-    last = np.int64(row_blocks[0])
-    for q in range(n_rows):
+def _forward_rows(
+    n_groups, n_read, groups, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z
+):  # fmt: skip
+    """The same of the other neurons, from their sources; of ``n_groups`` the first ``n_read`` read messages."""
+    width = simd.width_of(LANES)
+    found, check = weight[0] * 0, simd.zeros(x, width)
+    zeros, other, last = check, found, np.int64(0)
+    for g in range(n_read):
         first = last
-        last = np.int64(row_blocks[q + 1])
-        i = np.int64(order[q])
-        if i < first_linear:
-            value = _row_sum(first, last, starts, values, m)
+        last = np.int64(groups[g + 1])
+        if SIDE_BY_SIDE and last - first == LANES:
+            check = simd.multiply_add(
+                zeros, _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z), check
+            )
         else:
-            value = _row_sum(first, last, starts, values, z)
-        total, message = _activate(i, value, weight, bias, kind, slope, x, m, z)
+            for q in range(first, last):
+                lanes_of = _row_sum(np.int64(row_blocks[q]), np.int64(row_blocks[q + 1]), starts, values, m)
+                total, message = _activate(
+                    np.int64(order[q]), simd.lane_total(lanes_of), weight, bias, kind, slope, x, m, z
+                )
+                found = simd.fma(total, total * 0, found)
+                other = simd.fma(message, message * 0, other)
+    for q in range(last, last + n_groups - n_read):
+        lanes_of = _row_sum(np.int64(row_blocks[q]), np.int64(row_blocks[q + 1]), starts, values, z)
+        total, message = _activate(np.int64(order[q]), simd.lane_total(lanes_of), weight, bias, kind, slope, x, m, z)
         found = simd.fma(total, total * 0, found)
-        other = simd.fma(message, message * 0, other)
-    return found + other
+    return found + other + simd.lane_total(check)
 
 
 # -- backward --------------------------------------------------------------------------------------------------
@@ -227,16 +359,16 @@ def _neuron_back(i, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias):
 @inner
 def _row_back(first, last, begins, gradient, starts, values, messages, g, by_values):
     """Gradients of a row's strengths, and of its sources.  ``begins``: these are the first of the strengths."""
-    lanes = simd.width_of(LANES)
+    width = simd.width_of(LANES)
     zero = gradient * 0
     for b in range(first, last):
         at, j = b * LANES, np.int64(starts[b])
-        message = simd.load(messages, j, lanes)
+        message = simd.load(messages, j, width)
         if begins:
             simd.store(by_values, at, simd.affine(gradient, message, zero))
         else:
-            simd.store(by_values, at, simd.scaled_add(simd.load(by_values, at, lanes), gradient, message))
-        simd.store(g, j, simd.scaled_add(simd.load(g, j, lanes), gradient, simd.load(values, at, lanes)))
+            simd.store(by_values, at, simd.scaled_add(simd.load(by_values, at, width), gradient, message))
+        simd.store(g, j, simd.scaled_add(simd.load(g, j, width), gradient, simd.load(values, at, width)))
 
 
 @task
@@ -267,6 +399,10 @@ def _backward_inputs(n_strips, strips, n_lone, lone, weight, bias, kind, slope, 
     strip = simd.width_of(STRIP)
     for k in range(n_strips):
         i = np.int64(strips[k])
+        if kind[i] != LEAKY:
+            for j in range(i, i + STRIP):
+                _neuron_back(j, x, g, by_z, weight, bias, kind, slope, by_weight, by_bias)
+            continue
         value, scale = simd.load(x, i, strip), simd.load(weight, i, strip)
         z = simd.multiply_add(scale, value, simd.load(bias, i, strip))
         gradient = simd.leaky_pick(z, simd.load(g, i, strip), simd.load(slope, i, strip))
@@ -295,6 +431,7 @@ def _make_forward(graph_kind, data_kind):
         )  # fmt: skip
         order, row_blocks, starts = pointer(graph.order), pointer(graph.row_blocks), pointer(graph.starts)
         kind, slope, outputs = pointer(graph.kind), pointer(graph.slope), pointer(graph.outputs)
+        groups = pointer(graph.groups)
         values, weight, bias = pointer(data.values), pointer(data.weight), pointer(data.bias)
         x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
         rows, results = simd.pointers(table, out)
@@ -314,8 +451,8 @@ def _make_forward(graph_kind, data_kind):
                 simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
             )  # fmt: skip
             check += _forward_rows(
-                length(graph.order), order, row_blocks, starts, values, graph.first_linear, weight, bias, kind, slope,
-                x_tile, m_tile, z_tile,
+                length(graph.groups) - 1, graph.n_read, groups, order, row_blocks, starts, values, weight, bias, kind,
+                slope, x_tile, m_tile, z_tile,
             )  # fmt: skip
             for k in range(n_outputs):
                 results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
@@ -378,8 +515,9 @@ def make(graph_kind, data_kind):
         like g, by_values like values.
     Both return whether all numbers were finite: else what they computed is of no use.
 
-    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns, order,
-            indptr, row_blocks, starts, place (see `cover`), kind, slope, outputs
+    graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns (`cover_inputs`), order,
+            groups, of which the first n_read read messages and the others z (`arrange`), indptr, row_blocks, starts,
+            place (`cover`), kind, slope, outputs
     data    address of a Block: strengths (n_edges,) of the edges in CSR order, values (n_blocks * LANES,), weight and
             bias (n,), and x, m, z (batch * n + LANES,), which `forward` writes.  Strengths of length 0: ``values``
             holds them already, and m and z hold finite numbers

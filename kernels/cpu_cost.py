@@ -1,7 +1,8 @@
 """What a step costs, on the CPU: counts of a structure, and the expected cost of candidates whose gates are chances.
 
 Every candidate e of a manifold exists with the chance h_e = sigmoid((|d_e| - c) / tau) (DESIGN, section 3).  A neuron
-is read with the chance of the strongest of the edges to its readers: their chances are those of one noise.
+is read with the chance of the strongest of the edges to its readers: their chances are those of one noise.  So does a
+block of neighbouring sources exist with the chance of its strongest edge.
 """
 
 import numpy as np
@@ -10,7 +11,6 @@ from sparse_dnm.kernels.cpu_blocks import LANES
 from sparse_dnm.kernels.cpu_formulas import of_lanes, of_one
 from sparse_dnm.kernels.jit import inner, kernel
 
-NORM = 0
 PICKS = 8  # sources of a row, deepest first, that its level is expected from
 
 _gate, _gate_slope, _cutoff_back = of_lanes.gate, of_lanes.gate_slope, of_one.cutoff_back
@@ -84,7 +84,7 @@ def _row_blocks(first, last, indices, d, c, price, gates, slopes, by_gate):
     """Add the cost of a row's blocks to ``by_gate``; returns that cost, and its derivative by all |d| together.
 
     The blocks are those of the active edges, by the covering of `cpu_blocks.cover`; candidates in them belong to them,
-    and the others form further blocks in the same way.  A block exists with the chance that ``_chance`` tells.
+    and the others form further blocks in the same way.  A block exists with the chance of its strongest edge.
     """
     cost, by_size = 0.0, 0.0
     e = first
@@ -96,24 +96,13 @@ def _row_blocks(first, last, indices, d, c, price, gates, slopes, by_gate):
         behind = e + 1
         while behind < last and indices[behind] < end and (active or not abs(d[behind]) > c):
             behind += 1
-        if NORM == 0:
-            strongest = e
-            for k in range(e + 1, behind):
-                if gates[k] > gates[strongest]:
-                    strongest = k
-            cost += price * gates[strongest]
-            by_gate[strongest] += price
-            by_size += price * slopes[strongest]
-        else:
-            total = 0.0
-            for k in range(e, behind):
-                total += gates[k] ** NORM
-            chance = total ** (1.0 / NORM)
-            cost += price * chance
-            for k in range(e, behind):
-                share = price * (gates[k] / chance) ** (NORM - 1)
-                by_gate[k] += share
-                by_size += share * slopes[k]
+        strongest = e
+        for k in range(e + 1, behind):
+            if gates[k] > gates[strongest]:
+                strongest = k
+        cost += price * gates[strongest]
+        by_gate[strongest] += price
+        by_size += price * slopes[strongest]
         e = behind
     return cost, by_size
 

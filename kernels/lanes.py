@@ -313,6 +313,8 @@ def total(typingctx, x):
 
 
 def _address(context, builder, kind, array, at):
+    if isinstance(kind, types.CPointer):
+        return builder.gep(array, [at])
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
 
 

@@ -1,5 +1,9 @@
 """Executor `blocks`: its covering is valid, its passes are those of tests/naive.py and of `columns`."""
 
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
 import naive
 import numpy as np
 import pytest
@@ -8,15 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import dags, manifolds, rng_input
 
-from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology
+from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer
 from sparse_dnm.config import ACTIVATIONS
+from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
 from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.choose import engine_for
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_blocks import LANES, Covering
 from sparse_dnm.engine.device import kernels
 from sparse_dnm.engine.schedule import Schedule
+from sparse_dnm.timing import probes
+from sparse_dnm.timing.cost_model import FEATURES
+from sparse_dnm.train import trim
+from sparse_dnm.train.fused import FusedSteps
 
 STRIP = kernels(torch.device("cpu")).blocks.STRIP
 BATCHES = [1, 3, MOST_BLOCK_COLUMNS, MOST_BLOCK_COLUMNS + 1]
@@ -37,10 +47,10 @@ def wide_dags(draw):
     return Topology.from_edges(edges, n, np.arange(n_inputs), np.arange(n - n_outputs, n))
 
 
-def neurons(topology, kind=0):
-    """All of one activation, which read messages."""
+def neurons(topology, first_linear=None):
+    """All of one activation; from ``first_linear`` on they read z."""
     n = topology.n_neurons
-    return Neurons(np.full(n, kind, np.int8), np.full(n, 0.2), n, slice(0, n))
+    return Neurons(np.zeros(n, np.int8), np.full(n, 0.2), n if first_linear is None else first_linear, slice(0, n))
 
 
 def run_and_back(model, x):
@@ -77,7 +87,7 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert covering.n_blocks == len(set(blocks.tolist())) <= len(places)
     assert (graph["starts"][blocks] + lanes == topology.indices[executed]).all()
     assert not len(places) or 0 <= graph["starts"].min() <= graph["starts"].max() < n
-    row = np.repeat(schedule.sequence, np.diff(graph["row_blocks"]))
+    row = np.repeat(graph["order"], np.diff(graph["row_blocks"]))
     assert (row[blocks] == readers[executed]).all()
     strips, lone = graph["strips"], graph["lone"]
     in_strips = (strips[:, None] + np.arange(STRIP)).ravel()
@@ -87,6 +97,42 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert (topology.inputs[graph["lone_columns"]] == lone).all()
     assert set(schedule.inputs.tolist()) <= {*in_strips.tolist(), *lone.tolist()}
     assert not np.isin(lone, in_strips).any()
+    counts = dict(zip(FEATURES["blocks"], covering.counts(schedule).tolist(), strict=True))
+    assert counts["block"] == covering.n_blocks
+    assert counts["edge"] == len(places)
+    assert counts["neuron"] == len(schedule.order)
+    assert counts["input"] == len(in_strips) + len(lone)
+    assert counts["lone input"] == len(lone)
+    side_by_side = np.diff(graph["groups"])[: graph["n_read"]] == LANES
+    assert counts["lone neuron"] == len(graph["order"]) - LANES * side_by_side.sum()
+
+
+@given(st.one_of(wide_dags(), dags().map(lambda dag: Topology.from_edges(*dag))), st.booleans())
+def test_rows_are_computed_after_their_sources_and_side_by_side_only_if_they_do_not_read_each_other(topology, linear):
+    n, schedule = topology.n_neurons, Schedule(topology)
+    last = n - len(topology.outputs)
+    unread = topology.outputs.min() >= last and not np.isin(topology.outputs, topology.indices).any()
+    first_linear = last if linear and unread and not np.isin(topology.outputs, topology.inputs).any() else n
+    graph = Covering(schedule, neurons(topology, first_linear)).graph.values
+    order, groups = graph["order"], graph["groups"]
+    assert len(set(order.tolist())) == len(order)
+    assert set(schedule.order.tolist()) <= set(order.tolist())
+    assert not np.isin(order, topology.inputs).any()
+    assert (np.diff(groups) > 0).all()
+    assert groups[0] == 0
+    assert groups[-1] == len(order)
+    assert (order[: groups[graph["n_read"]]] < first_linear).all()
+    assert (order[groups[graph["n_read"]] :] >= first_linear).all()
+    done = set(topology.inputs.tolist())
+    for k, (a, b) in enumerate(itertools.pairwise(groups)):
+        side_by_side = b - a == LANES and k < graph["n_read"]
+        if side_by_side:
+            assert (np.diff(order[a:b]) == 1).all()
+        for i in order[a:b].tolist():
+            if topology.live[i]:
+                assert set(topology.indices[topology.indptr[i] : topology.indptr[i + 1]].tolist()) <= done
+            done |= set() if side_by_side else {i}
+        done |= set(order[a:b].tolist())
 
 
 @given(st.lists(st.integers(0, 90), unique=True, min_size=1, max_size=40))
@@ -104,7 +150,7 @@ def test_no_covering_by_blocks_that_start_anywhere_has_fewer_of_them(sources):
 
 
 @given(wide_dags(), st.sampled_from(BATCHES), st.sampled_from(ACTIVATIONS), st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_outputs_and_gradients_are_those_of_columns_and_of_the_oracle(topology, batch, activation, input_neurons):
     generator = torch.Generator().manual_seed(batch)
     about = {"activation": activation, "input_neurons": input_neurons, "dtype": torch.float64}
@@ -250,3 +296,116 @@ def test_fastest_runs_what_won(monkeypatch):
         model(torch.randn(1, 4))
     assert model.executor.to_race("infer", 1, model._structure(model.engine, torch.float32)) == ()
     assert not model.executor.takes_blocks("infer", 1)
+
+
+# -- trainings -----------------------------------------------------------------------------------------------------
+
+
+def samples(n=60):
+    """A data set of 40 inputs and 3 classes."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, 40, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+    return Dataset("made", "classification", x, y, x[:10], y[:10], 8.0, ("a", "b", "c"))
+
+
+MANIFOLD = ManifoldConfig(
+    n_neurons=60, n_inputs=40, n_outputs=3, period=8.0, sigma=(12.0, 1.0), cutoff=-2.0, edges="free"
+)
+CONFIG = TrainConfig(
+    steps=24, batch_size=3, schedule="constant", speed="proxy", kappa=1.0, log_every=8, checkpoint_every=8, threads=1
+)
+
+
+def trained(config, out=None, steps=None):
+    """A trained model, and its trainer."""
+    model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(0), executor=config.executor, threads=1)
+    trainer = Trainer(model, samples(), dataclasses.replace(config, steps=steps or config.steps), out)
+    trainer.run(lambda line: None)
+    return model, trainer
+
+
+def parameters(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_a_training_of_few_samples_is_that_of_columns(monkeypatch):
+    fused, run = [], FusedSteps.run
+    monkeypatch.setattr(FusedSteps, "run", lambda self, *given: fused.append(self) or run(self, *given))
+    blocks = dataclasses.replace(CONFIG, executor="blocks")
+    model, _ = trained(blocks)
+    assert not fused  # the compiled steps do not know blocks
+    expected, _ = trained(dataclasses.replace(CONFIG, executor="columns"))
+    assert fused
+    assert_close(parameters(model), parameters(expected), 1e-3)
+
+
+def test_a_training_that_is_resumed_goes_on_with_the_same_bits(tmp_path):
+    config = dataclasses.replace(CONFIG, executor="blocks", kappa=0.0)  # kappa falls by the number of all steps
+    model, _ = trained(config)
+    trained(config, tmp_path / "run", steps=16)
+    resumed = Trainer.resume(tmp_path / "run", samples(), 24)
+    resumed.run(lambda line: None)
+    for name, value in parameters(model).items():
+        assert torch.equal(parameters(resumed.model)[name], value), name
+
+
+def test_a_training_of_many_samples_has_the_bits_of_columns():
+    found = [
+        parameters(trained(dataclasses.replace(CONFIG, batch_size=20, executor=name))[0])
+        for name in ("blocks", "columns")
+    ]
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+def test_a_network_is_trained_for_the_time_of_one_sample_by_blocks():
+    config = dataclasses.replace(
+        CONFIG, speed="time", time_mode="infer", time_batch=1, clock="perf_counter", executor="blocks", batch_size=20
+    )
+    model, trainer = trained(config)
+    term = trainer._run.costs.speed
+    assert term.executor.name == "blocks"
+    assert set(term.seconds_per()) >= {"block", "neuron"}
+    prices = term.prices(model.find())._replace(block=1e-9, edge=0.0)
+    assert model.find().expected_cost(0.3, prices).value > 0
+
+
+def test_the_executor_of_measured_time_may_be_blocks_where_batches_are_small(monkeypatch):
+    model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(0), threads=1)
+    seen = []
+
+    def times(watches, settings):
+        seen.append([watch.engine.executor.name for watch in watches])
+        return SimpleNamespace(seconds=np.array([[2.0], [1.0]][: len(watches)]))
+
+    monkeypatch.setattr(probes, "time_steps", times)
+    for batch, expected in ((1, "blocks"), (MOST_BLOCK_COLUMNS + 1, "columns")):
+        bench = probes.Bench(model.find(), "infer", batch, "perf_counter", 0)
+        assert bench.settle("auto", [1]).name == expected
+    assert seen == [["columns", "blocks"]]
+
+
+def test_the_trim_removes_the_edges_of_a_block_together():
+    model = DynamicManifold(MANIFOLD, torch.Generator().manual_seed(0), executor="blocks", threads=1)
+    evaluation = model.find()
+    prices = Prices(0.0, 0.0, 0.0, 0.0, 8.0)
+    term = SimpleNamespace(prices=lambda evaluation: prices, settings=SimpleNamespace(tau=0.1))
+    saved, together = trim._saved(evaluation, term)
+    covering = Covering.of(evaluation.host)
+    live = covering.blocks >= 0
+    assert saved.sum() == pytest.approx(8.0 * covering.n_blocks)
+    for block in np.unique(together[live]):
+        assert saved[together == block].sum() == pytest.approx(8.0)
+    assert (together[live] == covering.blocks[live]).all()
+    prices = prices._replace(block=0.0, edge=2.0)
+    saved, together = trim._saved(evaluation, term)
+    assert len(set(together.tolist())) == len(together)
+    assert saved[live].min() >= 2.0
+
+
+@given(wide_dags(), st.integers(0, 2**20))
+def test_probes_with_runs_are_dags_whose_rows_read_neighbours(topology, seed):
+    part = probes.cut(topology, "runs", 1.0, np.random.default_rng(seed))
+    assert part.n_edges <= topology.n_edges
+    assert (np.diff(part.indptr) <= np.diff(topology.indptr)).all()
+    assert not np.isin(part.indices, topology.outputs).any()

@@ -348,7 +348,7 @@ def test_executor_auto_is_settled_and_the_model_keeps_its_own():
     term = MeasuredTime(model, TimeSettings(batch=50, **QUICK))  # two tiles, two threads
     assert (term.executor.name, model.executor.name) == ("columns", "auto")
     term = MeasuredTime(model, TimeSettings(batch=1, mode="infer", **QUICK))
-    assert term.executor.name in ("columns", "wavefront")
+    assert term.executor.name in ("columns", "wavefront", "blocks")
     assert model.executor.name == "auto"
 
 

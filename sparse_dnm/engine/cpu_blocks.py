@@ -22,17 +22,26 @@ class Covering:
 
     graph    what the kernels are given of it
     place    int (n_edges,): block * LANES + lane of each edge in CSR order, -1 where it is not executed
-    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them
+    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them; n_alone:
+             neurons that are not computed side by side
     """
 
     def __init__(self, schedule: Schedule, neurons: Neurons):
         s, t = schedule, schedule.topology
         self.neurons, self.n_edges = neurons, len(t.t_edges)
         n_edges, n_inputs = t.n_edges, len(s.inputs)
-        order, row_blocks = s.sequence, np.empty(len(s.sequence) + 1, np.int32)
+        is_input = np.zeros(t.n_neurons, np.bool_)
+        is_input[t.inputs] = True
+        order, groups = (np.empty(t.n_neurons + more, np.int32) for more in (0, 1))
+        n_rows, n_groups, n_read = KERNELS.arrange(
+            *(s.sequence, t.ascending, t.indptr, t.indices, neurons.kind, t.live, is_input, neurons.first_linear),
+            *(order, groups),
+        )
+        self.n_alone = n_rows - LANES * int((np.diff(groups[: n_read + 1]) == LANES).sum())
+        order, row_blocks = order[:n_rows], np.empty(n_rows + 1, np.int32)
         starts = np.empty(n_edges, np.int32)
         self.place = np.empty(n_edges, np.int32 if n_edges * LANES < 2**31 else np.int64)
-        self.n_blocks: int = KERNELS.cover(order, t.indptr, t.indices, row_blocks, starts, self.place)
+        self.n_blocks: int = KERNELS.cover(order, t.live, t.indptr, t.indices, row_blocks, starts, self.place)
         strips, strip_columns, lone, lone_columns = (np.empty(n_inputs, np.int32) for _ in range(4))
         self.n_strips, self.n_lone = KERNELS.cover_inputs(
             *(s.inputs, s.column, t.inputs, neurons.kind, np.empty(t.n_neurons, np.int32)),
@@ -46,6 +55,8 @@ class Covering:
             lone=lone[: self.n_lone],
             lone_columns=lone_columns[: self.n_lone],
             order=order,
+            groups=groups[: n_groups + 1],
+            n_read=n_read,
             indptr=t.indptr,
             row_blocks=row_blocks,
             starts=starts[: self.n_blocks],
@@ -63,8 +74,8 @@ class Covering:
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
         t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
-        counts = 1, n_inputs, self.n_lone, len(schedule.order), len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
-        return np.array(counts, float)
+        neurons = len(schedule.order), self.n_alone, len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
+        return np.array((1, n_inputs, self.n_lone, *neurons), float)
 
     @staticmethod
     def of(structure: CpuStructure) -> Covering:

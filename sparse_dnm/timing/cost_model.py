@@ -22,6 +22,7 @@ from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = (
     "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level", "block",
+    "lone neuron",
 )  # fmt: skip
 BEFORE = {  # the features of an executor's time before these: those in checkpoints that do not name theirs
     "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
@@ -29,9 +30,9 @@ BEFORE = {  # the features of an executor's time before these: those in checkpoi
 }
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
-    "columns": COUNTS[:-2],
-    "wavefront": COUNTS[:-1],
-    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block"),
+    "columns": COUNTS[:8],
+    "wavefront": COUNTS[:9],
+    "blocks": ("call", "input", "lone input", "neuron", "lone neuron", "edge", "level", "block"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
@@ -91,7 +92,7 @@ class CostModel:
         return Prices(
             with_part("edge", "far edge"),
             with_part("input", "lone input") + crowd,
-            cost["neuron"] + crowd,
+            with_part("neuron", "lone neuron") + crowd,
             cost["level"],
             cost["block"],
         )
