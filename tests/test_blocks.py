@@ -312,7 +312,15 @@ MANIFOLD = ManifoldConfig(
     n_neurons=60, n_inputs=40, n_outputs=3, period=8.0, sigma=(12.0, 1.0), cutoff=-2.0, edges="free"
 )
 CONFIG = TrainConfig(
-    steps=24, batch_size=3, schedule="constant", speed="proxy", kappa=1.0, log_every=8, checkpoint_every=8, threads=1
+    fine_tune=0.0,
+    steps=24,
+    batch_size=3,
+    schedule="constant",
+    speed="proxy",
+    kappa=1.0,
+    log_every=8,
+    checkpoint_every=8,
+    threads=1,
 )
 
 
