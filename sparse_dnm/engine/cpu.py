@@ -347,8 +347,8 @@ class CpuEngine(CpuSearch):
         """1 call; executed inputs, and those of them that are read alone; executed neurons that are no inputs; executed
         edges, and those whose neighbour in memory the backward pass has left far behind; for ``wavefront`` levels.
 
-        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons, and those not side by
-        side; edges; levels; blocks.
+        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons that are, and those not
+        side by side; edges; levels; blocks.
         """
         s, t = structure.schedule, structure.topology
         if executor == "blocks":
