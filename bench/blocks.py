@@ -197,9 +197,8 @@ def draw(axes: Any, model: DynamicManifold, samples: Any, title: str) -> str:
     structure = Snapshot(0, topology, np.asarray(evaluation.host_values.strengths, np.float32))
     times = {name: seconds_of(model, name) for name in ("columns", "blocks")}
     n_blocks = Covering.of(evaluation.host).n_blocks
-    said = f"{title}: {correct:.2%} correct, {topology.n_edges:,} edges, {n_blocks:,} blocks; one sample " + ", ".join(
-        f"{1e6 * s:.1f} µs by {name}" for name, s in times.items()
-    )
+    spent = ", ".join(f"{1e6 * s:.1f} µs by {name}" for name, s in times.items())
+    said = f"{title}: {correct:.2%} correct\n{topology.n_edges:,} edges in {n_blocks:,} blocks; one sample {spent}"
     limit = saturation(structure)
     axes[0].imshow(
         grid.cells(structure, config), cmap=STRENGTHS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto",

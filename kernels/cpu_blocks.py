@@ -35,7 +35,7 @@ SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
 @inner
 def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
     """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and do those that are live, of which there are
-    two at least, read none of each other?"""
+    three at least, read none of each other?"""
     count = 0
     for k in range(i, i + LANES):
         if k >= n or k >= first_linear or kind[k] != kind[i] or is_input[k]:
@@ -44,7 +44,7 @@ def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
             count += 1
             if indptr[k + 1] > indptr[k] and indices[indptr[k + 1] - 1] >= i:  # sources ascend
                 return False
-    return count >= 2
+    return count >= 3
 
 
 @kernel

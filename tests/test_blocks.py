@@ -100,7 +100,7 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     counts = dict(zip(FEATURES["blocks"], covering.counts(schedule).tolist(), strict=True))
     assert counts["block"] == covering.n_blocks
     assert counts["edge"] == len(places)
-    assert counts["neuron"] == len(schedule.order)
+    assert counts["neuron"] == len(graph["order"])
     assert counts["input"] == len(in_strips) + len(lone)
     assert counts["lone input"] == len(lone)
     side_by_side = np.diff(graph["groups"])[: graph["n_read"]] == LANES

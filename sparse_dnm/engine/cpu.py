@@ -348,8 +348,8 @@ class CpuEngine(CpuSearch):
         outputs; executed edges, and those whose neighbour in memory the backward pass has left far behind; outputs;
         executed neurons, times thousands of them; for ``wavefront`` levels.
 
-        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons, and those not side by
-        side; edges; levels; blocks.
+        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons that are, and those not
+        side by side; edges; levels; blocks.
         """
         s, t = structure.schedule, structure.topology
         if executor == "blocks":

@@ -74,7 +74,7 @@ class Covering:
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
         t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
-        neurons = len(schedule.order), self.n_alone, len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
+        neurons = len(self.graph.values["order"]), self.n_alone, len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
         return np.array((1, n_inputs, self.n_lone, *neurons), float)
 
     @staticmethod
