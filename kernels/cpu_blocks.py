@@ -64,7 +64,7 @@ def arrange(sequence, ascending, indptr, indices, kind, live, is_input, first_li
         q += 1
         if i >= first_linear:
             continue
-        if ascending and _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
+        if SIDE_BY_SIDE and ascending and _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
             if plain:
                 n_groups += 1
                 groups[n_groups] = rows
