@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from sparse_dnm.config import ManifoldConfig, TrainConfig, from_dict
 from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.data.source import DataSource, describe
+from sparse_dnm.engine.device import device_of
 from sparse_dnm.io import CheckpointError, doing, read_json, write_atomic, write_json
 from sparse_dnm.machine import machine, versions
 
@@ -174,10 +175,13 @@ def read_config(out: Path) -> tuple[ManifoldConfig, TrainConfig, DataSource | No
         raise CheckpointError(f"{path} does not describe a run: {error}") from None
 
 
-def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, Checkpoint]:
-    """The configs, data source and checkpoint of the run in ``out``.
+def load_run(
+    out: Path, data: Dataset, changes: Mapping[str, Any]
+) -> tuple[ManifoldConfig, TrainConfig, DataSource | None, Checkpoint]:
+    """The configs, data source and checkpoint of the run in ``out``, with ``changes`` to fields that are not None.
 
-    Raises CheckpointError if a file is unusable or belongs to another run, or if ``data`` are not the run's.
+    Raises CheckpointError if a file is unusable or belongs to another run, or if ``data`` are not the run's, and
+    ValueError if its device is not here.
     """
     manifold, train, source, description = read_config(out)
     path = out / CHECKPOINT
@@ -193,6 +197,13 @@ def load_run(out: Path, data: Dataset) -> tuple[ManifoldConfig, TrainConfig, Dat
             f"the data {data.name} have changed since the run in {out} began ({what}); give the original data, "
             "with --data-dir where they are elsewhere, or start a new run"
         )
+    train = replace(train, **{name: value for name, value in changes.items() if value is not None})
+    try:
+        device_of(train.device)
+    except ValueError as error:
+        if changes.get("device") is None:
+            raise ValueError(f"{out} was trained on {train.device}; give --device cpu to go on here: {error}") from None
+        raise
     return manifold, train, source, saved
 
 

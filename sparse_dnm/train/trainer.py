@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -386,18 +385,8 @@ class Trainer:
         Raises CheckpointError naming the file and what does not fit.
         """
         out = Path(out)
-        manifold, config, source, saved = files.load_run(out, data)
-        given: dict[str, Any] = {"steps": steps, "executor": executor, "threads": threads}
-        given.update({"snapshot_every": snapshot_every, "device": device})
-        config = dataclasses.replace(config, **{k: v for k, v in given.items() if v is not None})
-        try:
-            backend.device_of(config.device)
-        except ValueError as error:
-            if device is None:
-                raise ValueError(
-                    f"{out} was trained on {config.device}; give --device cpu to go on here: {error}"
-                ) from None
-            raise
+        changes = dict(steps=steps, executor=executor, threads=threads, snapshot_every=snapshot_every, device=device)
+        manifold, config, source, saved = files.load_run(out, data, changes)
         model = DynamicManifold(manifold, executor=config.executor, threads=config.threads)
         try:
             model.load_state_dict(saved.group("model"))
