@@ -199,7 +199,7 @@ def test_the_command_writes_everything_and_takes_finished_runs_again(tmp_path, m
     [
         (("--terms", "luck"), "terms='luck' is unknown"),
         (("--factors", "1,x"), "--factors '1,x' must be numbers"),
-        (("--executor", "auto"), "executor='auto' is unknown; choose one of columns, wavefront"),
+        (("--executor", "luck"), "executor='luck' is unknown; choose one of columns, wavefront"),
         (("--mode", "fly"), "'fly' is unknown"),
         (("--clock", "sundial"), "clock='sundial'"),
         (("--batch-size", "0"), "time_batch=0 must be"),

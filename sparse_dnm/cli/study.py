@@ -57,7 +57,11 @@ class CompareOptions:
         typer.Option(metavar=o.MODES, help="What is timed: forward + backward of a training batch, or a forward."),
     ] = "infer"
     batch_size: Annotated[int, typer.Option(help="Samples of the forward in mode infer.")] = 1
-    executor: Annotated[str, o.TIMED_EXECUTOR, o.SETTING] = "columns"
+    executor: Annotated[
+        str,
+        typer.Option(metavar="auto|columns|wavefront|blocks", help="How the kernels run networks while they train."),
+        o.SETTING,
+    ] = "auto"
     timed_with: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +95,8 @@ class CompareOptions:
 
         clock, target = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
         device = "cpu" if target.type == "cpu" else self.device
-        return Settings(self.executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
+        executor = "columns" if self.executor == "auto" else self.executor  # where --timed-with names none
+        return Settings(executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
 
     def plan(self, timing: Settings) -> Plan:
         """The plan of the comparison.  Raises ValueError for unfit values."""
