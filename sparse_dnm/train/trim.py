@@ -103,7 +103,8 @@ def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
         assert candidates is not None
         size = np.abs(values.d)
         readers = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr)) + model.config.n_inputs
-        usable = np.flatnonzero((size <= values.c) & (size > 0.0) & evaluation.topology.live[readers])
+        near = (size <= values.c) & (size > values.threshold)  # of others omega would have to become huge
+        usable = np.flatnonzero(near & evaluation.topology.live[readers])
         edge = max(term.prices(evaluation).edge, 1e-3 * seconds / max(evaluation.n_edges, 1))
         count = math.ceil(min(missing / edge, LARGEST_FILL * evaluation.n_edges))
         added = usable[np.argsort(-size[usable], kind="stable")[:count]]
