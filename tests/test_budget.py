@@ -130,6 +130,17 @@ def test_filling_ends_where_there_is_nothing_to_add():
     assert model.find().n_edges == before
 
 
+def test_candidates_far_below_the_cutoff_fill_nothing_up():
+    model = model_of()
+    values = model.find().host_values
+    weak = torch.from_numpy(model.candidates.slots[np.abs(values.d) <= values.c][::2].copy())
+    with torch.no_grad():
+        model.edge_weight[weak] = 1e-42  # to be an edge, each would need an omega above all finite numbers
+    fill(model, charged(model), 1.0)
+    assert torch.isfinite(model.edge_weight).all()
+    assert (model.edge_weight[weak] == torch.tensor(1e-42)).all()
+
+
 def test_samples_are_held_out_by_the_seed_and_only_for_a_budget():
     whole = dataset("classification")
     config = TrainConfig(budget_us=10.0, batch_size=16, seed=3)
