@@ -46,11 +46,6 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of manifold, of t
     "closeness: no omega": (CLOSENESS, {"lr": 0.01, "shift": 0}),
 }
 GUARDED = (("digits", 100), ("digits", 800), ("mnist", 300), ("mnist", 3100))  # data, edges: few, many
-    ("digits", 100),
-    ("digits", 800),
-    ("mnist", 300),
-    ("mnist", 3100),
-)  # data, edges: few, so that networks may be cut in two
 FLOWS = (0.0, 1e-6, 1e-5)  # coefficients of the flow loss; 0: recovery alone
 TABLES = ("tasks", "rivals", "ablations", "modes", "guards")
 
