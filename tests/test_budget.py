@@ -180,7 +180,7 @@ def run_with_losses(monkeypatch, points, out=None, steps=40):
     monkeypatch.setattr(Validation, "points", lambda self, model: next(taken))
     run = budget_run(monkeypatch, [9.7e-3] * 9, steps=steps, out=out)
 
-    def passing(self, evaluation, ran):
+    def passing(self, evaluation, found, disturbed):
         self.timed += 1
         self.seconds = max(20e-3 - 1e-3 * run.step, 9.8e-3)
         self._prices = self.prices(evaluation)
