@@ -26,6 +26,7 @@ from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train.checkpoint import renewed
+from sparse_dnm.train.constraints import rounded_up
 from sparse_dnm.train.schedules import learning_rate, trimmed_after
 from sparse_dnm.train.state import CutTooDeep
 from sparse_dnm.train.trainer import Trainer, TrainingError
@@ -207,7 +208,7 @@ def test_a_run_that_lost_too_much_fails_and_names_the_smallest_budget_that_it_ca
     assert re.search(
         r"the cut to budget_us=10000 has cost 6\.60 points of validation accuracy, 96\.60 to 90\.00 %, more than "
         r"max_loss=2; the smallest budget that it can keep is 9700 µs: the network of step 0, fine-tuned, has "
-        r"95\.50 %\. Start a new run, .*--budget-us 9848 or more, .* or --max-loss 7 where .* The last good "
+        r"95\.50 %\. Start a new run, .*--budget-us 9850 or more, .* or --max-loss 7 where .* The last good "
         r"checkpoint, of step 40, is kept",
         str(error.value),
     )
@@ -220,6 +221,13 @@ def test_a_run_none_of_whose_networks_keeps_enough_says_so(monkeypatch):
     run = run_with_losses(monkeypatch, [97.0, 96.5, 96.6, 90.0, 91.0, 92.0])
     with pytest.raises(CutTooDeep, match="no network that it passed on the way down keeps that, fine-tuned"):
         run.run()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(2.448, "2.45"), (2.45, "2.45"), (22000.0, "22000"), (9848.0, "9850"), (0.0123456, "0.0124")]
+)
+def test_a_budget_to_give_is_rounded_up(number, text):
+    assert rounded_up(number) == text
 
 
 def test_runs_of_earlier_versions_keep_their_phases():

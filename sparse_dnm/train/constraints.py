@@ -132,7 +132,7 @@ class TimeBudget(Constraint):
         if budget < 1e6 * least:
             raise TrainingError(
                 f"budget_us={budget:g} cannot be met: the smallest network that connects inputs and "
-                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {math.ceil(1.1e6 * least)} or more. "
+                f"outputs takes about {1e6 * least:.4g} µs here; give --budget-us {rounded_up(1.1e6 * least)} or more. "
                 f"{self.run.kept()}"
             )
 
@@ -177,8 +177,8 @@ class TimeBudget(Constraint):
         """What the user can do about a budget that was not met."""
         run = self.run
         return (
-            f"Start a new run, with another --out or the default, and --budget-us {math.ceil(1.1 * least_us)} or more, "
-            f"a smaller network (--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set "
+            f"Start a new run, with another --out or the default, and --budget-us {rounded_up(1.1 * least_us)} or "
+            f"more, a smaller network (--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set "
             f"time_batch=. {run.kept()}"
         )
 
@@ -226,13 +226,13 @@ class TimeBudget(Constraint):
         found = descent.least(before - config.max_loss, self.term)
         if found is None:
             keeps = "no network that it passed on the way down keeps that, fine-tuned"
-            way_out = f"--budget-us {math.ceil(3 * config.budget_us)}"
+            way_out = f"--budget-us {rounded_up(3 * config.budget_us)}"
         else:
             keeps = (
                 f"the smallest budget that it can keep is {found.microseconds:.4g} µs: the network of step "
                 f"{found.step}, fine-tuned, has {found.points:.2f} %"
             )
-            way_out = f"--budget-us {math.ceil(found.microseconds / BUDGET_MARGIN)}"
+            way_out = f"--budget-us {rounded_up(found.microseconds / BUDGET_MARGIN)}"
         return (
             f"the cut to budget_us={config.budget_us:g} has cost {before - after:.2f} points of validation {figure}, "
             f"{before:.2f} to {after:.2f} %, more than max_loss={config.max_loss:g}; {keeps}. Start a new run, with "
@@ -370,6 +370,12 @@ class EdgeCount(Constraint):
         """The controller's."""
         made = self.controller
         return None if made is None else {name: getattr(made, name) for name in ("start", "integral", "multiplier")}
+
+
+def rounded_up(number: float) -> str:
+    """A number > 0 with three digits, not below it."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return f"{math.ceil(number / unit - 1e-9) * unit:g}"
 
 
 def constraint_of(run: Run, validation: Validation | None) -> Constraint:
