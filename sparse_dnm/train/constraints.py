@@ -178,8 +178,8 @@ class TimeBudget(Constraint):
         run = self.run
         return (
             f"Start a new run, with another --out or the default, and --budget-us {rounded_up(1.1 * least_us)} or "
-            f"more, a smaller network (--set n_neurons=, now {run.model.config.n_neurons}), another --executor or --set "
-            f"time_batch=. {run.kept()}"
+            f"more, a smaller network (--set n_neurons=, now {run.model.config.n_neurons}), another --executor or "
+            f"--set time_batch=. {run.kept()}"
         )
 
     def finish(self) -> Record:
