@@ -217,7 +217,7 @@ def budgets(count: int) -> str:
     run = trained(speed="time", time_coefficient=0.3, time_mode="infer", clock="perf_counter", executor="columns",
                   threads=1, steps=1500)  # fmt: skip
     run.run()
-    term = run._time
+    term = run._run.time
     assert term is not None
     whole, networks, wanted = term.measure(run.model.find()), {}, {}
     original = run.model
