@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparse_dnm.engine.base import Engine, Neurons
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.engine.topology import Topology
@@ -30,6 +31,7 @@ NARROW = 0.03  # of a network's time: the uncertainty (see there) at which a cal
 HALVES = 8
 ASKED = 4
 MAX_NOISE = 0.05  # relative spread of repeats; above it a fit is doubtful
+LOOKS = 2  # at each step before its clock is chosen
 MIN_CPU_SHARE = 0.9  # CPU over wall seconds; below it the process was often preempted
 
 
@@ -173,20 +175,15 @@ def calibrate(
     asked, why_not = settings.clock, ""
     if settings.device == "cpu":
         settings, why_not = fit_clock(settings, engine.executor.threads)
+        settings, coarse = fine_clock(settings, watches)
+        why_not = why_not or coarse
     pace = pace_of(engine, settings, dtype)
     counts = np.stack([engine.features(made, settings.executor) for made in structures])
     whole = engine.features(structure, settings.executor)
     known = functools.partial(_known, settings, counts, whole)
     times = time_steps(watches, settings, on_round, pace, known)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
-        clock, shortest = Clock.of(settings.clock), float(np.median(times.raw, axis=1).min())
-        if settings.clock != FINEST and not clock.fits(shortest):
-            settings = replace(settings, clock=FINEST)
-            pace = pace_of(engine, settings, dtype)
-            times = time_steps(watches, settings, on_round, pace, known)
-            shortest = float(np.median(times.raw, axis=1).min())
-            why_not = f"has steps of {1e6 * clock.resolution:.3g} µs, too coarse for {1e6 * shortest:.3g} µs"
-        Clock.of(settings.clock).check(shortest)
+        Clock.of(settings.clock).check(float(np.median(times.raw, axis=1).min()))
     seconds = np.median(times.seconds, axis=1)
     judged = fit(settings, counts[:-n_held], seconds[:-n_held])
     held_out = Quality.of(judged.seconds(counts[-n_held:]), seconds[-n_held:])
@@ -201,6 +198,18 @@ def calibrate(
         *(model, settings, engine.executor.threads, held_out, *about, counts, seconds, *replaced),
         *(raw, about_pace, notes, times.seconds.shape[1], uncertainty(settings, counts, whole, times.seconds)),
     )
+
+
+def fine_clock(settings: Settings, watches: Sequence[Stopwatch]) -> tuple[Settings, str]:
+    """The settings with a clock that is fine enough for the shortest of some steps; why not that of before, or
+    nothing.  Raises ValueError if FINEST is too coarse as well."""
+    clock, finest = Clock.of(settings.clock), Clock.of(FINEST)
+    shortest = min(watch.warm(finest) for watch in watches for _ in range(LOOKS))
+    if clock.fits(shortest):
+        return settings, ""
+    finest.check(shortest)
+    why_not = f"has steps of {1e6 * clock.resolution:.3g} µs, too coarse for {1e6 * shortest:.3g} µs"
+    return replace(settings, clock=FINEST), why_not
 
 
 def _neurons_like(engine: Engine, own: Neurons, graph: Topology) -> Neurons:
