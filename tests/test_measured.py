@@ -425,7 +425,7 @@ def coarse(monkeypatch):
 
 
 def test_a_clock_too_coarse_is_replaced_by_a_finer_one(coarse, tmp_path):
-    chosen = TimeSettings(mode="infer", batch=4, **{**QUICK, "clock": "process_time"})
+    chosen = TimeSettings(mode="infer", batch=4, **{**QUICK, "clock": "process_time", "repeats": 5})
     model = model_of()
     term = MeasuredTime(model, chosen)
     assert term.clock.name == term.promise().clock == "perf_counter"
