@@ -53,14 +53,20 @@ def figure_name(data: Dataset, split: str) -> str:
     return f"{split}_accuracy" if data.task == "classification" else f"{split}_mse"
 
 
+def outputs_of(model: DynamicManifold, x: Tensor, chunk: int = 64) -> Tensor:
+    """Outputs (n, n_outputs) for the samples ``x`` on the CPU, without a graph, at most ``chunk`` samples at a time."""
+    with torch.no_grad():
+        parts = x.tensor_split(math.ceil(len(x) / chunk))
+        return torch.cat([model(part.to(model.alpha.device)).cpu() for part in parts])
+
+
 def evaluate(model: DynamicManifold, data: Dataset, chunk: int = 64) -> dict[str, float]:
     """``test_accuracy`` or ``test_mse`` over the whole test set, at most ``chunk`` samples at a time.
 
     Raises TrainingError if an output is not finite.
     """
-    with torch.no_grad(), one_torch_thread():
-        parts = data.x_test.tensor_split(math.ceil(len(data.x_test) / chunk))
-        outputs = torch.cat([model(x.to(model.alpha.device)).cpu() for x in parts])
+    with one_torch_thread():
+        outputs = outputs_of(model, data.x_test, chunk)
         if not bool(torch.isfinite(outputs).all()):
             raise TrainingError("the outputs of the model on the test set hold NaN or infinity")
         return {figure_name(data, "test"): figure(data, outputs, data.y_test)}
