@@ -133,6 +133,22 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+GRAPHED = ("SparseDAG", "torch.sparse CSR level by level")  # cases that are also recorded as CUDA graphs
+
+
+def graphs(cases: Cases, absent: dict[str, str]) -> Cases:
+    """Cases as CUDA graphs; ``absent`` gets those that cannot be recorded, with the reason."""
+    found: Cases = {}
+    for case, run in cases.items():
+        if case.startswith(GRAPHED):
+            title = case.replace(", forward", ", as a CUDA graph, forward")
+            try:
+                found[title] = graphed(run)
+            except Exception as error:  # of torch, of numba or of the driver
+                absent[title] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return found
+
+
 def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple[Cases, dict[str, str]]:
     """Ours, torch.sparse and dense on the same graph; and who is absent, with the reason."""
     topology, values = model.topology, model.strengths.detach()
@@ -151,11 +167,6 @@ def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple
         check("torch.sparse CSR level by level", levels.forward(columns), expected.t())
         cases["torch.sparse CSR level by level, forward"] = lambda: levels.forward(columns)
         cases["torch.sparse CSR level by level, forward + backward"] = lambda: levels.both(columns)
-        if device.type == "cuda":
-            try:
-                cases["torch.sparse CSR level by level, CUDA graph, forward"] = graphed(lambda: levels.forward(columns))
-            except RuntimeError as error:
-                absent["torch.sparse CSR level by level, CUDA graph"] = str(error).splitlines()[0]
     except RuntimeError as error:
         absent["torch.sparse CSR level by level"] = str(error).splitlines()[0]
     matrix = topology.to_scipy(values)
@@ -166,6 +177,8 @@ def peer_cases(model: DynamicManifold, x: Tensor, device: torch.device) -> tuple
     dense = DenseManifold.from_manifold(model, "levels").to(device)
     check("DenseManifold levels", dense(x), whole(x))
     cases |= passes("DenseManifold levels,", dense, x, 1)
+    if device.type == "cuda":
+        cases |= graphs(cases, absent)
     return cases, absent
 
 

@@ -26,6 +26,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "RESULTS-cuda.md"
 IMPORTED = {
@@ -41,6 +44,8 @@ TITLES = {
     "steps": "Training steps",
 }
 GRACE = 15  # seconds from the request to end to the end
+TESTING = 8  # processes that share the GPU for the tests
+OUTCOME = r"^(?:tests/.* {word}\b|\[gw\d+\] \[ *\d+%\] {word} tests/)"  # of a test, in one process or in several
 CUT = 3  # exit code of a part that had not enough time
 SITE = """import sys
 from pathlib import Path
@@ -80,21 +85,17 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def wanted() -> dict[str, tuple[int, ...]]:
-    """Packages that setup.cfg asks for, with the extras for CUDA and for tests, and their least versions."""
+def wanted() -> dict[str, SpecifierSet]:
+    """Packages that setup.cfg asks for, with the extras for CUDA and for tests, and their versions."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     texts = [parser["options"]["install_requires"]]
     texts += [parser["options.extras_require"][extra] for extra in ("cuda", "test")]
-    lines = "\n".join(texts).splitlines()
-    found = [re.match(r"([\w.-]+)(?:\[\w+\])?(?:>=([\d.]+))?", line.strip()) for line in lines]
-    return {normal(match[1]): numbers(match[2] or "0") for match in found if match}
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, match[0].split("."))) if match else ()
+    found: dict[str, SpecifierSet] = {}
+    for line in filter(None, "\n".join(texts).splitlines()):
+        asked = Requirement(line)
+        found[normal(asked.name)] = found.get(normal(asked.name), SpecifierSet()) & asked.specifier
+    return found
 
 
 def there() -> dict[str, str]:
@@ -110,12 +111,11 @@ def there() -> dict[str, str]:
 def lacks() -> list[str]:
     """What this environment lacks, a line each."""
     present, lines = there(), []
-    for package, least in wanted().items():
+    for package, versions in wanted().items():
         if package not in present:
             lines.append(f"- {package} is missing; imported by {', '.join(users(package)) or 'nothing directly'}.")
-        elif numbers(present[package]) < least:
-            bound = ".".join(map(str, least))
-            lines.append(f"- {package} {present[package]} is older than setup.cfg asks for, {bound}.")
+        elif not versions.contains(present[package], prereleases=True):
+            lines.append(f"- {package} {present[package]} is there; setup.cfg asks for {versions}.")
     return lines
 
 
@@ -128,12 +128,13 @@ def users(package: str) -> list[str]:
 
 
 def take_wheels(folder: Path, site: Path) -> list[str]:
-    """Install those of the wheels in a folder whose packages are not there, into ``site``; returns their names.
+    """Install those of the wheels in a folder that are not there in this version, into ``site``; returns their names.
 
     Raises subprocess.CalledProcessError where pip refuses them.
     """
     present = there()
-    missing = [path for path in sorted(folder.glob("*.whl")) if normal(path.name.split("-")[0]) not in present]
+    named = {path: path.name.split("-") for path in sorted(folder.glob("*.whl"))}
+    missing = [path for path, (name, version, *_) in named.items() if present.get(normal(name)) != version]
     if missing:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", str(site)]
         subprocess.run([*command, *map(str, missing)], check=True, capture_output=True, text=True, timeout=120)
@@ -215,8 +216,10 @@ def test(seconds: float, simulate: bool, logs: Path, report: Report) -> None:
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short", "--color=no"]
     command += ["--collect-only", "-q"] if simulate else ["-v", "--durations=10"]
+    if not simulate and "pytest-xdist" in there():
+        command += ["-n", str(min(TESTING, os.cpu_count() or 1))]
     code, said = run([*command, *map(str, files)], seconds, logs / "tests.log")
-    found = {word: len(re.findall(rf"^tests/.* {word}\b", said, re.MULTILINE)) for word in ("PASSED", "SKIPPED")}
+    found = {word: len(re.findall(OUTCOME.format(word=word), said, re.MULTILINE)) for word in ("PASSED", "SKIPPED")}
     broken = re.findall(r"^(?:FAILED|ERROR) (tests/.*)$", said, re.MULTILINE)
     lines = [f"`pytest -m cuda`: {found['PASSED']} passed, {found['SKIPPED']} skipped, {len(broken)} failed."]
     if simulate:

@@ -17,6 +17,7 @@ from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, TANH
 
 WIDTH = 32  # columns of a tile: the lanes of a warp
 SUMMING = 4  # warps of a block that sums: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
+TOGETHER = 8  # edges of a neuron whose loads do not wait for each other
 READER = 0xFFFFFFFF
 EDGE_TERMS = (SUMMING, WIDTH, WIDTH + 1)  # a column more: then the lanes of a warp read different banks
 NEURON_TERMS = (SUMMING // 2, WIDTH, WIDTH + 1)
@@ -55,13 +56,34 @@ def _activate_back(z, gradient, kind, slope, g, at):
 
 
 @inner
+def _sum(first, last, base, lane, indices, values, m, zero):
+    """Sum over the edges first .. last of a neuron of value times message.
+
+    Eight sums, whose loads do not wait for each other: a load takes hundreds of cycles, and a block has few warps.
+    """
+    a, b, c, d, p, q, r, s = zero, zero, zero, zero, zero, zero, zero, zero
+    whole = first + (last - first) // TOGETHER * TOGETHER
+    for e in range(first, whole, TOGETHER):
+        a += values[e] * m[(base + indices[e]) * WIDTH + lane]
+        b += values[e + 1] * m[(base + indices[e + 1]) * WIDTH + lane]
+        c += values[e + 2] * m[(base + indices[e + 2]) * WIDTH + lane]
+        d += values[e + 3] * m[(base + indices[e + 3]) * WIDTH + lane]
+        p += values[e + 4] * m[(base + indices[e + 4]) * WIDTH + lane]
+        q += values[e + 5] * m[(base + indices[e + 5]) * WIDTH + lane]
+        r += values[e + 6] * m[(base + indices[e + 6]) * WIDTH + lane]
+        s += values[e + 7] * m[(base + indices[e + 7]) * WIDTH + lane]
+    for e in range(whole, last):
+        a += values[e] * m[(base + indices[e]) * WIDTH + lane]
+    return ((a + b) + (c + d)) + ((p + q) + (r + s))
+
+
+@inner
 def _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
     """x and m of neuron i, no input, in the column of ``lane``; ``base`` is where the neurons of the tile begin."""
     at = (base + i) * WIDTH + lane
     total = x[at]  # 0, of the buffers' dtype
     if i < first_linear:
-        for e in range(indptr[i], indptr[i + 1]):
-            total += values[e] * m[(base + indices[e]) * WIDTH + lane]
+        total = _sum(indptr[i], indptr[i + 1], base, lane, indices, values, m, total)
     else:
         for e in range(indptr[i], indptr[i + 1]):
             j = indices[e]
@@ -79,21 +101,58 @@ def _feed(i, value, base, lane, weight, bias, kind, slope, x, m):
 
 
 @inner
+def _returned(edge, base, lane, values, g):
+    """What comes back over an edge, of the transpose."""
+    return values[edge >> 32] * g[(base + (edge & READER)) * WIDTH + lane]
+
+
+@inner
+def _returned_singly(first, last, base, lane, t_edges, values, first_linear, g, by_message, by_value):
+    """What comes back over the edges first .. last of the transpose, one after the other, added to both sums."""
+    for k in range(first, last):
+        edge = t_edges[k]
+        part = _returned(edge, base, lane, values, g)
+        if (edge & READER) < first_linear:
+            by_message += part
+        else:
+            by_value += part
+    return by_message, by_value
+
+
+@inner
+def _returned_sums(first, last, base, lane, t_edges, values, first_linear, g, zero):
+    """Sums of what comes back to a neuron: to its message, and to its value.  Eight at a time, as in `_sum`."""
+    a, b, c, d, p, q, r, s = zero, zero, zero, zero, zero, zero, zero, zero
+    by_value = zero
+    whole = first + (last - first) // TOGETHER * TOGETHER
+    for k in range(first, whole, TOGETHER):
+        e0, e1, e2, e3 = t_edges[k], t_edges[k + 1], t_edges[k + 2], t_edges[k + 3]
+        e4, e5, e6, e7 = t_edges[k + 4], t_edges[k + 5], t_edges[k + 6], t_edges[k + 7]
+        g0, g1 = _returned(e0, base, lane, values, g), _returned(e1, base, lane, values, g)
+        g2, g3 = _returned(e2, base, lane, values, g), _returned(e3, base, lane, values, g)
+        g4, g5 = _returned(e4, base, lane, values, g), _returned(e5, base, lane, values, g)
+        g6, g7 = _returned(e6, base, lane, values, g), _returned(e7, base, lane, values, g)
+        if (e7 & READER) < first_linear:  # the readers of a neuron ascend
+            a, b, c, d, p, q, r, s = a + g0, b + g1, c + g2, d + g3, p + g4, q + g5, r + g6, s + g7
+        elif (e0 & READER) >= first_linear:
+            by_value += ((g0 + g1) + (g2 + g3)) + ((g4 + g5) + (g6 + g7))
+        else:
+            a, by_value = _returned_singly(k, k + TOGETHER, base, lane, t_edges, values, first_linear, g, a, by_value)
+    a, by_value = _returned_singly(whole, last, base, lane, t_edges, values, first_linear, g, a, by_value)
+    return ((a + b) + (c + d)) + ((p + q) + (r + s)), by_value
+
+
+@inner
 def _pull(
     j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient,
     g, z_gradient,
 ):  # fmt: skip
     """g and z_gradient of neuron j, in the column of ``lane``, whose sample is ``row``."""
     at = (base + j) * WIDTH + lane
-    by_message, by_value = g[at], g[at]  # 0, of the buffers' dtype
-    for k in range(t_indptr[j], t_indptr[j + 1]):
-        edge = t_edges[k]
-        i = edge & READER
-        part = values[edge >> 32] * g[(base + i) * WIDTH + lane]
-        if i < first_linear:
-            by_message += part
-        else:
-            by_value += part
+    zero = g[at]  # of the buffers' dtype
+    by_message, by_value = _returned_sums(
+        t_indptr[j], t_indptr[j + 1], base, lane, t_edges, values, first_linear, g, zero
+    )
     _activate_back(weight[j] * x[at] + bias[j], by_message, kind[j], slope[j], z_gradient, at)
     total = z_gradient[at] + by_value
     if column_of[j] >= 0 and row < out_gradient.shape[0]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import dags, manifolds
 from typer.testing import CliRunner
 
-from sparse_dnm import ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig
+from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, TimeSettings, Topology, TrainConfig
 from sparse_dnm.checks import MissingPackageError
 from sparse_dnm.cli.app import app
 from sparse_dnm.config import ACTIVATIONS
@@ -26,6 +26,7 @@ from sparse_dnm.engine.autograd import Network, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cuda import CudaEngine
+from sparse_dnm.kernels import cuda_propagate
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
@@ -79,6 +80,22 @@ def test_gradcheck(dag, activation):
 @settings(max_examples=3)
 def test_every_gradient_is_that_of_the_cpu(model, batch):
     """Structures of manifolds: neurons weighted, outputs linear, some never read, dead or without sources."""
+    compare_with_cpu(model, batch)
+
+
+@pytest.mark.parametrize("n_outputs", [2, 11])
+def test_many_sources_and_readers_are_summed_as_on_the_cpu(n_outputs):
+    """More than are summed at a time; readers that read messages, linear ones that read values, and both in a group."""
+    config = ManifoldConfig(14 + n_outputs, 4, n_outputs, 3.0, cutoff=-6.0, alpha=(3.0, 0.1), sigma=(50.0, 1.0))
+    with kernels_of("cpu"), torch.no_grad():
+        model = DynamicManifold(config, torch.Generator().manual_seed(0), dtype=torch.float64)
+        model(torch.zeros(1, 4, dtype=torch.float64))
+        assert np.diff(model.topology.t_indptr).max() > cuda_propagate.TOGETHER + n_outputs
+    compare_with_cpu(model, 2)
+
+
+def compare_with_cpu(model, batch):
+    """Outputs and all gradients of a manifold's graph, by both executors of CUDA."""
     with kernels_of("cpu"):
         found = copy.deepcopy(model).find()
     generator, head = torch.Generator().manual_seed(3), found.host.neurons
@@ -159,6 +176,15 @@ def test_memory_of_a_device_is_described_as_by_torch_and_numpy(dtype):
 def test_numba_without_driver_or_compiler_is_reported(monkeypatch):
     monkeypatch.setattr(backend, "_cuda_usable", lambda: False)
     with pytest.raises(MissingPackageError, match="numba did not find both; install numba-cuda"):
+        backend.kernels(torch.device("cuda"))
+
+
+def test_a_numpy_too_new_for_numbas_cuda_target_is_named(monkeypatch):
+    def broken():
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(backend, "_cuda_usable", broken)
+    with pytest.raises(MissingPackageError, match=r"not work with numpy .*row_stack.*install the versions of constrai"):
         backend.kernels(torch.device("cuda"))
 
 

@@ -78,14 +78,26 @@ def test_failed_tests_are_listed_and_counted(tmp_path, report, monkeypatch):
     assert "- tests/test_cuda.py::test_b - ValueError: x" in text
 
 
-def test_what_is_missing_or_too_old_is_named_with_the_files_that_import_it(monkeypatch):
-    present = {name: "999.0" for name in gpu_check.wanted()}
+def test_outcomes_are_counted_where_several_processes_test(tmp_path, report, monkeypatch):
+    said = (
+        "[gw0] [  2%] PASSED tests/test_cuda.py::test_a \n[gw3] [ 50%] SKIPPED tests/test_cuda.py::test_b \n"
+        "tests/test_cuda.py::test_c \n[gw11] [100%] PASSED tests/test_cuda_manifold.py::test_c \n"
+    )
+    monkeypatch.setattr(gpu_check, "run", lambda *_: (0, said))
+    gpu_check.test(3.0, False, tmp_path, report)
+    assert "2 passed, 1 skipped, 0 failed" in report.out.read_text()
+
+
+def test_what_is_missing_too_old_or_too_new_is_named_with_the_files_that_import_it(monkeypatch):
+    present = {name: "999.0" for name in gpu_check.wanted()} | {"numpy": "2.4.6"}
     monkeypatch.setattr(gpu_check, "there", lambda: present)
     assert gpu_check.lacks() == []
     del present["networkx"]
     present["torch"] = "2.1.0+cpu"
-    old, missing = gpu_check.lacks()
-    assert old.startswith("- torch 2.1.0+cpu is older than setup.cfg asks for, 2.")
+    present["numpy"] = "2.5.2"
+    old, new, missing = gpu_check.lacks()
+    assert old.startswith("- torch 2.1.0+cpu is there; setup.cfg asks for >=2.")
+    assert new == "- numpy 2.5.2 is there; setup.cfg asks for <2.5,>=2.0."
     assert missing.startswith("- networkx is missing; imported by ")
     assert "tests/test_topology.py" in missing
 

@@ -48,6 +48,11 @@ def kernels(device: torch.device) -> Any:
         raise MissingPackageError(
             f"device {str(device)!r} needs numba's CUDA target ({error}); {INSTALL_CUDA}"
         ) from None
+    except AttributeError as error:  # it uses what newer releases of others no longer have
+        raise MissingPackageError(
+            f"numba's CUDA target does not work with numpy {np.__version__} ({error}); install the versions of "
+            "constraints.txt, or move the model and its input to 'cpu'"
+        ) from None
     if not usable:
         raise MissingPackageError(
             f"device {str(device)!r} needs NVIDIA's driver and compiler (NVVM), and numba did not find both; "
@@ -66,7 +71,13 @@ def _cuda_usable() -> bool:
     """Numba can compile for CUDA and run what it compiled."""
     from numba import cuda
 
+    if not SIMULATED and cuda.is_available():
+        cuda.compile_ptx(_nothing, ())  # loads all of it: until then it may be broken
     return SIMULATED or bool(cuda.is_available())
+
+
+def _nothing() -> None:
+    """What is compiled to see whether the compiler works."""
 
 
 def on_cuda(device: torch.device) -> bool:
