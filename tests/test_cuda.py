@@ -13,6 +13,7 @@ import torch
 from cuda_device import DEVICE, REAL, kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparse_dnm.kernels import cuda_propagate
 from strategies import dags, manifolds
 from typer.testing import CliRunner
 
@@ -26,7 +27,6 @@ from sparse_dnm.engine.autograd import Network, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cuda import CudaEngine
-from sparse_dnm.kernels import cuda_propagate
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
