@@ -24,8 +24,8 @@ from sparse_dnm.kernels.cuda_propagate import (
     neuron_gradients,
 )
 
-# one block per tile, or for all of a small DAG, is intended
-warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
+# one block per tile, or for all of a small DAG, is intended; numba's message may begin with a colour
+warnings.filterwarnings("ignore", message=".*Grid size .* will likely result in GPU under-utilization")
 
 __all__ = [
     "OMEGA_LIMIT",
