@@ -421,7 +421,7 @@ def _make_forward(graph_kind, data_kind):
     """Kernel `forward` of `make`."""
 
     @kernel
-    def forward(graph_at, data_at, table, out):
+    def forward(times, graph_at, data_at, table, out):
         """Outputs of a table; see `make`."""
         graph, data = block_at(graph_at, graph_kind), block_at(data_at, data_kind)
         n, batch, n_columns = graph.n, table.shape[0], table.shape[1]
@@ -443,19 +443,20 @@ def _make_forward(graph_kind, data_kind):
             _clear(length(data.m), m)
             _clear(length(data.z), z)
         check = weight[0] * 0
-        for tile in range(batch):
-            at = np.int64(tile) * n
-            x_tile, m_tile, z_tile = simd.at(x, at), simd.at(m, at), simd.at(z, at)
-            check += _forward_inputs(
-                length(graph.strips), strips, strip_columns, length(graph.lone), lone, lone_columns,
-                simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
-            )  # fmt: skip
-            check += _forward_rows(
-                length(graph.groups) - 1, graph.n_read, groups, order, row_blocks, starts, values, weight, bias, kind,
-                slope, x_tile, m_tile, z_tile,
-            )  # fmt: skip
-            for k in range(n_outputs):
-                results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
+        for _ in range(times):
+            for tile in range(batch):
+                at = np.int64(tile) * n
+                x_tile, m_tile, z_tile = simd.at(x, at), simd.at(m, at), simd.at(z, at)
+                check += _forward_inputs(
+                    length(graph.strips), strips, strip_columns, length(graph.lone), lone, lone_columns,
+                    simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
+                )  # fmt: skip
+                check += _forward_rows(
+                    length(graph.groups) - 1, graph.n_read, groups, order, row_blocks, starts, values, weight, bias,
+                    kind, slope, x_tile, m_tile, z_tile,
+                )  # fmt: skip
+                for k in range(n_outputs):
+                    results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
         return check == 0
 
     return forward
@@ -507,8 +508,8 @@ def _make_backward(graph_kind, data_kind):
 def make(graph_kind, data_kind):
     """Compile-on-first-call kernels for Blocks (`blocks.Block`) of these kinds: (forward, backward).
 
-    forward(graph, data, table, out) -> bool
-        Outputs ``out`` (batch, n_outputs) of ``table`` (batch, inputs).
+    forward(times, graph, data, table, out) -> bool
+        Outputs ``out`` (batch, n_outputs) of ``table`` (batch, inputs).  ``times`` is 1 but where the kernel is timed.
     backward(graph, data, out_gradient, g, by_z, by_values, by_weight, by_bias, by_strength) -> bool
         From the gradient of the outputs (batch, n_outputs), after `forward`: of values g (batch * n + LANES,), of
         weights and biases (n,), of strengths (n_edges,) in CSR order, those of executed neurons alone.  Scratch: by_z

@@ -336,26 +336,27 @@ def _make_forward(count):
 
     @kernel(parallel=True)
     def forward(
-        parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope,
-        outputs, x, m, out,
+        times, parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
+        slope, outputs, x, m, out,
     ):  # fmt: skip
         """Values, messages and outputs of all tiles; see `make`."""
         n, zero = indptr.size - 1, np.int64(0)  # no literals, for which Numba would compile what it calls twice
         shares = x.size // (n * count) * parts
-        if shares == 1:  # waking threads costs as much as a pass over one column
-            forward_stage(
-                zero, parts, zero, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight,
-                bias, kind, slope, outputs, x, m, out,
-            )  # fmt: skip
-        else:
-            for stage in range(waves.size if parts > 1 else 1):
-                for k in numba.prange(shares):
-                    forward_stage(
-                        stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
-                        first_linear, weight, bias, kind, slope, outputs, x, m, out,
-                    )  # fmt: skip
-            for tile in range(shares // parts if parts > 1 else 0):
-                forward_outputs(tile, table.shape[0], weight, bias, outputs, n, x, out)
+        for _ in range(times):
+            if shares == 1:  # waking threads costs as much as a pass over one column
+                forward_stage(
+                    zero, parts, zero, inputs, column, table, order, waves, indptr, indices, values, first_linear,
+                    weight, bias, kind, slope, outputs, x, m, out,
+                )  # fmt: skip
+            else:
+                for stage in range(waves.size if parts > 1 else 1):
+                    for k in numba.prange(shares):
+                        forward_stage(
+                            stage, parts, np.int64(k), inputs, column, table, order, waves, indptr, indices, values,
+                            first_linear, weight, bias, kind, slope, outputs, x, m, out,
+                        )  # fmt: skip
+                for tile in range(shares // parts if parts > 1 else 0):
+                    forward_outputs(tile, table.shape[0], weight, bias, outputs, n, x, out)
 
     return forward
 
@@ -421,14 +422,15 @@ def _make_backward(count):
 def make(count):
     """Compile-on-first-call kernels for tiles of ``count`` columns: (forward, backward).
 
+    ``times`` is 1 but where the kernel is timed: then it does the same as often.
     ``parts`` is 1 for `columns`, and for `wavefront` the number of parts, one a thread, that each level is cut into:
     then a stage is the inputs or a level, otherwise all of a tile.
     ``inputs`` are the executed input neurons and ``column`` their columns in ``table``; ``order`` the other executed
     neurons, for `wavefront` by level, ``waves`` where each level starts in it; ``column_of`` the output column of a
     neuron, or -1.
 
-    forward(parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind,
-            slope, outputs, x, m, out)
+    forward(times, parts, inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias,
+            kind, slope, outputs, x, m, out)
     backward(parts, inputs, order, waves, indptr, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
              column_of, x, m, out_gradient, g, partial_edges, partial_weight, partial_bias)
     with table (batch, inputs), out (batch, outputs), x, m, g flat (tiles * n * count,), partial_edges flat

@@ -144,8 +144,8 @@ def _ring(
         strengths = head(w.strengths, length(sources))
         call(
             entries.forward,
-            (1, inputs, inputs, w.x_batch, others, waves, starts, sources, strengths, s.n_sources, w.weight, w.bias)
-            + (s.kind, s.slope, w.no_outputs, w.x, w.m, w.no_out),
+            (1, 1, inputs, inputs, w.x_batch, others, waves, starts, sources, strengths, s.n_sources, w.weight)
+            + (w.bias, s.kind, s.slope, w.no_outputs, w.x, w.m, w.no_out),
         )
         call(
             ring_gradient,
@@ -327,7 +327,7 @@ def steps(given):
             _use(for_tiles if s.parts == 1 else s.threads, several)
         call(
             entries.forward,
-            (s.parts, inputs, column, w.x_batch, sequence if s.parts == 1 else order, waves, starts, sources)
+            (1, s.parts, inputs, column, w.x_batch, sequence if s.parts == 1 else order, waves, starts, sources)
             + (strengths, s.n_sources, w.weight, w.bias, s.kind, s.slope, s.outputs, w.x, w.m, w.out),
         )
         objective = _outputs_back(s.squared, entries, s, w)

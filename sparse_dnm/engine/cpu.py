@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ class CpuEngine(CpuSearch):
         with executor.threads_of(name, batch):
             start = read() if read else 0.0
             run(
-                *(executor.parts_for(name), s.inputs, s.column, x, s.sequence_of(name), s.waves),
+                *(1, executor.parts_for(name), s.inputs, s.column, x, s.sequence_of(name), s.waves),
                 *(topology.indptr, topology.indices, strengths),
                 *(neurons.first_linear, *scales, neurons.kind, neurons.slope, topology.outputs),
                 *(x_all, m_all, out),
@@ -227,12 +228,33 @@ class CpuEngine(CpuSearch):
         return Prepared(
             *(structure, strengths, scales, batch, executor.name, KERNELS.make(count)[0], len(topology.outputs)),
             threads if parts * tiles > 1 else 0,
-            (parts, s.inputs, s.column),
+            (1, parts, s.inputs, s.column),
             (
                 *(s.sequence_of(name), s.waves, topology.indptr, topology.indices, strengths, neurons.first_linear),
                 *(*scales, neurons.kind, neurons.slope, topology.outputs, x_all, m_all),
             ),
         )
+
+    def passes(
+        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], table: Floats
+    ) -> Callable[[int], object] | None:
+        """What runs the forward pass of ``table`` as often as it is told, in compiled code; None where it needs much
+        memory."""
+        ready = self._prepared(structure, strengths, scales, table)
+        if ready is None:
+            return None
+        out = np.empty((len(table), ready.n_outputs), strengths.dtype)
+        if ready.blocks is not None:
+            ready.blocks.refresh()
+            ready.blocks.forward(table, out)
+            return functools.partial(ready.blocks.forward, table, out)
+        name, batch = self.executor.choose("forward", len(table), structure), len(table)
+
+        def run(times: int) -> None:
+            with self.executor.threads_of(name, batch):
+                ready.run(times, *ready.head[1:], table, *ready.tail, out)
+
+        return run
 
     def outputs(
         self,
@@ -264,7 +286,7 @@ class CpuEngine(CpuSearch):
         s, t, neurons = structure.schedule, structure.topology, structure.neurons
         inputs, column, order = s.rest()
         KERNELS.make(saved.width)[0](
-            *(1, inputs, column, x, order, s.waves, t.indptr, t.indices, strengths, neurons.first_linear),
+            *(1, 1, inputs, column, x, order, s.waves, t.indptr, t.indices, strengths, neurons.first_linear),
             *(*saved.scales, neurons.kind, neurons.slope, t.outputs[:0]),
             *(saved.x, saved.m, np.empty((saved.batch, 0), x.dtype)),
         )

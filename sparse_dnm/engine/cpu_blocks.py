@@ -107,7 +107,7 @@ class BlockPass:
     def forward(self, table: Floats, out: Floats) -> bool:
         """Write outputs of ``table`` (batch, n_inputs); returns whether all numbers were finite: else they are of no
         use."""
-        finite: bool = self.run(self.graph, self.data.address, table, out)
+        finite: bool = self.run(1, self.graph, self.data.address, table, out)
         return finite
 
     @property
@@ -137,9 +137,9 @@ class PreparedPass(BlockPass):
         if self._bits is None or not self._bits.same(self._strengths):
             self.data, self._bits = self._packing, Bits(self._strengths)
 
-    def forward(self, table: Floats, out: Floats) -> bool:
-        """See `BlockPass.forward`."""
-        finite: bool = self.run(self.graph, self.data.address, table, out)
+    def forward(self, table: Floats, out: Floats, times: int = 1) -> bool:
+        """See `BlockPass.forward`; done as many ``times``, where it is timed."""
+        finite: bool = self.run(times, self.graph, self.data.address, table, out)
         self.data = self._packed if finite else self._packing  # which also clears what is not finite
         return finite
 

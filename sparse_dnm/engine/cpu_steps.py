@@ -280,7 +280,7 @@ class CpuSteps:
             spread=Entry(cpu_step.spread, w.weight, w.weight),
             forward=Entry(
                 forward,
-                *(1, f.inputs, f.column, w.x_batch, f.order, f.waves, f.starts, f.sources, w.strengths, *network),
+                *(1, 1, f.inputs, f.column, w.x_batch, f.order, f.waves, f.starts, f.sources, w.strengths, *network),
                 *(s.outputs, w.x, w.m, w.out),
             ),
             objective=Entry(getattr(KERNELS, self.settings.objective), w.out, w.y, 1.0, w.by_output),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_dnm.engine.cpu_blocks import PreparedPass
 from sparse_dnm.engine.cpu_structure import CpuStructure, Floats
 
 if TYPE_CHECKING:
     from sparse_dnm.engine.cpu import CpuEngine
 
 WARM = 2  # unmeasured steps before measured ones
+LONG = 1e-5  # seconds that a measurement of forward passes lasts at least
+MOST = 64  # passes in one
 
 
 class CpuStopwatch:
     """Times the kernels of a step by a clock that is read around them alone.
 
-    For `blocks` in mode infer the strengths are packed before, as they are prepared for every executor.
+    In mode infer the kernel runs a pass as often as takes LONG, and what Python takes to call it is taken off: half a
+    microsecond for `blocks`, some three for the others, as much as the pass of a small network.  For `blocks` the
+    strengths are packed before, as they are prepared for every executor.
     """
 
     def __init__(self, engine: CpuEngine, structure: CpuStructure, strengths: Floats, x: Floats, train: bool):
@@ -27,30 +32,49 @@ class CpuStopwatch:
         # A bias: along a deep path values and gradients would become denormal numbers, which are many times slower
         self._scales = np.ones(n, dtype), np.full(n, 0.5, dtype)
         self._gradient: Floats | None = None
-        self._prepared: PreparedPass | None = None
-        if not train and engine.executor.takes_blocks("infer", len(x)):
-            self._prepared = PreparedPass(engine.buffers, structure, strengths, self._scales, len(x))
-            self._prepared.refresh()
-            self._out = np.empty((len(x), self._prepared.n_outputs), dtype)
+        self._passes: Callable[[int], object] | None = None  # runs the forward pass so many times
+        self._times = 0  # passes in a measurement
         if train:
             shape = (len(x), len(structure.topology.outputs))
             self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+        else:
+            self._passes = engine.passes(structure, strengths, self._scales, x)
 
     def warm(self, clock: Any) -> float:
         """Seconds of a step that follows others: the lower of two, since what disturbs one only adds to it."""
+        if self._passes is not None:
+            return self._pass(clock, self._passes, 2)
         for _ in range(WARM):
             self(clock)
         return min(self(clock), self(clock))
 
     def __call__(self, clock: Any) -> float:
         """Seconds of a step; no compilation after the first call."""
-        if self._prepared is not None:
-            start = clock.read()
-            self._prepared.forward(self._x, self._out)
-            return max(clock.read() - start - clock.overhead, 0.0)
+        if self._passes is not None:
+            return self._pass(clock, self._passes, 1)
         _, saved = self.engine.forward(self._structure, self._strengths, self._x, self._scales, clock.read)
         seconds = saved.seconds - clock.overhead
         if self._gradient is not None:
             found = self.engine.backward(self._structure, self._strengths, saved, self._gradient, clock.read)
             seconds += found.seconds - clock.overhead
         return max(seconds, 0.0)
+
+    def _pass(self, clock: Any, passes: Callable[[int], object], tries: int) -> float:
+        """Seconds of a forward pass without those of the call: the lowest of some tries, of each."""
+        if self._times == 0:  # the first call compiles
+            passes(1)
+            once = _lowest(clock, passes, 1, 3) - _lowest(clock, passes, 0, 3)
+            self._times = min(max(math.ceil(LONG / max(once, LONG / MOST)), 1), MOST)
+        passes(WARM)
+        taken = _lowest(clock, passes, self._times, tries)
+        return max(taken - _lowest(clock, passes, 0, 2 * tries), 0.0) / self._times
+
+
+def _lowest(clock: Any, passes: Callable[[int], object], times: int, tries: int) -> float:
+    """Lowest seconds of some calls of ``passes``, those of reading the clock included."""
+    found = []
+    for _ in range(tries):
+        start = clock.read()
+        passes(times)
+        found.append(clock.read() - start)
+    return min(found)
