@@ -33,59 +33,57 @@ SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
 
 
 @inner
-def _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
-    """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and do those that are live, of which there are
-    three at least, read none of each other?"""
+def _neighbours(i, level, n, kind, levels, live, is_input, first_linear):
+    """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and those that are live, of which there are
+    three at least, of this level?"""
     count = 0
     for k in range(i, i + LANES):
         if k >= n or k >= first_linear or kind[k] != kind[i] or is_input[k]:
             return False
         if live[k]:
             count += 1
-            if indptr[k + 1] > indptr[k] and indices[indptr[k + 1] - 1] >= i:  # sources ascend
+            if levels[k] != level:
                 return False
     return count >= 3
 
 
 @kernel
-def arrange(sequence, ascending, indptr, indices, kind, live, is_input, first_linear, order, groups):
-    """The order in which rows are computed, in ``groups``: LANES neighbours that do not read each other are computed
-    side by side, neurons among them that reach no output included; other groups have fewer.
+def arrange(sequence, waves, levels, kind, live, is_input, first_linear, order, groups, left):
+    """The order in which rows are computed, in ``groups``: up to LANES rows of one level and activation, which are
+    computed side by side.  Where LANES neighbours can be, they are, neurons among them that reach no output included.
 
-    ``sequence`` int32: the executed neurons that are no inputs, sources before readers; in ``ascending`` order or not.
-    Neurons from ``first_linear`` on come last: nobody reads them.
-    order   int32 (n,), and ``groups`` int32 (n + 1,) where each begins in it
+    ``sequence`` int32: the executed neurons that are no inputs, by (level, index), and ``waves`` int64 where each level
+    starts among them.  Neurons from ``first_linear`` on come last: nobody reads them.
+    order   int32 (n,), and ``groups`` int32 (n + 1,) where each begins in it; ``left``: scratch like order
     Returns the number of rows, of groups, and of groups before ``first_linear``.
     """
-    n, rows, n_groups, plain, q = kind.size, 0, 0, 0, 0
+    n, rows, n_groups = kind.size, 0, 0
     groups[0] = 0
-    while q < sequence.size:
-        i = np.int64(sequence[q])
-        q += 1
-        if i >= first_linear:
-            continue
-        if SIDE_BY_SIDE and ascending and _independent(i, n, indptr, indices, kind, live, is_input, first_linear):
-            if plain:
+    for wave in range(waves.size - 1):
+        q, n_left = waves[wave], 0
+        while q < waves[wave + 1]:
+            i = np.int64(sequence[q])
+            q += 1
+            if i >= first_linear:
+                continue
+            if SIDE_BY_SIDE and _neighbours(i, levels[i], n, kind, levels, live, is_input, first_linear):
+                for k in range(i, i + LANES):
+                    order[rows] = k
+                    rows += 1
                 n_groups += 1
                 groups[n_groups] = rows
-                plain = 0
-            for k in range(i, i + LANES):
-                order[rows] = k
-                rows += 1
-            n_groups += 1
-            groups[n_groups] = rows
-            while q < sequence.size and sequence[q] < i + LANES:
-                q += 1
-            continue
-        order[rows] = i
-        rows, plain = rows + 1, plain + 1
-        if plain == LANES - 1:  # as many would be side by side
-            n_groups += 1
-            groups[n_groups] = rows
-            plain = 0
-    if plain:
-        n_groups += 1
-        groups[n_groups] = rows
+                while q < waves[wave + 1] and sequence[q] < i + LANES:
+                    q += 1
+            else:
+                left[n_left] = i
+                n_left += 1
+        for k in range(n_left):
+            order[rows] = left[k]
+            rows += 1
+            full = rows - groups[n_groups] == LANES or kind[left[k]] == TANH or not SIDE_BY_SIDE
+            if full or k + 1 == n_left or kind[left[k + 1]] != kind[left[k]]:
+                n_groups += 1
+                groups[n_groups] = rows
     n_read = n_groups
     for k in range(sequence.size):
         if sequence[k] >= first_linear:
@@ -274,13 +272,26 @@ def _forward_inputs(n_strips, strips, strip_columns, n_lone, lone, lone_columns,
 
 
 @inner
-def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
-    """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
-    width, i, b = simd.width_of(LANES), np.int64(order[q]), np.int64(row_blocks[q])
-    b1, b2, b3 = np.int64(row_blocks[q + 1]), np.int64(row_blocks[q + 2]), np.int64(row_blocks[q + 3])
-    b4, b5, b6 = np.int64(row_blocks[q + 4]), np.int64(row_blocks[q + 5]), np.int64(row_blocks[q + 6])
-    b7, b8 = np.int64(row_blocks[q + 7]), np.int64(row_blocks[q + 8])
-    value = simd.lane_sums(
+def _act(total, kind, slopes):
+    """The messages of GROUP neurons of one activation, which is not tanh, from their z."""
+    if kind == LEAKY:
+        message = simd.leaky_each(total, slopes)
+    elif kind == SILU:
+        message = simd.first_of(_silu(simd.lanes_of(total)))
+    else:
+        message = simd.first_of(_logistic(simd.lanes_of(total)))
+    return message
+
+
+@inner
+def _sums(q, last, row_blocks, starts, values, m):
+    """Sums of the rows q .. last, LANES at most; zeros behind them."""
+    b = np.int64(row_blocks[q])
+    b1, b2 = np.int64(row_blocks[min(q + 1, last)]), np.int64(row_blocks[min(q + 2, last)])
+    b3, b4 = np.int64(row_blocks[min(q + 3, last)]), np.int64(row_blocks[min(q + 4, last)])
+    b5, b6 = np.int64(row_blocks[min(q + 5, last)]), np.int64(row_blocks[min(q + 6, last)])
+    b7, b8 = np.int64(row_blocks[min(q + 7, last)]), np.int64(row_blocks[last])
+    return simd.lane_sums(
         _row_sum(b, b1, starts, values, m),
         _row_sum(b1, b2, starts, values, m),
         _row_sum(b2, b3, starts, values, m),
@@ -290,14 +301,40 @@ def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x
         _row_sum(b6, b7, starts, values, m),
         _row_sum(b7, b8, starts, values, m),
     )
+
+
+@inner
+def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
+    """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
+    width, i = simd.width_of(LANES), np.int64(order[q])
+    value = _sums(q, q + LANES, row_blocks, starts, values, m)
     total = simd.multiply_add(simd.load(weight, i, width), value, simd.load(bias, i, width))
     simd.store(x, i, value)
     simd.store(z, i, total)
-    if kind[i] == LEAKY:
-        simd.store(m, i, simd.leaky_each(total, simd.load(slope, i, width)))
-    else:
+    if kind[i] == TANH:
         _curve_neighbours(z, m, i, i + LANES, kind[i])
-    message = simd.load(m, i, width)
+        message = simd.load(m, i, width)
+    else:
+        message = _act(total, kind[i], simd.load(slope, i, width))
+        simd.store(m, i, message)
+    return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
+
+
+@inner
+def _scattered(q, last, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
+    """The same of the neurons at the places q .. last, LANES at most, wherever they are; none of them is a tanh."""
+    width, i0, end = simd.width_of(LANES), np.int64(order[q]), last - 1
+    i1, i2 = np.int64(order[min(q + 1, end)]), np.int64(order[min(q + 2, end)])
+    i3, i4 = np.int64(order[min(q + 3, end)]), np.int64(order[min(q + 4, end)])
+    i5, i6 = np.int64(order[min(q + 5, end)]), np.int64(order[min(q + 6, end)])
+    i7 = np.int64(order[min(q + 7, end)])
+    value = _sums(q, last, row_blocks, starts, values, m)
+    weights, biases = simd.pick(weight, i0, i1, i2, i3, i4, i5, i6, i7), simd.pick(bias, i0, i1, i2, i3, i4, i5, i6, i7)
+    total = simd.multiply_add(weights, value, biases)
+    message = _act(total, kind[i0], simd.pick(slope, i0, i1, i2, i3, i4, i5, i6, i7))
+    simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
+    simd.put(z, total, i0, i1, i2, i3, i4, i5, i6, i7)
+    simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
     return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
 
 
@@ -312,10 +349,12 @@ def _forward_rows(
     for g in range(n_read):
         first = last
         last = np.int64(groups[g + 1])
-        if SIDE_BY_SIDE and last - first == LANES:
-            check = simd.multiply_add(
-                zeros, _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z), check
-            )
+        if SIDE_BY_SIDE and last - first > 1:
+            if last - first == LANES and order[last - 1] - order[first] == LANES - 1:
+                seen = _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z)
+            else:
+                seen = _scattered(first, last, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z)
+            check = simd.multiply_add(zeros, seen, check)
         else:
             for q in range(first, last):
                 lanes_of = _row_sum(np.int64(row_blocks[q]), np.int64(row_blocks[q + 1]), starts, values, m)

@@ -11,7 +11,7 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload_attribute
-from sparse_dnm.kernels import machine
+from sparse_dnm.kernels import lanes, machine
 
 PART_BYTES = 64
 NARROW = 32  # numbers of a Vector up to which several sums are made at once
@@ -412,6 +412,58 @@ def scatter(typingctx, array, start, places, first, vector):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, places, types.int64, vector), codegen
+
+
+@intrinsic
+def pick(typingctx, array, i0, i1, i2, i3, i4, i5, i6, i7):
+    """Vector of array[i0], array[i1] .. of a pointer; GROUP of them."""
+    vector = Vector(array.dtype, GROUP)
+
+    def codegen(context, builder, signature, args):
+        (kind,) = _parts(vector)
+        found = ir.Constant(kind, ir.Undefined)
+        for lane, index in enumerate(args[1:]):
+            number = builder.load(builder.gep(args[0], [index]))
+            found = builder.insert_element(found, number, ir.Constant(ir.IntType(32), lane))
+        return _pack(builder, [found])
+
+    return vector(array, *[types.int64] * GROUP), codegen
+
+
+@intrinsic
+def put(typingctx, array, vector, i0, i1, i2, i3, i4, i5, i6, i7):
+    """array[i7] = vector[7], then array[i6] = vector[6] ..: the first of equal places keeps its number."""
+
+    def codegen(context, builder, signature, args):
+        (numbers,) = _unpack(builder, args[1])
+        for lane, index in reversed(list(enumerate(args[2:]))):
+            number = builder.extract_element(numbers, ir.Constant(ir.IntType(32), lane))
+            builder.store(number, builder.gep(args[0], [index]))
+        return context.get_dummy_value()
+
+    return types.void(array, vector, *[types.int64] * GROUP), codegen
+
+
+@intrinsic
+def lanes_of(typingctx, vector):
+    """A Vector of GROUP numbers as Lanes, zeros behind them."""
+
+    def codegen(context, builder, signature, args):
+        (numbers,) = _unpack(builder, args[0])
+        picks = [min(lane, GROUP) for lane in range(lanes.COUNT)]
+        return _shuffle(builder, numbers, ir.Constant(numbers.type, None), picks)
+
+    return lanes.Lanes(vector.dtype)(vector), codegen
+
+
+@intrinsic
+def first_of(typingctx, numbers):
+    """The first GROUP of Lanes as a Vector."""
+
+    def codegen(context, builder, signature, args):
+        return _pack(builder, [_shuffle(builder, args[0], args[0], range(GROUP))])
+
+    return Vector(numbers.dtype, GROUP)(numbers), codegen
 
 
 @intrinsic

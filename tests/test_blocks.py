@@ -21,7 +21,7 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_blocks import LANES, Covering
-from sparse_dnm.engine.device import kernels
+from sparse_dnm.engine.device import ACTIVATION_CODES, kernels
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.timing import probes
 from sparse_dnm.timing.cost_model import FEATURES
@@ -103,8 +103,7 @@ def test_every_executed_edge_is_in_one_block_and_every_executed_input_in_one_str
     assert counts["neuron"] == len(graph["order"])
     assert counts["input"] == len(in_strips) + len(lone)
     assert counts["lone input"] == len(lone)
-    side_by_side = np.diff(graph["groups"])[: graph["n_read"]] == LANES
-    assert counts["lone neuron"] == len(graph["order"]) - LANES * side_by_side.sum()
+    assert counts["group"] == graph["n_read"] <= counts["neuron"]
 
 
 @given(st.one_of(wide_dags(), dags().map(lambda dag: Topology.from_edges(*dag))), st.booleans())
@@ -124,15 +123,31 @@ def test_rows_are_computed_after_their_sources_and_side_by_side_only_if_they_do_
     assert (order[: groups[graph["n_read"]]] < first_linear).all()
     assert (order[groups[graph["n_read"]] :] >= first_linear).all()
     done = set(topology.inputs.tolist())
-    for k, (a, b) in enumerate(itertools.pairwise(groups)):
-        side_by_side = b - a == LANES and k < graph["n_read"]
-        if side_by_side:
-            assert (np.diff(order[a:b]) == 1).all()
+    for a, b in itertools.pairwise(groups):
+        assert b - a <= LANES
         for i in order[a:b].tolist():
             if topology.live[i]:
                 assert set(topology.indices[topology.indptr[i] : topology.indptr[i + 1]].tolist()) <= done
-            done |= set() if side_by_side else {i}
+            else:  # one of LANES neighbours
+                assert (order[a:b] == np.arange(order[a], order[a] + LANES)).all()
         done |= set(order[a:b].tolist())
+    live = order[: groups[graph["n_read"]]]
+    live = live[topology.live[live]]
+    assert graph["n_read"] <= sum(-(-count // LANES) for count in np.bincount(topology.levels[live])) + len(live) // 3
+
+
+def test_groups_are_of_one_activation():
+    n = 40
+    topology = Topology.from_edges([(0, i) for i in range(1, n - 1)] + [(i, n - 1) for i in range(1, n - 1)], n)
+    made = neurons(topology)
+    made.kind[1:8] = made.kind[20:23] = ACTIVATION_CODES["tanh"][0]
+    graph = Covering(Schedule(topology), made).graph.values
+    sizes = np.diff(graph["groups"])
+    for a, b in itertools.pairwise(graph["groups"]):
+        assert len(set(made.kind[graph["order"][a:b]].tolist())) == 1
+    assert sizes.max() == LANES  # of the others
+    tanh = made.kind[graph["order"][graph["groups"][:-1]]] == ACTIVATION_CODES["tanh"][0]
+    assert (sizes[tanh] == 1).all()
 
 
 @given(st.lists(st.integers(0, 90), unique=True, min_size=1, max_size=40))

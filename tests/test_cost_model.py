@@ -162,14 +162,24 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 2e-4, 3e-4, 7e-4), strict=True))
     running = []
 
+    def cost(structure):
+        """Seconds of a pass."""
+        return sum(costs[n] * c for n, c in zip(FEATURES[executor], ENGINE.features(structure, executor), strict=True))
+
     def read():
         """Seconds that half a step of the schedules run so far took; even and odd calls bracket a kernel."""
         read.calls += 1
-        if read.calls % 2 == 0:
-            read.now += sum(
-                costs[n] * c for n, c in zip(FEATURES[executor], ENGINE.features(running[-1], executor), strict=True)
-            )
+        if mode == "train" and read.calls % 2 == 0:
+            read.now += cost(running[-1])
         return read.now
+
+    def passes(self, structure, strengths, scales, table, out):
+        """Forward passes, and half a second for the call."""
+
+        def run(times):
+            read.now += times * cost(structure) + 0.5
+
+        return run
 
     read.calls, read.now = 0, 0.0
     fake = timing.Clock("process_time", read, 0.0, 1e-9)
@@ -181,6 +191,7 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
         return chosen(self, phase, batch, structure)
 
     monkeypatch.setattr(Executor, "choose", choose)
+    monkeypatch.setattr(CpuEngine, "passes", passes)
     settings = Settings(executor, mode, batch=3, threads=1, probes=20, repeats=3)
     monkeypatch.setattr(probing, "stolen", lambda: 0)
     monkeypatch.setattr(timing, "preemptions", lambda: 0)
@@ -324,10 +335,11 @@ def test_the_price_of_a_neuron_is_what_one_more_would_cost():
     assert prices.neuron == pytest.approx(20.0 + 3.0 * 2 * 95 / 1000)
 
 
-def test_prices_of_blocks_hold_those_of_neurons_alone():
-    model = CostModel("blocks", (1.0, 10.0, 4.0, 20.0, 8.0, 2.0, 5.0, 3.0))
-    prices = model.prices(np.array([1, 50, 25, 10, 5, 400, 7, 100], float))
-    assert prices == (2.0, 12.0, 24.0, 5.0, 3.0)
+def test_prices_of_blocks_hold_those_of_groups():
+    """Nine groups of 16 neurons, which would fill two: seven are those of the seven levels."""
+    model = CostModel("blocks", (1.0, 10.0, 4.0, 20.0, 2.0, 5.0, 3.0, 8.0))
+    prices = model.prices(np.array([1, 50, 25, 16, 400, 7, 100, 9], float))
+    assert prices == (2.0, 12.0, 20.0 + 8.0 / 8, 5.0 + 8.0, 3.0)
 
 
 def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
@@ -433,6 +445,8 @@ def test_typical_prices_know_every_feature_of_a_cpu_and_none_of_a_gpu():
 
 class Noisy:
     """A stopwatch whose seconds are known but for noise."""
+
+    steps = 1
 
     def __init__(self, seconds, noise, rng):
         self.seconds, self.noise, self.rng, self.calls = seconds, noise, rng, 0

@@ -178,6 +178,22 @@ def test_a_measured_term_leaves_the_model_as_it_is(executor):
     assert model.kappa == 0.0
 
 
+class Passes:
+    """Stands in for a clock and for the forward passes that it times: each takes ``seconds``, a call of them 7 more."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.seconds = 0.0, seconds
+        monkeypatch.setattr(CpuEngine, "passes", lambda engine, *about: self.run)
+
+    def run(self, times):
+        """Run some passes."""
+        self.now += times * self.seconds + 7.0
+
+    def read(self):
+        """The time."""
+        return self.now
+
+
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkeypatch, mode):
     model = model_of()
@@ -190,7 +206,10 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
     for seconds in (3.0, 5.0):
         readings = iter(np.arange(10**4) * seconds)
         term.clock = dataclasses.replace(term.clock, read=lambda readings=readings: next(readings), overhead=0.5)
-        expected = 2 * (seconds - 0.5) if mode == "train" else seconds - 0.5
+        expected = 2 * (seconds - 0.5)
+        if mode == "infer":
+            term.clock = dataclasses.replace(term.clock, read=Passes(monkeypatch, seconds).read)
+            expected = seconds
         term.steps = TimedSteps()
         assert term.value(evaluation) * term.reference == pytest.approx(expected)  # a step of its own
         for _ in range(2):  # the model's own steps, which are timed up to the end of their backward pass
@@ -202,14 +221,38 @@ def test_the_value_is_the_time_that_the_clock_measured_around_the_kernels(monkey
             assert term.seconds == pytest.approx(expected)
 
 
-def test_a_stopwatch_returns_its_seconds():
+def test_a_stopwatch_returns_its_seconds(monkeypatch):
     evaluation = model_of().find()
     x = evaluation.batch(np.ones((4, 5)))
     readings = iter(np.arange(100) * 2.0)
     clock = timing.Clock("perf_counter", lambda: next(readings), 0.25, 1e-9)
-    for train, seconds in ((True, 3.5), (False, 1.75)):
-        watch = evaluation.engine.stopwatch(evaluation.structure, evaluation.values.strengths, x, train)
-        assert watch(clock) == watch.warm(clock) == seconds
+    watch = evaluation.engine.stopwatch(evaluation.structure, evaluation.values.strengths, x, True)
+    assert watch(clock) == watch.warm(clock) == 3.5
+    assert watch.steps == 1
+    for seconds, together in ((2.0, 1), (2.0**-18, 3), (2.0**-30, 64)):
+        passes = Passes(monkeypatch, seconds)
+        watch = evaluation.engine.stopwatch(evaluation.structure, evaluation.values.strengths, x, False)
+        clock = timing.Clock("perf_counter", passes.read, 0.25, 1e-9)
+        assert watch(clock) == pytest.approx(seconds, abs=1e-15)
+        assert watch.warm(clock) == pytest.approx(seconds, abs=1e-15)
+        assert watch.steps == together
+
+
+@pytest.mark.parametrize("executor", ["columns", "wavefront", "blocks"])
+@pytest.mark.parametrize("batch", [1, 40])
+def test_passes_that_are_timed_together_leave_the_outputs_of_one(executor, batch):
+    model = model_of("digits", executor=executor, threads=2)
+    evaluation = model.find()
+    engine, structure, strengths = evaluation.engine, evaluation.structure, evaluation.values.strengths
+    x = evaluation.batch(np.random.default_rng(0).standard_normal((batch, 64)))
+    n = len(structure.neurons.kind)
+    scales, found = (np.ones(n, np.float32), np.full(n, 0.5, np.float32)), []
+    for times in (1, 5):
+        out = np.empty((batch, 10), np.float32)
+        engine.passes(structure, strengths, scales, x, out)(times)
+        found.append(out)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], engine.infer(structure, strengths, torch.from_numpy(x), scales).numpy())
 
 
 def test_a_step_that_was_interrupted_does_not_count(monkeypatch):

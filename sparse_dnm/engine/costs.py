@@ -43,3 +43,7 @@ class Stopwatch(Protocol):
 
     def __call__(self, clock: Any) -> float:
         """Seconds of a step by a `timing.clock.Clock`."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps a measurement times together, since the first call."""

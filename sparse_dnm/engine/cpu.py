@@ -236,14 +236,13 @@ class CpuEngine(CpuSearch):
         )
 
     def passes(
-        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], table: Floats
+        self, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], table: Floats, out: Floats
     ) -> Callable[[int], object] | None:
-        """What runs the forward pass of ``table`` as often as it is told, in compiled code; None where it needs much
-        memory."""
+        """What runs the forward pass of ``table`` as often as it is told, in compiled code, and writes ``out`` (batch,
+        n_outputs); None where it needs much memory."""
         ready = self._prepared(structure, strengths, scales, table)
         if ready is None:
             return None
-        out = np.empty((len(table), ready.n_outputs), strengths.dtype)
         if ready.blocks is not None:
             ready.blocks.refresh()
             ready.blocks.forward(table, out)
@@ -370,8 +369,8 @@ class CpuEngine(CpuSearch):
         outputs; executed edges, and those whose neighbour in memory the backward pass has left far behind; outputs;
         executed neurons, times thousands of them; for ``wavefront`` levels.
 
-        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons that are, and those not
-        side by side; edges; levels; blocks.
+        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons that are; edges; levels;
+        blocks; groups of neurons that are computed side by side.
         """
         s, t = structure.schedule, structure.topology
         if executor == "blocks":

@@ -22,8 +22,8 @@ class Covering:
 
     graph    what the kernels are given of it
     place    int (n_edges,): block * LANES + lane of each edge in CSR order, -1 where it is not executed
-    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them; n_alone:
-             neurons that are not computed side by side
+    n_edges  executed ones; n_blocks, n_strips, n_lone: blocks, strips of inputs, and inputs outside them; n_groups:
+             groups of neurons that are computed side by side, linear outputs apart
     """
 
     def __init__(self, schedule: Schedule, neurons: Neurons):
@@ -32,12 +32,11 @@ class Covering:
         n_edges, n_inputs = t.n_edges, len(s.inputs)
         is_input = np.zeros(t.n_neurons, np.bool_)
         is_input[t.inputs] = True
-        order, groups = (np.empty(t.n_neurons + more, np.int32) for more in (0, 1))
+        order, groups, left = (np.empty(t.n_neurons + more, np.int32) for more in (0, 1, 0))
         n_rows, n_groups, n_read = KERNELS.arrange(
-            *(s.sequence, t.ascending, t.indptr, t.indices, neurons.kind, t.live, is_input, neurons.first_linear),
-            *(order, groups),
+            *(s.order, s.waves, t.levels, neurons.kind, t.live, is_input, neurons.first_linear, order, groups, left)
         )
-        self.n_alone = n_rows - LANES * int((np.diff(groups[: n_read + 1]) == LANES).sum())
+        self.n_groups = int(n_read)
         order, row_blocks = order[:n_rows], np.empty(n_rows + 1, np.int32)
         starts = np.empty(n_edges, np.int32)
         self.place = np.empty(n_edges, np.int32 if n_edges * LANES < 2**31 else np.int64)
@@ -74,7 +73,7 @@ class Covering:
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
         t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
-        neurons = len(self.graph.values["order"]), self.n_alone, len(t.t_edges), len(schedule.waves) - 1, self.n_blocks
+        neurons = len(self.graph.values["order"]), len(t.t_edges), len(schedule.waves) - 1, self.n_blocks, self.n_groups
         return np.array((1, n_inputs, self.n_lone, *neurons), float)
 
     @staticmethod

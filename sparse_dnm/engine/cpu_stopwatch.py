@@ -34,11 +34,16 @@ class CpuStopwatch:
         self._gradient: Floats | None = None
         self._passes: Callable[[int], object] | None = None  # runs the forward pass so many times
         self._times = 0  # passes in a measurement
+        shape = len(x), len(structure.topology.outputs)
         if train:
-            shape = (len(x), len(structure.topology.outputs))
             self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
         else:
-            self._passes = engine.passes(structure, strengths, self._scales, x)
+            self._passes = engine.passes(structure, strengths, self._scales, x, np.empty(shape, dtype))
+
+    @property
+    def steps(self) -> int:
+        """Steps that are timed together."""
+        return max(self._times, 1)
 
     def warm(self, clock: Any) -> float:
         """Seconds of a step that follows others: the lower of two, since what disturbs one only adds to it."""

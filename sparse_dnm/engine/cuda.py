@@ -233,6 +233,11 @@ class CudaStopwatch:
         if self._gradient is not None:
             self.engine.backward(self._structure, self._strengths, saved, self._gradient)
 
+    @property
+    def steps(self) -> int:
+        """Steps that are timed together."""
+        return self._together
+
     def warm(self, clock: Any) -> float:
         """Seconds of a step that follows WARM others."""
         for _ in range(WARM):

@@ -183,7 +183,8 @@ def calibrate(
     known = functools.partial(_known, settings, counts, whole)
     times = time_steps(watches, settings, on_round, pace, known)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
-        Clock.of(settings.clock).check(float(np.median(times.raw, axis=1).min()))
+        together = np.array([watch.steps for watch in watches])
+        Clock.of(settings.clock).check(float((np.median(times.raw, axis=1) * together).min()))
     seconds = np.median(times.seconds, axis=1)
     judged = fit(settings, counts[:-n_held], seconds[:-n_held])
     held_out = Quality.of(judged.seconds(counts[-n_held:]), seconds[-n_held:])
@@ -201,10 +202,10 @@ def calibrate(
 
 
 def fine_clock(settings: Settings, watches: Sequence[Stopwatch]) -> tuple[Settings, str]:
-    """The settings with a clock that is fine enough for the shortest of some steps; why not that of before, or
+    """The settings with a clock that is fine enough for the shortest of some measurements; why not that of before, or
     nothing.  Raises ValueError if FINEST is too coarse as well."""
     clock, finest = Clock.of(settings.clock), Clock.of(FINEST)
-    shortest = min(watch.warm(finest) for watch in watches for _ in range(LOOKS))
+    shortest = min(watch.warm(finest) * watch.steps for watch in watches for _ in range(LOOKS))
     if clock.fits(shortest):
         return settings, ""
     finest.check(shortest)

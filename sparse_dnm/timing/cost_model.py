@@ -22,7 +22,7 @@ from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = (
     "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level", "block",
-    "lone neuron",
+    "group",
 )  # fmt: skip
 BEFORE = {  # the features of an executor's time before these: those in checkpoints that do not name theirs
     "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
@@ -32,12 +32,13 @@ ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
     "columns": COUNTS[:8],
     "wavefront": COUNTS[:9],
-    "blocks": ("call", "input", "lone input", "neuron", "lone neuron", "edge", "level", "block"),
+    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block", "group"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
 }
 
 
+GROUP = 8  # neurons that `blocks` computes side by side, at most
 TRUST = 0.5  # relative error of typical coefficients
 
 
@@ -80,7 +81,8 @@ class CostModel:
 
     def prices(self, counts: Floats) -> Prices:
         """Seconds near the structure with these ``counts``: the shares of far edges and lone inputs stay the same, and
-        the number of crowded neurons grows with the square of that of all."""
+        the number of crowded neurons grows with the square of that of all.  Of the groups that neurons are computed in
+        a neuron pays an eighth of one, a level what its groups are more than that."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
@@ -89,11 +91,13 @@ class CostModel:
 
         executed = number["input"] + number["neuron"] + number["output"]
         crowd = 2 * cost["crowded neuron"] * number["crowded neuron"] / executed if executed else 0.0
+        full = number["neuron"] / GROUP
+        apart = max(number["group"] - full, 0.0) / number["level"] if number["level"] else 0.0
         return Prices(
             with_part("edge", "far edge"),
             with_part("input", "lone input") + crowd,
-            with_part("neuron", "lone neuron") + crowd,
-            cost["level"],
+            cost["neuron"] + cost["group"] / GROUP + crowd,
+            cost["level"] + cost["group"] * apart,
             cost["block"],
         )
 
@@ -198,12 +202,13 @@ class Refit:
         made = cls.__new__(cls)
         executor = state["executor"]
         names = state.get("features") or BEFORE.get(executor, FEATURES[executor])
-        at = [FEATURES[executor].index(name) for name in names]  # features that it does not know cost 0
+        kept = [k for k, name in enumerate(names) if name in FEATURES[executor]]  # the others are counted no more
+        at = [FEATURES[executor].index(names[k]) for k in kept]  # features that it does not know cost 0
         vector, matrix = np.zeros(len(FEATURES[executor])), np.zeros([len(FEATURES[executor])] * 2)
 
         def placed(values: Any, into: Floats) -> Any:
             found = into.copy()
-            found[np.ix_(*[at] * into.ndim)] = values
+            found[np.ix_(*[at] * into.ndim)] = np.array(values)[np.ix_(*[kept] * into.ndim)]
             return found
 
         made.calibrated, made.model = (
