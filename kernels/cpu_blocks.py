@@ -27,71 +27,74 @@ _silu, _logistic = _of_lanes.silu, _of_lanes.logistic
 # are 32 long, and slower where they are shorter: a load of 64 bytes that starts anywhere always crosses a cache line.
 LANES = 4 if machine.VECTOR_BYTES == 16 else 8
 SIDE_BY_SIDE = LANES == simd.GROUP  # neurons whose sums are added up together
+KINDS = 4  # of activations
 
 
 # -- the covering of a structure -------------------------------------------------------------------------------
 
 
 @inner
-def _neighbours(i, level, n, kind, levels, live, is_input, first_linear):
-    """Are the neurons i .. i + LANES - 1 no inputs, of one activation, and those that are live, of which there are
-    three at least, of this level?"""
-    count = 0
-    for k in range(i, i + LANES):
-        if k >= n or k >= first_linear or kind[k] != kind[i] or is_input[k]:
-            return False
-        if live[k]:
-            count += 1
-            if levels[k] != level:
-                return False
-    return count >= 3
+def _with_room(free, first):
+    """The first turn from ``first`` on whose group has room; ``free`` leads from turn to turn, and is shortened."""
+    turn = first
+    while free[turn] != turn:
+        free[turn] = free[free[turn]]
+        turn = np.int64(free[turn])
+    return turn
 
 
 @kernel
-def arrange(sequence, waves, levels, kind, live, is_input, first_linear, order, groups, left):
-    """The order in which rows are computed, in ``groups``: up to LANES rows of one level and activation, which are
-    computed side by side.  Where LANES neighbours can be, they are, neurons among them that reach no output included.
+def arrange(sequence, indptr, indices, kind, first_linear, turns, free, filled, order, groups):
+    """The order in which rows are computed, in ``groups``: up to LANES rows of one activation that do not read each
+    other are computed side by side.  A row comes in the first turn after those of its sources in which its group has
+    room, as in list scheduling (Graham 1969): there are few groups, however many levels there are.
 
-    ``sequence`` int32: the executed neurons that are no inputs, by (level, index), and ``waves`` int64 where each level
-    starts among them.  Neurons from ``first_linear`` on come last: nobody reads them.
-    order   int32 (n,), and ``groups`` int32 (n + 1,) where each begins in it; ``left``: scratch like order
-    Returns the number of rows, of groups, and of groups before ``first_linear``.
+    ``sequence`` int32: the executed neurons that are no inputs, sources before readers.  Neurons from ``first_linear``
+    on come last: nobody reads them.
+    order   int32, the rows, ascending in a group, and ``groups`` int32 (rows + 1,) where each begins in it
+    Scratch: int32 ``turns`` (n,); ``free``, ``filled`` (KINDS, rows + 1).
+    Returns the number of groups, and of those before ``first_linear``.
     """
-    n, rows, n_groups = kind.size, 0, 0
-    groups[0] = 0
-    for wave in range(waves.size - 1):
-        q, n_left = waves[wave], 0
-        while q < waves[wave + 1]:
-            i = np.int64(sequence[q])
-            q += 1
-            if i >= first_linear:
-                continue
-            if SIDE_BY_SIDE and _neighbours(i, levels[i], n, kind, levels, live, is_input, first_linear):
-                for k in range(i, i + LANES):
-                    order[rows] = k
-                    rows += 1
-                n_groups += 1
+    room, last = LANES if SIDE_BY_SIDE else 1, np.int64(-1)
+    turns[:] = -1
+    filled[:] = 0
+    for k in range(free.shape[1]):
+        free[:, k] = k
+    for i in sequence:
+        if i < first_linear:
+            turn = np.int64(0)
+            for e in range(indptr[i], indptr[i + 1]):
+                turn = max(turn, np.int64(turns[indices[e]]) + 1)
+            turn = _with_room(free[kind[i]], turn)
+            turns[i] = turn
+            filled[kind[i], turn] += 1
+            if filled[kind[i], turn] == room:
+                free[kind[i], turn] = turn + 1
+            last = max(last, turn)
+    rows, n_groups = 0, 0
+    for turn in range(last + 1):
+        for k in range(free.shape[0]):
+            free[k, turn] = rows  # where the group begins
+            if filled[k, turn]:
                 groups[n_groups] = rows
-                while q < waves[wave + 1] and sequence[q] < i + LANES:
-                    q += 1
-            else:
-                left[n_left] = i
-                n_left += 1
-        for k in range(n_left):
-            order[rows] = left[k]
-            rows += 1
-            full = rows - groups[n_groups] == LANES or kind[left[k]] == TANH or not SIDE_BY_SIDE
-            if full or k + 1 == n_left or kind[left[k + 1]] != kind[left[k]]:
+                rows += filled[k, turn]
                 n_groups += 1
-                groups[n_groups] = rows
+            filled[k, turn] = 0
     n_read = n_groups
-    for k in range(sequence.size):
-        if sequence[k] >= first_linear:
-            order[rows] = sequence[k]
-            rows += 1
+    for i in sequence:
+        if i < first_linear:
+            begin, at = free[kind[i], turns[i]], free[kind[i], turns[i]] + filled[kind[i], turns[i]]
+            filled[kind[i], turns[i]] += 1
+            while at > begin and order[at - 1] > i:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = i
+        else:
+            groups[n_groups] = rows + n_groups - n_read
+            order[rows + n_groups - n_read] = i
             n_groups += 1
-            groups[n_groups] = rows
-    return rows, n_groups, n_read
+    groups[n_groups] = sequence.size
+    return n_groups, n_read
 
 
 @kernel
@@ -312,7 +315,8 @@ def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x
     simd.store(x, i, value)
     simd.store(z, i, total)
     if kind[i] == TANH:
-        _curve_neighbours(z, m, i, i + LANES, kind[i])
+        for k in range(i, i + LANES):
+            m[k] = _tanh(z[k])
         message = simd.load(m, i, width)
     else:
         message = _act(total, kind[i], simd.load(slope, i, width))
@@ -322,7 +326,7 @@ def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x
 
 @inner
 def _scattered(q, last, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
-    """The same of the neurons at the places q .. last, LANES at most, wherever they are; none of them is a tanh."""
+    """The same of the neurons at the places q .. last, LANES at most, wherever they are."""
     width, i0, end = simd.width_of(LANES), np.int64(order[q]), last - 1
     i1, i2 = np.int64(order[min(q + 1, end)]), np.int64(order[min(q + 2, end)])
     i3, i4 = np.int64(order[min(q + 3, end)]), np.int64(order[min(q + 4, end)])
@@ -331,10 +335,15 @@ def _scattered(q, last, order, row_blocks, starts, values, weight, bias, kind, s
     value = _sums(q, last, row_blocks, starts, values, m)
     weights, biases = simd.pick(weight, i0, i1, i2, i3, i4, i5, i6, i7), simd.pick(bias, i0, i1, i2, i3, i4, i5, i6, i7)
     total = simd.multiply_add(weights, value, biases)
-    message = _act(total, kind[i0], simd.pick(slope, i0, i1, i2, i3, i4, i5, i6, i7))
     simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
     simd.put(z, total, i0, i1, i2, i3, i4, i5, i6, i7)
-    simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
+    if kind[i0] == TANH:
+        for k in range(q, last):
+            m[order[k]] = _tanh(z[order[k]])
+        message = simd.pick(m, i0, i1, i2, i3, i4, i5, i6, i7)
+    else:
+        message = _act(total, kind[i0], simd.pick(slope, i0, i1, i2, i3, i4, i5, i6, i7))
+        simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
     return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
 
 

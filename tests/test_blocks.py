@@ -115,8 +115,7 @@ def test_rows_are_computed_after_their_sources_and_side_by_side_only_if_they_do_
     graph = Covering(schedule, neurons(topology, first_linear)).graph.values
     order, groups = graph["order"], graph["groups"]
     assert len(set(order.tolist())) == len(order)
-    assert set(schedule.order.tolist()) <= set(order.tolist())
-    assert not np.isin(order, topology.inputs).any()
+    assert set(schedule.order.tolist()) == set(order.tolist())
     assert (np.diff(groups) > 0).all()
     assert groups[0] == 0
     assert groups[-1] == len(order)
@@ -125,15 +124,12 @@ def test_rows_are_computed_after_their_sources_and_side_by_side_only_if_they_do_
     done = set(topology.inputs.tolist())
     for a, b in itertools.pairwise(groups):
         assert b - a <= LANES
+        assert (np.diff(order[a:b]) > 0).all()
         for i in order[a:b].tolist():
-            if topology.live[i]:
-                assert set(topology.indices[topology.indptr[i] : topology.indptr[i + 1]].tolist()) <= done
-            else:  # one of LANES neighbours
-                assert (order[a:b] == np.arange(order[a], order[a] + LANES)).all()
+            assert set(topology.indices[topology.indptr[i] : topology.indptr[i + 1]].tolist()) <= done
         done |= set(order[a:b].tolist())
-    live = order[: groups[graph["n_read"]]]
-    live = live[topology.live[live]]
-    assert graph["n_read"] <= sum(-(-count // LANES) for count in np.bincount(topology.levels[live])) + len(live) // 3
+    by_level = np.bincount(topology.levels[order[: groups[graph["n_read"]]]])
+    assert graph["n_read"] <= (-(-by_level // LANES)).sum()
 
 
 def test_groups_are_of_one_activation():
@@ -145,9 +141,7 @@ def test_groups_are_of_one_activation():
     sizes = np.diff(graph["groups"])
     for a, b in itertools.pairwise(graph["groups"]):
         assert len(set(made.kind[graph["order"][a:b]].tolist())) == 1
-    assert sizes.max() == LANES  # of the others
-    tanh = made.kind[graph["order"][graph["groups"][:-1]]] == ACTIVATION_CODES["tanh"][0]
-    assert (sizes[tanh] == 1).all()
+    assert sorted(sizes.tolist()) == [1, 2, 4, 8, 8, 8, 8]  # an output; 10 of tanh and 28 others
 
 
 @given(st.lists(st.integers(0, 90), unique=True, min_size=1, max_size=40))

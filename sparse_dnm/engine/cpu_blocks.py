@@ -30,14 +30,13 @@ class Covering:
         s, t = schedule, schedule.topology
         self.neurons, self.n_edges = neurons, len(t.t_edges)
         n_edges, n_inputs = t.n_edges, len(s.inputs)
-        is_input = np.zeros(t.n_neurons, np.bool_)
-        is_input[t.inputs] = True
-        order, groups, left = (np.empty(t.n_neurons + more, np.int32) for more in (0, 1, 0))
-        n_rows, n_groups, n_read = KERNELS.arrange(
-            *(s.order, s.waves, t.levels, neurons.kind, t.live, is_input, neurons.first_linear, order, groups, left)
+        n_rows = len(s.sequence)
+        turns, order, groups = (np.empty(size, np.int32) for size in (t.n_neurons, n_rows, n_rows + 1))
+        free, filled = np.empty((2, KERNELS.KINDS, n_rows + 1), np.int32)
+        n_groups, n_read = KERNELS.arrange(
+            *(s.sequence, t.indptr, t.indices, neurons.kind, neurons.first_linear, turns, free, filled, order, groups)
         )
-        self.n_groups = int(n_read)
-        order, row_blocks = order[:n_rows], np.empty(n_rows + 1, np.int32)
+        self.n_groups, row_blocks = int(n_read), np.empty(n_rows + 1, np.int32)
         starts = np.empty(n_edges, np.int32)
         self.place = np.empty(n_edges, np.int32 if n_edges * LANES < 2**31 else np.int64)
         self.n_blocks: int = KERNELS.cover(order, t.live, t.indptr, t.indices, row_blocks, starts, self.place)
