@@ -158,12 +158,16 @@ def cover_inputs(inputs, column, all_inputs, kind, column_of, strips, strip_colu
 
 
 @task
-def _pack(n_rows, order, indptr, strengths, place, size, values):
-    """Strengths of the edges, in CSR order, to ``values``, zero where a block has no edge."""
+def _pack(n_rows, order, indptr, strengths, place, size, values, weight, bias, row_weight, row_bias):
+    """Strengths of the edges, in CSR order, to ``values``, zero where a block has no edge; weights and biases in the
+    order of rows."""
     for k in range(size):
         values[k] = 0
+    for q in range(n_rows, n_rows + LANES):
+        row_weight[q], row_bias[q] = 0, 0
     for q in range(n_rows):
         i = np.int64(order[q])
+        row_weight[q], row_bias[q] = weight[i], bias[i]
         first, last = indptr[i], indptr[i + 1]
         if first < last and place[first] >= 0:  # else it reaches no output
             for e in range(first, last):
@@ -325,31 +329,32 @@ def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x
 
 
 @inner
-def _scattered(q, last, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
-    """The same of the neurons at the places q .. last, LANES at most, wherever they are."""
+def _scattered(q, last, keeps, order, row_blocks, starts, values, row_weight, row_bias, row_slope, kind, x, m, z):
+    """The same of the neurons at the places q .. last, LANES at most, wherever they are; x only where it is kept."""
     width, i0, end = simd.width_of(LANES), np.int64(order[q]), last - 1
     i1, i2 = np.int64(order[min(q + 1, end)]), np.int64(order[min(q + 2, end)])
     i3, i4 = np.int64(order[min(q + 3, end)]), np.int64(order[min(q + 4, end)])
     i5, i6 = np.int64(order[min(q + 5, end)]), np.int64(order[min(q + 6, end)])
     i7 = np.int64(order[min(q + 7, end)])
     value = _sums(q, last, row_blocks, starts, values, m)
-    weights, biases = simd.pick(weight, i0, i1, i2, i3, i4, i5, i6, i7), simd.pick(bias, i0, i1, i2, i3, i4, i5, i6, i7)
-    total = simd.multiply_add(weights, value, biases)
-    simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
+    total = simd.multiply_add(simd.load(row_weight, q, width), value, simd.load(row_bias, q, width))
+    if keeps:
+        simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
     simd.put(z, total, i0, i1, i2, i3, i4, i5, i6, i7)
     if kind[i0] == TANH:
         for k in range(q, last):
             m[order[k]] = _tanh(z[order[k]])
         message = simd.pick(m, i0, i1, i2, i3, i4, i5, i6, i7)
     else:
-        message = _act(total, kind[i0], simd.pick(slope, i0, i1, i2, i3, i4, i5, i6, i7))
+        message = _act(total, kind[i0], simd.load(row_slope, q, width))
         simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
     return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
 
 
 @task
 def _forward_rows(
-    n_groups, n_read, groups, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z
+    n_groups, n_read, groups, keeps, order, row_blocks, starts, values, weight, bias, kind, slope, row_weight, row_bias,
+    row_slope, x, m, z,
 ):  # fmt: skip
     """The same of the other neurons, from their sources; of ``n_groups`` the first ``n_read`` read messages."""
     width = simd.width_of(LANES)
@@ -362,7 +367,22 @@ def _forward_rows(
             if last - first == LANES and order[last - 1] - order[first] == LANES - 1:
                 seen = _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z)
             else:
-                seen = _scattered(first, last, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z)
+                seen = _scattered(
+                    first,
+                    last,
+                    keeps,
+                    order,
+                    row_blocks,
+                    starts,
+                    values,
+                    row_weight,
+                    row_bias,
+                    row_slope,
+                    kind,
+                    x,
+                    m,
+                    z,
+                )
             check = simd.multiply_add(zeros, seen, check)
         else:
             for q in range(first, last):
@@ -479,14 +499,15 @@ def _make_forward(graph_kind, data_kind):
         )  # fmt: skip
         order, row_blocks, starts = pointer(graph.order), pointer(graph.row_blocks), pointer(graph.starts)
         kind, slope, outputs = pointer(graph.kind), pointer(graph.slope), pointer(graph.outputs)
-        groups = pointer(graph.groups)
+        groups, row_slope = pointer(graph.groups), pointer(graph.row_slope)
         values, weight, bias = pointer(data.values), pointer(data.weight), pointer(data.bias)
+        row_weight, row_bias = pointer(data.row_weight), pointer(data.row_bias)
         x, m, z = pointer(data.x), pointer(data.m), pointer(data.z)
         rows, results = simd.pointers(table, out)
         if length(data.strengths) > 0:
             _pack(
                 length(graph.order), order, pointer(graph.indptr), pointer(data.strengths), pointer(graph.place),
-                length(data.values), values,
+                length(data.values), values, weight, bias, row_weight, row_bias,
             )  # fmt: skip
             _clear(length(data.m), m)
             _clear(length(data.z), z)
@@ -500,8 +521,8 @@ def _make_forward(graph_kind, data_kind):
                     simd.at(rows, tile * n_columns), weight, bias, kind, slope, x_tile, m_tile, z_tile,
                 )  # fmt: skip
                 check += _forward_rows(
-                    length(graph.groups) - 1, graph.n_read, groups, order, row_blocks, starts, values, weight, bias,
-                    kind, slope, x_tile, m_tile, z_tile,
+                    length(graph.groups) - 1, graph.n_read, groups, length(data.strengths) > 0, order, row_blocks,
+                    starts, values, weight, bias, kind, slope, row_weight, row_bias, row_slope, x_tile, m_tile, z_tile,
                 )  # fmt: skip
                 for k in range(n_outputs):
                     results[tile * n_outputs + k] = z_tile[np.int64(outputs[k])]
@@ -566,9 +587,10 @@ def make(graph_kind, data_kind):
 
     graph   address of a Block: n, first_linear, strips, strip_columns, lone, lone_columns (`cover_inputs`), order,
             groups, of which the first n_read read messages and the others z (`arrange`), indptr, row_blocks, starts,
-            place (`cover`), kind, slope, outputs
+            place (`cover`), kind, slope, row_slope (rows + LANES,) in the order of rows, outputs
     data    address of a Block: strengths (n_edges,) of the edges in CSR order, values (n_blocks * LANES,), weight and
-            bias (n,), and x, m, z (batch * n + LANES,), which `forward` writes.  Strengths of length 0: ``values``
-            holds them already, and m and z hold finite numbers
+            bias (n,), row_weight and row_bias (rows + LANES,), and x, m, z (batch * n + LANES,), which `forward`
+            writes.  Strengths of length 0: ``values``, row_weight and row_bias hold them already, m and z hold finite
+            numbers, and x of neurons is not written
     """
     return _make_forward(graph_kind, data_kind), _make_backward(graph_kind, data_kind)

@@ -61,6 +61,7 @@ class Covering:
             place=self.place,
             kind=neurons.kind,
             slope=neurons.slope,
+            row_slope=np.concatenate([neurons.slope[order], np.zeros(LANES, neurons.slope.dtype)]),
             outputs=t.outputs,
         )
 
@@ -96,7 +97,9 @@ class BlockPass:
         self.size = batch * n  # of x and m; more follows, which a block near the end reads
         x, m, z = (pool.aligned(self.size + LANES, dtype) for _ in range(3))
         values = pool.aligned(self.covering.n_blocks * LANES, dtype)
-        self.memory = {"values": values, "weight": scales[0], "bias": scales[1], "x": x, "m": m, "z": z}
+        n_rows = len(self.covering.graph.values["order"])
+        rows = {name: pool.aligned(n_rows + LANES, dtype) for name in ("row_weight", "row_bias")}
+        self.memory = {"values": values, "weight": scales[0], "bias": scales[1], **rows, "x": x, "m": m, "z": z}
         self.data = Block(strengths=strengths, **self.memory)
         self.graph = self.covering.graph.address
         self.run, self.run_back = KERNELS.make(self.covering.graph.kind, self.data.kind)
@@ -126,14 +129,15 @@ class PreparedPass(BlockPass):
         self, pool: BufferPool, structure: CpuStructure, strengths: Floats, scales: tuple[Floats, Floats], batch: int
     ):
         super().__init__(pool, structure, strengths, scales, batch)
-        self._packing, self._strengths = self.data, {"strengths": strengths}
+        self._packing = self.data
+        self._numbers = {"strengths": strengths, "weight": scales[0], "bias": scales[1]}
         self._packed = Block(strengths=strengths[:0], **self.memory)
         self._bits: Bits | None = None
 
     def refresh(self) -> None:
-        """Pack the strengths in the next call if their numbers have changed."""
-        if self._bits is None or not self._bits.same(self._strengths):
-            self.data, self._bits = self._packing, Bits(self._strengths)
+        """Pack strengths, weights and biases in the next call if their numbers have changed."""
+        if self._bits is None or not self._bits.same(self._numbers):
+            self.data, self._bits = self._packing, Bits(self._numbers)
 
     def forward(self, table: Floats, out: Floats, times: int = 1) -> bool:
         """See `BlockPass.forward`; done as many ``times``, where it is timed."""
