@@ -311,43 +311,32 @@ def _sums(q, last, row_blocks, starts, values, m):
 
 
 @inner
-def _together(q, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z):
-    """Values, z and messages of LANES neighbours from place q on; returns zeros if all are finite, else NaN."""
-    width, i = simd.width_of(LANES), np.int64(order[q])
-    value = _sums(q, q + LANES, row_blocks, starts, values, m)
-    total = simd.multiply_add(simd.load(weight, i, width), value, simd.load(bias, i, width))
-    simd.store(x, i, value)
-    simd.store(z, i, total)
-    if kind[i] == TANH:
-        for k in range(i, i + LANES):
-            m[k] = _tanh(z[k])
-        message = simd.load(m, i, width)
-    else:
-        message = _act(total, kind[i], simd.load(slope, i, width))
-        simd.store(m, i, message)
-    return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
-
-
-@inner
-def _scattered(q, last, keeps, order, row_blocks, starts, values, row_weight, row_bias, row_slope, kind, x, m, z):
-    """The same of the neurons at the places q .. last, LANES at most, wherever they are; x only where it is kept."""
+def _side_by_side(q, last, keeps, order, row_blocks, starts, values, row_weight, row_bias, row_slope, kind, x, m, z):
+    """Values, z and messages of the neurons at the places q .. last, LANES at most, wherever they are; values only where
+    they are kept.  Returns zeros if all are finite, else NaN."""
     width, i0, end = simd.width_of(LANES), np.int64(order[q]), last - 1
-    i1, i2 = np.int64(order[min(q + 1, end)]), np.int64(order[min(q + 2, end)])
-    i3, i4 = np.int64(order[min(q + 3, end)]), np.int64(order[min(q + 4, end)])
-    i5, i6 = np.int64(order[min(q + 5, end)]), np.int64(order[min(q + 6, end)])
-    i7 = np.int64(order[min(q + 7, end)])
     value = _sums(q, last, row_blocks, starts, values, m)
     total = simd.multiply_add(simd.load(row_weight, q, width), value, simd.load(row_bias, q, width))
-    if keeps:
-        simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
-    simd.put(z, total, i0, i1, i2, i3, i4, i5, i6, i7)
-    if kind[i0] == TANH:
+    message = total
+    if kind[i0] != TANH:
+        message = _act(total, kind[i0], simd.load(row_slope, q, width))
+    if last - q == LANES and order[end] - i0 == LANES - 1:  # neighbours
+        if keeps:
+            simd.store(x, i0, value)
+        simd.store(z, i0, total)
+        simd.store(m, i0, message)
+    else:
+        i1, i2 = np.int64(order[min(q + 1, end)]), np.int64(order[min(q + 2, end)])
+        i3, i4 = np.int64(order[min(q + 3, end)]), np.int64(order[min(q + 4, end)])
+        i5, i6 = np.int64(order[min(q + 5, end)]), np.int64(order[min(q + 6, end)])
+        i7 = np.int64(order[min(q + 7, end)])
+        if keeps:
+            simd.put(x, value, i0, i1, i2, i3, i4, i5, i6, i7)
+        simd.put(z, total, i0, i1, i2, i3, i4, i5, i6, i7)
+        simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
+    if kind[i0] == TANH:  # is finite where z is
         for k in range(q, last):
             m[order[k]] = _tanh(z[order[k]])
-        message = simd.pick(m, i0, i1, i2, i3, i4, i5, i6, i7)
-    else:
-        message = _act(total, kind[i0], simd.load(row_slope, q, width))
-        simd.put(m, message, i0, i1, i2, i3, i4, i5, i6, i7)
     return simd.multiply_add(message, simd.zeros(x, width), simd.multiply_add(total, simd.zeros(x, width), value))
 
 
@@ -364,25 +353,9 @@ def _forward_rows(
         first = last
         last = np.int64(groups[g + 1])
         if SIDE_BY_SIDE and last - first > 1:
-            if last - first == LANES and order[last - 1] - order[first] == LANES - 1:
-                seen = _together(first, order, row_blocks, starts, values, weight, bias, kind, slope, x, m, z)
-            else:
-                seen = _scattered(
-                    first,
-                    last,
-                    keeps,
-                    order,
-                    row_blocks,
-                    starts,
-                    values,
-                    row_weight,
-                    row_bias,
-                    row_slope,
-                    kind,
-                    x,
-                    m,
-                    z,
-                )
+            seen = _side_by_side(
+                first, last, keeps, order, row_blocks, starts, values, row_weight, row_bias, row_slope, kind, x, m, z
+            )
             check = simd.multiply_add(zeros, seen, check)
         else:
             for q in range(first, last):

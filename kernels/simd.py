@@ -415,22 +415,6 @@ def scatter(typingctx, array, start, places, first, vector):
 
 
 @intrinsic
-def pick(typingctx, array, i0, i1, i2, i3, i4, i5, i6, i7):
-    """Vector of array[i0], array[i1] .. of a pointer; GROUP of them."""
-    vector = Vector(array.dtype, GROUP)
-
-    def codegen(context, builder, signature, args):
-        (kind,) = _parts(vector)
-        found = ir.Constant(kind, ir.Undefined)
-        for lane, index in enumerate(args[1:]):
-            number = builder.load(builder.gep(args[0], [index]))
-            found = builder.insert_element(found, number, ir.Constant(ir.IntType(32), lane))
-        return _pack(builder, [found])
-
-    return vector(array, *[types.int64] * GROUP), codegen
-
-
-@intrinsic
 def put(typingctx, array, vector, i0, i1, i2, i3, i4, i5, i6, i7):
     """array[i7] = vector[7], then array[i6] = vector[6] ..: the first of equal places keeps its number."""
 
