@@ -4,6 +4,8 @@ Matrices are (n, n) over all neurons, inputs first, then hidden, then outputs; r
 Raw scalars are given per row: row r is neuron n_inputs + r.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 

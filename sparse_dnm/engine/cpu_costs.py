@@ -48,8 +48,8 @@ def features(structure: CpuStructure, executor: str, parts: int) -> Floats:
 def _moved_lines(structure: CpuStructure, parts: int) -> int:
     """See `kernels.cpu_cost.moved_lines`."""
     s, t, per_line = structure.schedule, structure.topology, CACHE_LINE // structure.neurons.slope.dtype.itemsize
-    writer = np.empty(-(-t.n_edges // per_line), np.int32)
-    found: int = KERNELS.moved_lines(s.order, s.waves, s.inputs, t.t_indptr, t.t_edges, parts, per_line, writer)
+    writer, bits = np.empty(-(-t.n_edges // per_line), np.int32), per_line.bit_length() - 1
+    found: int = KERNELS.moved_lines(s.order, s.waves, s.inputs, t.t_indptr, t.t_edges, parts, bits, writer)
     return found
 
 
