@@ -43,8 +43,12 @@ from sparse_dnm.train.constraints import BUDGET_MARGIN
 from sparse_dnm.train.trim import saliency, trim
 
 EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
-PRICED = (("columns", "perf_counter", 1), ("wavefront", "perf_counter", 2), ("blocks", "perf_counter", 1))
-SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads
+PRICED = (("columns", 1), ("wavefront", 2), ("blocks", 1))  # executor, threads
+SETUPS = (  # executor, clock, threads, batches
+    ("columns", "process_time", 1, (1, 50)),
+    ("wavefront", "perf_counter", 2, (1, 50)),
+    ("blocks", "perf_counter", 1, (1,)),
+)
 
 
 def neurons_of(topology: Topology) -> Neurons:
@@ -281,14 +285,14 @@ def cost_of_timing(steps: int) -> list[str]:
     return lines
 
 
-def prices(executor: str, clock: str, threads: int, mode: str, batches: Sequence[int]) -> Iterator[str]:
+def prices(executor: str, threads: int, mode: str, batches: Sequence[int]) -> Iterator[str]:
     """Prices at some batch sizes, fitted without typical ones to structures made out of two seed graphs."""
     rng = np.random.default_rng(5)
     seeds = [ManifoldConfig.preset(name) for name in ("digits", "original-mnist")]
     models = [DynamicManifold(config, torch.Generator().manual_seed(0)) for config in seeds]
     graphs = [graph for model in models for graph in probes(model.topology, 60, rng, executor)]
     for batch in batches:
-        found = measure({"fit": graphs}, Settings(executor, mode, batch, threads, clock, repeats=15))
+        found = measure({"fit": graphs}, Settings(executor, mode, batch, threads, "perf_counter", repeats=15))
         model = CostModel.fit(executor, found.counts, found.seconds, priced(Settings(executor, mode)))
         costs = zip(FEATURES[executor], model.coefficients, strict=True)
         quality = Quality.of(model.seconds(found.counts), found.seconds)
@@ -301,12 +305,9 @@ def section(quick: bool = False) -> list[str]:
     graph = seed_model(1).topology
     rng = np.random.default_rng(7)
     count, repeats = (20, 7) if quick else (60, 31)
-    made = probes(graph, 3 * count, rng)
     kinds = ("edges", "neurons")
     cuts = [cut(graph, kinds[k % 2], rng.uniform(0.7, 0.98), rng) for k in range(count)]
-    groups = {
-        "fit": made[: 2 * count],
-        "held out": made[2 * count :],
+    others = {
         "other families": families(rng, count),
         f"{EQUAL:,} edges, depth and width varied": equal_edges(rng, count),
         "cuts": [graph, *cuts],
@@ -314,8 +315,10 @@ def section(quick: bool = False) -> list[str]:
     out = [f"Fitted on {2 * count} structures, all timed in turns, {repeats} repeats.  Kernel seconds alone."]
     out += ["", "| structures | n | R² | mean error | within 10 % | rank correlation |", "|---|---|---|---|---|---|"]
     notes = []
-    for executor, clock, threads in SETUPS:
-        for batch in (1, 50):
+    for executor, clock, threads, batches in SETUPS:
+        made = probes(graph, 3 * count, rng, executor)
+        groups = {"fit": made[: 2 * count], "held out": made[2 * count :], **others}
+        for batch in batches:
             name = f"{executor}, batch {batch}"
             found = measure(groups, Settings(executor, "train", batch, threads, clock, repeats=repeats))
             out += [line(f"{name}: {group}", Quality.of(*found.of(group))) for group in list(groups)[1:-1]]
@@ -346,9 +349,9 @@ def main() -> None:
     options = parser.parse_args()
     about = machine()
     if options.prices:
-        for (executor, clock, threads), mode in itertools.product(PRICED, TIME_MODES):
+        for (executor, threads), mode in itertools.product(PRICED, TIME_MODES):
             batches = (1, 2, 4) if executor == "blocks" else (1, 16, 64, 256)
-            for said in prices(executor, clock, threads, mode, batches):
+            for said in prices(executor, threads, mode, batches):
                 print(said, flush=True)
         return
     print("\n".join([f"{about['processor']}, {about['cores']} cores", "", *section(options.quick)]))
