@@ -1,17 +1,20 @@
-"""How well seconds are predicted, steered and compared: python -m bench.time_model [--quick].
+"""How well seconds are predicted, steered and compared: python -m bench.time_model [--quick | --prices].
 
 The cost model is fitted on structures made out of the seed graph of original-mnist and judged on others of them, on
 other families of graphs, on graphs of equal edges, and on what removing a part saves; all are timed in turns, in one
 process.  Then: the gradient against finite differences, the same network timed twice, budgets, and what timing costs.
+
+--prices: instead, what `sparse_dnm.timing.typical` is made of: prices fitted without typical ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +24,7 @@ from scipy.stats import spearmanr
 from bench.peers import seed_model
 from sparse_dnm import DynamicManifold, ManifoldConfig, MeasuredTime, TimeSettings, Topology, TrainConfig, Trainer, data
 from sparse_dnm.checks import CPU
+from sparse_dnm.config import TIME_MODES
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Neurons
 from sparse_dnm.engine.choose import engine_for
@@ -29,6 +33,7 @@ from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.machine import machine
 from sparse_dnm.study.sweeps import random_dag
 from sparse_dnm.timing.calibration import fit as fit_prices
+from sparse_dnm.timing.calibration import priced
 from sparse_dnm.timing.clock import compare
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import pace_of
@@ -38,7 +43,12 @@ from sparse_dnm.train.constraints import BUDGET_MARGIN
 from sparse_dnm.train.trim import saliency, trim
 
 EQUAL = 10_000  # edges of the graphs that differ in depth and width alone
-SETUPS = (("columns", "process_time", 1), ("wavefront", "perf_counter", 2))  # executor, clock, threads
+PRICED = (("columns", 1), ("wavefront", 2), ("blocks", 1))  # executor, threads
+SETUPS = (  # executor, clock, threads, batches
+    ("columns", "process_time", 1, (1, 50)),
+    ("wavefront", "perf_counter", 2, (1, 50)),
+    ("blocks", "perf_counter", 1, (1,)),
+)
 
 
 def neurons_of(topology: Topology) -> Neurons:
@@ -275,17 +285,29 @@ def cost_of_timing(steps: int) -> list[str]:
     return lines
 
 
+def prices(executor: str, threads: int, mode: str, batches: Sequence[int]) -> Iterator[str]:
+    """Prices at some batch sizes, fitted without typical ones to structures made out of two seed graphs."""
+    rng = np.random.default_rng(5)
+    seeds = [ManifoldConfig.preset(name) for name in ("digits", "original-mnist")]
+    models = [DynamicManifold(config, torch.Generator().manual_seed(0)) for config in seeds]
+    graphs = [graph for model in models for graph in probes(model.topology, 60, rng, executor)]
+    for batch in batches:
+        found = measure({"fit": graphs}, Settings(executor, mode, batch, threads, "perf_counter", repeats=15))
+        model = CostModel.fit(executor, found.counts, found.seconds, priced(Settings(executor, mode)))
+        costs = zip(FEATURES[executor], model.coefficients, strict=True)
+        quality = Quality.of(model.seconds(found.counts), found.seconds)
+        listed = ", ".join(f"{1e9 * value:.3g} {what}" for what, value in costs)
+        yield f"- {executor}, {mode}, batch {batch}: ns {listed}; {quality.within_10:.0%} within 10 %"
+
+
 def section(quick: bool = False) -> list[str]:
     """All tables, as Markdown."""
     graph = seed_model(1).topology
     rng = np.random.default_rng(7)
     count, repeats = (20, 7) if quick else (60, 31)
-    made = probes(graph, 3 * count, rng)
     kinds = ("edges", "neurons")
     cuts = [cut(graph, kinds[k % 2], rng.uniform(0.7, 0.98), rng) for k in range(count)]
-    groups = {
-        "fit": made[: 2 * count],
-        "held out": made[2 * count :],
+    others = {
         "other families": families(rng, count),
         f"{EQUAL:,} edges, depth and width varied": equal_edges(rng, count),
         "cuts": [graph, *cuts],
@@ -293,8 +315,10 @@ def section(quick: bool = False) -> list[str]:
     out = [f"Fitted on {2 * count} structures, all timed in turns, {repeats} repeats.  Kernel seconds alone."]
     out += ["", "| structures | n | R² | mean error | within 10 % | rank correlation |", "|---|---|---|---|---|---|"]
     notes = []
-    for executor, clock, threads in SETUPS:
-        for batch in (1, 50):
+    for executor, clock, threads, batches in SETUPS:
+        made = probes(graph, 3 * count, rng, executor)
+        groups = {"fit": made[: 2 * count], "held out": made[2 * count :], **others}
+        for batch in batches:
             name = f"{executor}, batch {batch}"
             found = measure(groups, Settings(executor, "train", batch, threads, clock, repeats=repeats))
             out += [line(f"{name}: {group}", Quality.of(*found.of(group))) for group in list(groups)[1:-1]]
@@ -321,8 +345,15 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer structures and repeats")
+    parser.add_argument("--prices", action="store_true", help="prices that are fitted without typical ones")
     options = parser.parse_args()
     about = machine()
+    if options.prices:
+        for (executor, threads), mode in itertools.product(PRICED, TIME_MODES):
+            batches = (1, 2, 4) if executor == "blocks" else (1, 16, 64, 256)
+            for said in prices(executor, threads, mode, batches):
+                print(said, flush=True)
+        return
     print("\n".join([f"{about['processor']}, {about['cores']} cores", "", *section(options.quick)]))
 
 

@@ -2,7 +2,7 @@
 
 from sparse_dnm.kernels import cpu_blocks as blocks
 from sparse_dnm.kernels.cpu_adam import adam
-from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs
+from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, moved_lines
 from sparse_dnm.kernels.cpu_edges import (
     CHUNK,
     OMEGA_LIMIT,
@@ -38,6 +38,7 @@ __all__ = [
     "input_gradients",
     "lone_inputs",
     "make",
+    "moved_lines",
     "ring_gradient",
     "same_words",
     "scan",

@@ -312,8 +312,8 @@ def _sums(q, last, row_blocks, starts, values, m):
 
 @inner
 def _side_by_side(q, last, keeps, order, row_blocks, starts, values, row_weight, row_bias, row_slope, kind, x, m, z):
-    """Values, z and messages of the neurons at the places q .. last, LANES at most, wherever they are; values only where
-    they are kept.  Returns zeros if all are finite, else NaN."""
+    """Values, z and messages of the neurons at the places q .. last, LANES at most, wherever they are; values only
+    where they are kept.  Returns zeros if all are finite, else NaN."""
     width, i0, end = simd.width_of(LANES), np.int64(order[q]), last - 1
     value = _sums(q, last, row_blocks, starts, values, m)
     total = simd.multiply_add(simd.load(row_weight, q, width), value, simd.load(row_bias, q, width))

@@ -41,6 +41,34 @@ def far_edges(order, inputs, indptr, live, t_indptr, t_edges, distance, visit):
 
 
 @kernel
+def moved_lines(order, waves, inputs, t_indptr, t_edges, parts, bits, writer):
+    """How often the backward pass of `wavefront` writes the gradient of an edge to a cache line that another thread has
+    written last: the line has to be fetched from that thread's cache.
+
+    ``order``, ``waves``, ``inputs``, ``parts`` as `kernels.cpu_propagate.make` is given them: each level, and at the
+    end the inputs, is cut into parts, one a thread, which go from their last neuron to their first at the same time.
+    A cache line holds 2 ** ``bits`` gradients.  Scratch: int32 ``writer``, as long as there are lines.
+    """
+    writer[:] = -1
+    moved, to_line = 0, 32 + bits
+    for back in range(waves.size):
+        stage = waves.size - 1 - back
+        neurons = inputs if stage == 0 else order[waves[stage - 1] : waves[stage]]
+        size = neurons.size
+        for turn in range(-(-size // parts)):
+            for part in range(parts):
+                q = size * (part + 1) // parts - 1 - turn
+                if q < size * part // parts:
+                    continue
+                for k in range(t_indptr[neurons[q]], t_indptr[neurons[q] + 1]):
+                    line = np.uint64(t_edges[k] >> to_line)
+                    before = writer[line]
+                    moved += (before != part) & (before >= 0)
+                    writer[line] = part
+    return moved
+
+
+@kernel
 def lone_inputs(inputs, column, group):
     """How many executed inputs are not read together with group - 1 others that follow each other."""
     q, lone = 0, 0

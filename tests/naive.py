@@ -6,6 +6,7 @@ Raw scalars are given per row: row r is neuron n_inputs + r.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -280,6 +281,29 @@ def far_edges(edges, walk, live, distance):
         for k, j in enumerate(row):
             far += k == 0 or abs(place[j, i] - place[row[k - 1], i]) > distance
     return far
+
+
+def moved_lines(edges, inputs, live, parts, per_line):
+    """Writes of gradients of edges (source, reader), in the backward pass of `wavefront`, to a line that another part
+    has written last.  Gradients lie in the order of readers, then sources, ``per_line`` of them in a line."""
+    line = {edge: k // per_line for k, edge in enumerate(sorted(edges, key=lambda edge: edge[::-1]))}
+    sources = {i: {j for j, reader in edges if reader == i} for i in live}
+    level, rest = dict.fromkeys(inputs & live, 0), live - inputs
+    while rest:
+        ready = {i for i in rest if not sources[i] & rest}
+        level |= {i: 1 + max((level[j] for j in sources[i]), default=0) for i in ready}
+        rest -= ready
+    last_writer, moved = {}, 0
+    for stage in range(max(level.values(), default=0), -1, -1):
+        neurons = sorted(i for i in level if level[i] == stage)
+        bounds = [len(neurons) * part // parts for part in range(parts + 1)]
+        shares = [neurons[a:b][::-1] for a, b in itertools.pairwise(bounds)]
+        for turn in range(len(neurons)):
+            for part, share in enumerate(shares):
+                for edge in sorted((j, i) for j, i in edges if share[turn : turn + 1] == [j] and i in live):
+                    moved += last_writer.get(line[edge], part) != part
+                    last_writer[line[edge]] = part
+    return moved
 
 
 def gradient(f, x, eps=1e-6):

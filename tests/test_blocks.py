@@ -15,7 +15,7 @@ from strategies import dags, manifolds, rng_input
 from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology, TrainConfig, Trainer
 from sparse_dnm.config import ACTIVATIONS
 from sparse_dnm.data.datasets import Dataset
-from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
+from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor, fastest_of
 from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Prices
@@ -296,6 +296,28 @@ def test_fastest_compares_once_and_again_when_the_structure_has_changed(grad, mo
         assert not engine.executor.takes_blocks(mode, 1)
     assert raced == [2, 2]
     assert engine.executor.chosen() == f"fastest: {mode} blocks (batch 2)"
+
+
+class Paced:
+    """A stopwatch of a machine that is twice as slow during the first ``slow`` measurements."""
+
+    def __init__(self, seconds, slow):
+        self.seconds, self.slow = seconds, slow
+
+    def __call__(self, clock):
+        return self.seconds
+
+    def warm(self, clock):
+        self.slow -= 1
+        return self.seconds * (2 if self.slow >= 0 else 1)
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.1), (1.1, 1.0), (1.3, 1.1, 1.2)])
+def test_a_race_compares_what_ran_side_by_side(costs):
+    """The pace changes in the middle of round 8: medians over all rounds would say that the first to run is slower."""
+    best = costs.index(min(costs))
+    watches = [Paced(cost, 8 if k == best else 7) for k, cost in enumerate(costs)]
+    assert fastest_of(watches) == best
 
 
 def test_fastest_runs_what_won(monkeypatch):

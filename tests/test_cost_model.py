@@ -18,14 +18,16 @@ from typer.testing import CliRunner
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
 from sparse_dnm.cli.app import app
+from sparse_dnm.engine import cpu_costs
 from sparse_dnm.engine.autotune import Executor
-from sparse_dnm.engine.cpu import FAR, KERNELS, CpuEngine
+from sparse_dnm.engine.cpu import KERNELS, CpuEngine
+from sparse_dnm.engine.cpu_costs import FAR
 from sparse_dnm.io import write_json
 from sparse_dnm.timing import calibration
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes as probing
 from sparse_dnm.timing.calibration import calibrate
-from sparse_dnm.timing.cost_model import BEFORE, FEATURES, CostModel, Quality, Refit
+from sparse_dnm.timing.cost_model import BEFORE, EARLIER, FEATURES, CostModel, Quality, Refit
 from sparse_dnm.timing.probes import CUTS, Settings, cut, probes
 from sparse_dnm.timing.typical import typical
 
@@ -63,10 +65,34 @@ def test_features_count_what_is_executed(dag, data):
     outputs = set(topology.outputs.tolist())
     assert found["neuron"] == len(live - inputs - outputs)
     assert found["output"] == len(outputs - inputs)
-    assert found["crowded neuron"] == pytest.approx(len(live) ** 2 / 1000)
+    assert found["crowded row"] == pytest.approx(len(live - inputs) ** 2 / 1000)
     assert found["edge"] == sum(reader in live for _, reader in graph.edges())
     assert found["level"] == nx.dag_longest_path_length(graph) + 1
     assert features(topology, "columns").tolist() == [found[name] for name in FEATURES["columns"]]
+    assert found["moved line"] == 0  # on one thread
+
+
+@given(dags(), st.integers(1, 4), st.integers(0, 4), st.data())
+def test_lines_of_gradients_move_between_threads_as_in_a_plain_count(dag, parts, bits, data):
+    outputs = data.draw(st.lists(st.integers(0, dag[1] - 1), min_size=1, max_size=3, unique=True))
+    topology = Topology.from_edges(*dag, outputs=outputs)
+    _, live = graph_of(topology)
+    s, t = ENGINE.given(topology, NEURONS).schedule, topology
+    writer = np.empty(-(-t.n_edges // 2**bits), np.int32)
+    found = KERNELS.moved_lines(s.order, s.waves, s.inputs, t.t_indptr, t.t_edges, parts, bits, writer)
+    edges = [tuple(pair) for pair in topology.edges().tolist()]
+    assert found == naive.moved_lines(edges, set(topology.inputs.tolist()), live, parts, 2**bits)
+
+
+def test_lines_of_gradients_move_in_a_graph_counted_by_hand():
+    """Two inputs, read by 2 and 3: their rows share a line of 16; on two threads each input writes to it twice."""
+    topology = Topology.from_edges(np.array([[0, 2], [1, 2], [0, 3], [1, 3]]), 4, np.arange(2), np.array([2, 3]))
+    counted = dict(
+        zip(FEATURES["wavefront"], cpu_costs.features(ENGINE.given(topology, NEURONS), "wavefront", 2), strict=True)
+    )
+    assert counted["moved line"] == 1  # the second input's writes follow those of the first
+    assert counted["level"] == 2
+    assert counted["crowded row"] == 0.004
 
 
 @given(dags(), st.sampled_from(CUTS), st.floats(0.1, 1.0), st.integers(0, 100))
@@ -107,7 +133,7 @@ def test_inputs_that_follow_each_other_are_read_together(inputs, columns, lone):
 def test_probes_differ_in_every_feature():
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     found = probes(model.topology, 30, np.random.default_rng(0))
-    counts = np.stack([features(part, "wavefront") for part in found])
+    counts = np.stack([cpu_costs.features(ENGINE.given(part, NEURONS), "wavefront", 2) for part in found])
     assert (counts[:, 1:].max(0) > 1.5 * counts[:, 1:].min(0)).all()
     assert {part.n_neurons == model.topology.n_neurons for part in found} == {True, False}
     assert np.linalg.matrix_rank(counts) == counts.shape[1]
@@ -117,9 +143,9 @@ def test_probes_differ_in_every_feature():
 
 def test_a_fit_finds_the_costs_behind_noisy_times():
     rng = np.random.default_rng(0)
-    highest = [800, 300, 300, 20_000, 9_000, 200, 900, 90]
-    counts = np.c_[np.ones(200), rng.uniform([10, 5, 50, 500, 10, 1, 5, 2], highest, (200, 8))]
-    costs = np.array([5e-6, 30e-9, 20e-9, 70e-9, 5e-9, 4e-9, 50e-9, 20e-9, 3e-6])
+    highest = [800, 300, 300, 20_000, 9_000, 200, 900, 90, 9_000]
+    counts = np.c_[np.ones(200), rng.uniform([10, 5, 50, 500, 10, 1, 5, 2, 10], highest, (200, 9))]
+    costs = np.array([5e-6, 30e-9, 20e-9, 70e-9, 5e-9, 4e-9, 50e-9, 20e-9, 3e-6, 15e-9])
     seconds = counts @ costs * rng.lognormal(0, 0.004, 200)
     model = CostModel.fit("wavefront", counts, seconds)
     np.testing.assert_allclose(model.coefficients, costs, rtol=0.2)
@@ -159,7 +185,7 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     """A clock that advances by what is executed: the fit must find exactly that."""
     model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0))
     evaluation = model.find()
-    costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 2e-4, 3e-4, 7e-4), strict=True))
+    costs = dict(zip(FEATURES["wavefront"], (1e-3, 2e-4, 4e-4, 3e-4, 5e-5, 6e-5, 2e-4, 3e-4, 7e-4, 1e-4), strict=True))
     running = []
 
     def cost(structure):
@@ -200,6 +226,7 @@ def test_calibration_times_the_kernels_of_a_step(executor, mode, monkeypatch):
     x = np.ones((3, 64), np.float32)
     found = calibrate(evaluation.structure, engine, x, settings, lambda: rounds.append(1))
     times = 2 if mode == "train" else 1
+    costs["moved line"] = 0.0  # on one thread there are none, and no price
     np.testing.assert_allclose(found.model.coefficients, [times * costs[n] for n in FEATURES[executor]], rtol=1e-6)
     assert found.held_out.r2 == pytest.approx(1.0)
     assert found.noise == pytest.approx(0.0, abs=1e-9)
@@ -320,10 +347,10 @@ def test_prices_share_out_what_belongs_to_edges_and_inputs():
 
 
 def test_the_price_of_a_neuron_is_what_one_more_would_cost():
-    model = CostModel("wavefront", (1.0, 10.0, 0.0, 20.0, 2.0, 0.0, 7.0, 3.0, 11.0))
+    model = CostModel("wavefront", (1.0, 10.0, 0.0, 20.0, 2.0, 0.0, 7.0, 3.0, 11.0, 4.0))
 
     def counts(inputs, neurons, edges, levels):
-        return np.array([1, inputs, 0, neurons, edges, 0, 5, (inputs + neurons + 5) ** 2 / 1000, levels], float)
+        return np.array([1, inputs, 0, neurons, edges, 0, 5, (neurons + 5) ** 2 / 1000, levels, edges / 4], float)
 
     here = counts(50, 40, 400, 6)
     prices = model.prices(here)
@@ -331,15 +358,26 @@ def test_the_price_of_a_neuron_is_what_one_more_would_cost():
         prices[:4], ((50, 40, 401, 6), (51, 40, 400, 6), (50, 41, 400, 6), (50, 40, 400, 7)), strict=True
     ):
         assert model.seconds(counts(*more)) - model.seconds(here) == pytest.approx(price, abs=3.5e-3)
-    assert prices.edge == 2.0
-    assert prices.neuron == pytest.approx(20.0 + 3.0 * 2 * 95 / 1000)
+    assert prices.edge == 3.0  # with a quarter of a moved line
+    assert prices.neuron == pytest.approx(20.0 + 3.0 * 2 * 45 / 1000)
+    assert prices.input == 10.0
 
 
 def test_prices_of_blocks_hold_those_of_groups():
     """Nine groups of 16 neurons, which would fill two: seven are those of the seven levels."""
-    model = CostModel("blocks", (1.0, 10.0, 4.0, 20.0, 2.0, 5.0, 3.0, 8.0))
-    prices = model.prices(np.array([1, 50, 25, 16, 400, 7, 100, 9], float))
-    assert prices == (2.0, 12.0, 20.0 + 8.0 / 8, 5.0 + 8.0, 3.0)
+    model = CostModel("blocks", (1.0, 10.0, 4.0, 20.0, 2.0, 5.0, 3.0, 8.0, 1.0, 0.5))
+    prices = model.prices(np.array([1, 50, 25, 16, 400, 7, 100, 9, 16**2 / 1000, 100**2 / 1000], float))
+    neuron = 20.0 + 8.0 / 8 + 2 * 16 / 1000
+    assert prices == pytest.approx((2.0, 12.0, neuron, 5.0 + 8.0, 3.0 + 0.5 * 2 * 100 / 1000))
+
+
+@pytest.mark.parametrize(("mode", "priced"), [("train", True), ("infer", False)])
+def test_only_backward_passes_pay_for_moved_lines(mode, priced):
+    rng, place = np.random.default_rng(0), FEATURES["wavefront"].index("moved line")
+    counts = rng.uniform(1, 9, (40, len(FEATURES["wavefront"])))
+    model = calibration.fit(Settings("wavefront", mode), counts, counts[:, place])
+    assert (model.coefficients[place] > 0.5) == priced
+    assert priced or model.coefficients[place] == 0.0
 
 
 def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
@@ -359,7 +397,11 @@ def test_a_profile_is_read_back_and_a_bad_one_named(tmp_path):
         ({"seconds": [1.0]}, "do not fit 1 times"),
         (
             {"seconds_per": dict.fromkeys(BEFORE["columns"], 1.0)},
-            "an earlier version .* did not price crowded neuron, out",
+            "an earlier version .* did not price crowded row, out",
+        ),
+        (
+            {"seconds_per": dict.fromkeys(EARLIER["columns"][1], 1.0)},
+            "an earlier version .* did not price crowded row; ",
         ),
         ({"settings": {"executor": "sail"}}, "executor='sail' is unknown"),
         ({"seconds_per": dict.fromkeys(made.as_dict()["seconds_per"], -1.0)}, "negative"),
@@ -433,13 +475,18 @@ def test_typical_prices_do_not_matter_where_the_data_are_exact():
 
 
 def test_typical_prices_know_every_feature_of_a_cpu_and_none_of_a_gpu():
-    for executor in ("columns", "wavefront"):
+    free = {("wavefront", "infer"): {"moved line"}, ("blocks", "infer"): {"edge", "crowded block"}}
+    for executor, most in (("columns", 64), ("wavefront", 32), ("blocks", 4)):
         for mode in ("train", "infer"):
-            one, many = typical(executor, mode, 1), typical(executor, mode, 64)
-            assert len(one) == len(FEATURES[executor])
+            one, many = typical(executor, mode, 1), typical(executor, mode, most)
             assert (many >= one).all()
-            assert (one > 0).all()
-            assert typical(executor, mode, 50, 1.0)[3] > typical(executor, mode, 50)[3]
+            unknown = {name for name, price in zip(FEATURES[executor], one, strict=True) if price == 0}
+            assert unknown == free.get((executor, mode), set())
+            curved = typical(executor, mode, 50, 1.0) > typical(executor, mode, 50)
+            assert curved[FEATURES[executor].index("input")]
+            assert curved[FEATURES[executor].index("group" if executor == "blocks" else "neuron")]
+    place = FEATURES["wavefront"].index("moved line")
+    assert [typical("wavefront", "train", batch)[place] for batch in (1, 32, 50)] == [25, 25, 0]
     assert typical("cuda-columns", "train", 50) is None
 
 
@@ -512,15 +559,17 @@ def test_a_refit_does_not_drift_by_noise():
     assert after.neuron == pytest.approx(before.neuron, rel=0.15)
 
 
-@pytest.mark.parametrize("executor", ["columns", "wavefront"])
-def test_a_refit_of_an_earlier_version_goes_on(executor):
-    names, rng = BEFORE[executor], np.random.default_rng(0)
+@pytest.mark.parametrize(("executor", "version"), [("columns", 0), ("wavefront", 0), ("wavefront", 1), ("blocks", 0)])
+def test_a_refit_of_an_earlier_version_goes_on(executor, version):
+    names, rng = EARLIER[executor][version], np.random.default_rng(0)
     n = len(names)
-    old = {"executor": executor, "calibrated": [1.0] * n, "coefficients": [2.0] * n, "prior": np.eye(n).tolist(),
-           "normal": np.zeros((n, n)).tolist(), "right": [0.0] * n, "pace": [], "errors": []}  # fmt: skip
+    named = {} if names == BEFORE.get(executor) else {"features": list(names)}
+    old = {"executor": executor, **named, "calibrated": [1.0] * n, "coefficients": [2.0] * n,
+           "prior": np.eye(n).tolist(), "normal": np.zeros((n, n)).tolist(), "right": [0.0] * n, "pace": [],
+           "errors": []}  # fmt: skip
     refit = Refit.from_state(json.loads(json.dumps(old)))
     known = dict(zip(FEATURES[executor], refit.model.coefficients, strict=True))
     assert known == {name: 2.0 if name in names else 0.0 for name in FEATURES[executor]}
     for _ in range(12):
         refit.add(rng.uniform(1, 9, len(FEATURES[executor])), 3.0)
-    assert refit.model.coefficients[FEATURES[executor].index("output")] == 0.0
+    assert refit.model.coefficients[FEATURES[executor].index("crowded row")] == 0.0

@@ -29,7 +29,7 @@ from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
-from sparse_dnm.engine.cpu_blocks import LANES
+from sparse_dnm.engine.cpu_blocks import LANES, Covering
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes
@@ -511,25 +511,30 @@ def test_a_clock_too_coarse_is_refused_where_there_is_no_finer_one(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])
-@pytest.mark.parametrize("batch", [1, 50, 130])
-def test_bytes_are_those_of_the_allocator(mode, batch):
+@pytest.mark.parametrize(
+    ("executor", "batch"), [("columns", 1), ("columns", 50), ("columns", 130), ("blocks", 1), ("blocks", 4)]
+)
+def test_bytes_are_those_of_the_allocator(executor, mode, batch):
     evaluation = model_of("digits").find()
     t, neurons = evaluation.topology, evaluation.structure.neurons
     x = np.ones((batch, 64), np.float32)
+    values = np.full(t.n_edges, 0.1, np.float32)
 
     def step():
         """A step with everything of its own: structure, schedule, buffers."""
-        engine = CpuEngine(Executor("columns", 1))
+        engine = CpuEngine(Executor(executor, 1))
         arrays = [a.copy() for a in (t.indptr, t.indices, t.inputs, t.outputs)]
         own = Neurons(neurons.kind.copy(), neurons.slope.copy(), neurons.first_linear, neurons.weighted)
-        structure = engine.given(Topology(*arrays), own)
-        values = np.ones(t.n_edges, np.float32)
+        structure, strengths, batch_of = engine.given(Topology(*arrays), own), values.copy(), torch.from_numpy(x.copy())
         scales = engine.scales(structure, np.ones(290, np.float32), np.ones(290, np.float32))
-        held = [x.copy(), arrays, structure, values, scales]
-        out, saved = engine.forward(structure, values, x, scales)
-        held += [out, saved]
+        held = [engine, arrays, strengths, scales, batch_of]
+        if executor == "blocks" and mode == "infer":
+            return [*held, structure, engine.infer(structure, strengths, batch_of, scales)]
+        out, saved = engine.forward(structure, strengths, batch_of.numpy(), scales)
+        assert (saved.blocks is not None) == (executor == "blocks")
+        held += [structure, out, saved]
         if mode == "train":
-            held += [np.ones_like(out), engine.backward(structure, values, saved, np.ones_like(out))]
+            held += [np.ones_like(out), engine.backward(structure, strengths, saved, np.ones_like(out))]
         return held
 
     step()  # compiled
@@ -538,12 +543,26 @@ def test_bytes_are_those_of_the_allocator(mode, batch):
     try:
         held = step()
         gc.collect()
-        allocated = tracemalloc.get_traced_memory()[0]
+        arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+        allocated = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
     finally:
         tracemalloc.stop()
-    assert len(held) > 5
-    counted = evaluation.engine.step_bytes(evaluation.structure, batch, mode == "train")
-    assert counted == pytest.approx(allocated, rel=0.03, abs=20_000)
+    counted = held[0].step_bytes(held[5], batch, mode == "train")
+    assert counted == pytest.approx(allocated, rel=0.01, abs=6_000)  # blanks of weights and biases
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_the_bytes_of_an_edge_hold_those_of_blocks_on_average(mode):
+    structure, engine = model_of("digits").find().structure, CpuEngine(Executor("blocks", 1))
+    train, covering = mode == "train", Covering.of(structure)
+    lanes = 4 * LANES * 9 / 8 * (2 if train else 1)  # strengths and, in mode train, their gradients; pooled
+    own = 4 + 4 + 8 + covering.place.itemsize + (4 * 9 / 8 if train else 4)  # a gradient, or a copy of the strength
+    expected = own + (lanes + 4) * covering.n_blocks / structure.n_edges
+    assert engine.edge_bytes(structure, 1, train) == pytest.approx(expected, rel=0.01)
+    assert engine.step_bytes(structure, 1, train) > structure.n_edges * expected
+    assert engine.edge_bytes(structure, 5, train) == pytest.approx(
+        16 + (4 * 9 / 8 if train else 0), rel=0.01
+    )  # columns
 
 
 def test_the_memory_term_counts_edges():

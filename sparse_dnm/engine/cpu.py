@@ -14,11 +14,12 @@ from torch import Tensor
 
 from sparse_dnm.checks import CPU
 from sparse_dnm.config import ManifoldConfig
+from sparse_dnm.engine import cpu_costs
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor, fastest_of
 from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
-from sparse_dnm.engine.buffers import BIG, footprint
-from sparse_dnm.engine.cpu_blocks import BlockPass, Covering, PreparedPass
+from sparse_dnm.engine.buffers import BIG
+from sparse_dnm.engine.cpu_blocks import BlockPass, PreparedPass
 from sparse_dnm.engine.cpu_blocks import backward as blocks_backward
 from sparse_dnm.engine.cpu_stopwatch import CpuStopwatch
 from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
@@ -26,8 +27,6 @@ from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
-GROUP = 8  # neighbouring inputs that are read together
-FAR = 256  # edges that the backward pass may visit before an edge's neighbour in memory has left the first cache
 Floats = NDArray[np.floating]
 
 
@@ -365,53 +364,16 @@ class CpuEngine(CpuSearch):
         return CpuStopwatch(self, structure, strengths, x, train)
 
     def features(self, structure: CpuStructure, executor: str) -> Any:
-        """1 call; executed inputs, and those of them that are read alone; executed neurons that are neither inputs nor
-        outputs; executed edges, and those whose neighbour in memory the backward pass has left far behind; outputs;
-        executed neurons, times thousands of them; for ``wavefront`` levels.
-
-        ``blocks``: 1 call; inputs that are computed, and those outside strips; other neurons that are; edges; levels;
-        blocks; groups of neurons that are computed side by side.
-        """
-        s, t = structure.schedule, structure.topology
-        if executor == "blocks":
-            return Covering.of(structure).counts(s)
-        n_outputs = len(t.outputs) - int(np.isin(t.outputs, t.inputs).sum())
-        visit = np.empty(t.n_edges, np.int32)
-        counts = (
-            1,
-            len(s.inputs),
-            KERNELS.lone_inputs(s.inputs, s.column, GROUP),
-            len(s.order) - n_outputs,
-            len(t.t_edges),
-            KERNELS.far_edges(s.sequence_of(executor), s.inputs, t.indptr, t.live, t.t_indptr, t.t_edges, FAR, visit),
-            n_outputs,
-            len(s.executed) ** 2 / 1000,
-            *([len(s.waves) - 1] if executor == "wavefront" else []),
-        )
-        return np.array(counts, float)
+        """See `cpu_costs.features`."""
+        return cpu_costs.features(structure, executor, self.executor.parts_for("wavefront"))
 
     def edge_bytes(self, structure: CpuStructure, batch: int, train: bool) -> float:
-        """Its source, its strength, its place in the transpose, its gradients."""
-        n = max(structure.n_edges, 1)
-        return _edges_bytes(structure, n, batch, train) / n
+        """See `Engine.edge_bytes`; by blocks also what an edge has of these on average."""
+        return cpu_costs.edge_bytes(structure, batch, train, self._counts_blocks(batch, train))
 
     def step_bytes(self, structure: CpuStructure, batch: int, train: bool) -> int:
         """See `Engine.step_bytes`."""
-        s, t, neurons = structure.schedule, structure.topology, structure.neurons
-        size = neurons.slope.dtype.itemsize
-        graph = (t.indptr, t.inputs, t.outputs, t.levels, t.order, t.live, t.t_indptr)
-        order = (s.executed, s.column, s.waves, s.column_of, s.sequence if t.ascending else s.order[:0])
-        lanes = footprint(tiles_of(batch) * tile_width(batch) * t.n_neurons * size, aligned=True)  # of every neuron
-        scales = neurons.kind.nbytes + neurons.slope.nbytes + 2 * t.n_neurons * size
-        tables = batch * (len(t.inputs) + len(t.outputs)) * size  # inputs and outputs
-        total: int = sum(array.nbytes for array in (*graph, *order)) + scales + tables + 2 * lanes
-        if train:
-            total += lanes + 2 * footprint(tiles_of(batch) * t.n_neurons * size) + batch * len(t.outputs) * size
-        return total + _edges_bytes(structure, t.n_edges, batch, train)
+        return cpu_costs.step_bytes(structure, batch, train, self._counts_blocks(batch, train))
 
-
-def _edges_bytes(structure: CpuStructure, n: int, batch: int, train: bool) -> int:
-    """Bytes of n edges."""
-    size = structure.neurons.slope.dtype.itemsize
-    gradients = footprint(tiles_of(batch) * n * size, aligned=True) if train else 0
-    return footprint(4 * n) + footprint(size * n) + footprint(8 * n) + gradients
+    def _counts_blocks(self, batch: int, train: bool) -> bool:
+        return self.executor.takes_blocks("train" if train else "infer", batch)

@@ -48,16 +48,16 @@ class Covering:
         self.graph = Block(
             n=t.n_neurons,
             first_linear=neurons.first_linear,
-            strips=strips[: self.n_strips],
-            strip_columns=strip_columns[: self.n_strips],
-            lone=lone[: self.n_lone],
-            lone_columns=lone_columns[: self.n_lone],
-            order=order,
-            groups=groups[: n_groups + 1],
+            strips=strips[: self.n_strips].copy(),
+            strip_columns=strip_columns[: self.n_strips].copy(),
+            lone=lone[: self.n_lone].copy(),
+            lone_columns=lone_columns[: self.n_lone].copy(),
+            order=order.copy(),
+            groups=groups[: n_groups + 1].copy(),
             n_read=n_read,
             indptr=t.indptr,
             row_blocks=row_blocks,
-            starts=starts[: self.n_blocks],
+            starts=starts[: self.n_blocks].copy(),
             place=self.place,
             kind=neurons.kind,
             slope=neurons.slope,
@@ -70,11 +70,17 @@ class Covering:
         """The block of each edge in CSR order, -1 where it is not executed."""
         return np.floor_divide(self.place, LANES, dtype=np.int64)
 
+    def bytes_of_neurons(self) -> int:
+        """Bytes of the arrays that this makes of neurons and inputs."""
+        names = ("strips", "strip_columns", "lone", "lone_columns", "order", "groups", "row_blocks", "row_slope")
+        return sum(self.graph.values[name].nbytes for name in names)
+
     def counts(self, schedule: Schedule) -> Floats:
         """What the time of a pass depends on, in the order of timing.cost_model.FEATURES["blocks"]."""
         t, n_inputs = schedule.topology, KERNELS.STRIP * self.n_strips + self.n_lone
-        neurons = len(self.graph.values["order"]), len(t.t_edges), len(schedule.waves) - 1, self.n_blocks, self.n_groups
-        return np.array((1, n_inputs, self.n_lone, *neurons), float)
+        rows, blocks = len(self.graph.values["order"]), self.n_blocks
+        neurons = rows, len(t.t_edges), len(schedule.waves) - 1, blocks, self.n_groups
+        return np.array((1, n_inputs, self.n_lone, *neurons, rows**2 / 1000, blocks**2 / 1000), float)
 
     @staticmethod
     def of(structure: CpuStructure) -> Covering:

@@ -20,7 +20,7 @@ from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.io import read_json
 from sparse_dnm.timing.clock import FINEST, Clock
-from sparse_dnm.timing.cost_model import BEFORE, FEATURES, CostModel, Quality
+from sparse_dnm.timing.cost_model import BACKWARD, EARLIER, FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import Pace, Steady, pace_of
 from sparse_dnm.timing.probes import Settings, Times, edge_values, probes, time_steps, topology_dtype
 from sparse_dnm.timing.quiet import Quiet
@@ -125,7 +125,7 @@ def read_profile(path: Path) -> Calibration:
         settings = Settings(**values["settings"])
         names = FEATURES[settings.priced]
         priced = tuple(values["seconds_per"])
-        if priced == BEFORE.get(settings.priced):
+        if priced in EARLIER.get(settings.priced, ()):
             raise ValueError(
                 f"an earlier version wrote it, which did not price {', '.join(sorted(set(names) - set(priced)))}"
             )
@@ -225,7 +225,12 @@ def _neurons_like(engine: Engine, own: Neurons, graph: Topology) -> Neurons:
 def fit(settings: Settings, counts: Floats, seconds: Floats) -> CostModel:
     """The cost model of these measurements, held by what is typical of the executor."""
     guess = typical(settings.priced, settings.mode, settings.batch, settings.curved)
-    return CostModel.fit(settings.priced, counts, seconds, settings.only, guess)
+    return CostModel.fit(settings.priced, counts, seconds, priced(settings), guess)
+
+
+def priced(settings: Settings) -> tuple[str, ...]:
+    """The features that the steps of some settings pay for."""
+    return tuple(name for name in settings.only if settings.mode == "train" or name not in BACKWARD)
 
 
 def uncertainty(settings: Settings, counts: Floats, whole: Floats, seconds: Floats) -> float:

@@ -21,20 +21,27 @@ from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = (
-    "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded neuron", "level", "block",
-    "group",
+    "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded row", "level", "moved line",
+    "block", "group", "crowded block",
 )  # fmt: skip
-BEFORE = {  # the features of an executor's time before these: those in checkpoints that do not name theirs
-    "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
-    "wavefront": ("call", "input", "lone input", "neuron", "edge", "far edge", "level"),
-}
+CROWDS = ("crowded row", "crowded block")
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 FEATURES = {  # of an executor's time
     "columns": COUNTS[:8],
-    "wavefront": COUNTS[:9],
-    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block", "group"),
+    "wavefront": COUNTS[:10],
+    "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block", "group", *CROWDS),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
+}
+BACKWARD = ("moved line",)  # what forward passes do not pay for
+BEFORE = {  # the features of an executor's time before all others: those in checkpoints that do not name theirs
+    "columns": ("call", "input", "lone input", "neuron", "edge", "far edge"),
+    "wavefront": ("call", "input", "lone input", "neuron", "edge", "far edge", "level"),
+}
+EARLIER = {  # sets of features that an earlier version wrote
+    "columns": (BEFORE["columns"], (*BEFORE["columns"], "output", "crowded neuron")),
+    "wavefront": (BEFORE["wavefront"], (*BEFORE["columns"], "output", "crowded neuron", "level")),
+    "blocks": (("call", "input", "lone input", "neuron", "lone neuron", "edge", "level", "block"),),
 }
 
 
@@ -80,25 +87,24 @@ class CostModel:
         return counts @ np.array(self.coefficients)
 
     def prices(self, counts: Floats) -> Prices:
-        """Seconds near the structure with these ``counts``: the shares of far edges and lone inputs stay the same, and
-        the number of crowded neurons grows with the square of that of all.  Of the groups that neurons are computed in
+        """Seconds near the structure with these ``counts``: the shares of far edges, moved lines and lone inputs stay
+        the same, and crowds grow with the square of what they consist of.  Of the groups that neurons are computed in
         a neuron pays an eighth of one, a level what its groups are more than that."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
-        def with_part(whole: str, part: str) -> float:
-            return cost[whole] + (cost[part] * number[part] / number[whole] if number[whole] else 0.0)
+        def share(part: str, whole: float, power: int = 1) -> float:
+            return power * cost[part] * number[part] / whole if whole else 0.0
 
-        executed = number["input"] + number["neuron"] + number["output"]
-        crowd = 2 * cost["crowded neuron"] * number["crowded neuron"] / executed if executed else 0.0
-        full = number["neuron"] / GROUP
-        apart = max(number["group"] - full, 0.0) / number["level"] if number["level"] else 0.0
+        edges, blocks, rows = number["edge"], number["block"], number["neuron"] + number["output"]
+        full, levels = number["neuron"] / GROUP, number["level"]
+        apart = max(number["group"] - full, 0.0) / levels if levels else 0.0
         return Prices(
-            with_part("edge", "far edge"),
-            with_part("input", "lone input") + crowd,
-            cost["neuron"] + cost["group"] / GROUP + crowd,
+            cost["edge"] + share("far edge", edges) + share("moved line", edges),
+            cost["input"] + share("lone input", number["input"]),
+            cost["neuron"] + cost["group"] / GROUP + share("crowded row", rows, power=2),
             cost["level"] + cost["group"] * apart,
-            cost["block"],
+            cost["block"] + share("crowded block", blocks, power=2),
         )
 
     @staticmethod
@@ -106,12 +112,12 @@ class CostModel:
         executor: str, counts: Floats, seconds: Floats, only: Sequence[str] = COUNTS, typical: Floats | None = None
     ) -> CostModel:
         """Fit (n, n_features) counts to (n,) seconds: least squares of the relative errors, no coefficient below 0
-        (Lawson & Hanson 1974), and 0 for features that are not in ``only``.
+        (Lawson & Hanson 1974), and 0 for features that are not in ``only`` or that no structure has.
 
         ``typical`` (n_features,): coefficients up to a common factor, that hold what the seconds do not tell apart.
         Their weight is that of a guess which is off by TRUST against errors as large as those of a fit without them.
         """
-        used = np.array([name in only for name in FEATURES[executor]])
+        used = np.array([name in only for name in FEATURES[executor]]) & counts.any(axis=0)
         rows, ones = counts / seconds[:, None] * used, np.ones(len(seconds))
         solution, error = nnls(rows, ones)
         if typical is not None:
@@ -202,7 +208,7 @@ class Refit:
         made = cls.__new__(cls)
         executor = state["executor"]
         names = state.get("features") or BEFORE.get(executor, FEATURES[executor])
-        kept = [k for k, name in enumerate(names) if name in FEATURES[executor]]  # the others are counted no more
+        kept = [k for k, name in enumerate(names) if name in FEATURES[executor]]  # the others have no counts any more
         at = [FEATURES[executor].index(names[k]) for k in kept]  # features that it does not know cost 0
         vector, matrix = np.zeros(len(FEATURES[executor])), np.zeros([len(FEATURES[executor])] * 2)
 
