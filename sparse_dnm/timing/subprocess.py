@@ -42,7 +42,7 @@ PROCESSES = 3  # in each, the network has another place in memory
 COMMAND = "from sparse_dnm.timing.subprocess import main; main()"
 MOST_SHIFT = 1 << 26  # bytes by which the memory of a fork is moved, at most
 CALM = 1.3  # times the seconds of the quiet reference, up to which a process counts as timed on a quiet machine
-PATIENCE, PAUSE = 24, 0.5  # forks, and seconds before each, that wait in all for the machine to become so
+PATIENCE, PAUSE = 40, 0.5  # forks, and seconds before each, that wait in all for the machine to become so
 
 
 @dataclass(frozen=True)
