@@ -1,5 +1,7 @@
-"""Fitting to a budget: machines whose new processes take other seconds than the process that trains."""
+"""Fitting to a budget where new processes take other seconds than the one that trains, and the processes themselves."""
 
+import dataclasses
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,9 @@ from test_budget import CALL, EDGE, UNIT, charged, given, model_of
 from sparse_dnm import TrainConfig
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
-from sparse_dnm.timing.subprocess import Processes
+from sparse_dnm.timing.probes import Settings
+from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.timing.subprocess import PATIENCE, Network, Processes
 from sparse_dnm.train import fitting
 from sparse_dnm.train.fitting import Fitting
 from sparse_dnm.train.state import TrainingError
@@ -110,3 +114,90 @@ def test_a_cut_removes_so_many_edges_and_never_disconnects(edges):
         cut(model, term, before - 7, lambda: np.ones(model.topology.n_edges))
     assert model.find().connected
     assert torch.isfinite(model.cutoff)
+
+
+class Answers:
+    """Stands for the processes: each answers with the next reference, s, and with a ratio of 10 x that many."""
+
+    def __init__(self, monkeypatch, references):
+        self.left, self.pauses = list(references), 0
+        monkeypatch.setattr(Processes, "_ask", self.ask)
+        monkeypatch.setattr("sparse_dnm.timing.subprocess.time.sleep", self.sleep)
+
+    def ask(self, request, again):
+        reference = self.left.pop(0)
+        return {"reference": reference, "ratios": [[10 * reference]], "raw": [[reference]], "kept": None, "date": None}
+
+    def sleep(self, seconds):
+        self.pauses += 1
+
+
+def timed(threads=1, unit=1.0):
+    with Processes() as processes:
+        return processes.time({"it": None}, Settings(threads=threads, unit=unit and Quiet(unit)))
+
+
+def test_forks_are_made_until_some_ran_on_a_calm_machine_and_these_count(monkeypatch):
+    answers = Answers(monkeypatch, [1.8, 1.0, 1.7, 1.9, 1.1, 1.2, 9.0])
+    found = timed()
+    assert sorted(found.seconds["it"].ravel()) == [10, 11, 12]
+    assert sorted(found.raw["it"].ravel()) == [1.0, 1.1, 1.2]
+    assert found.factor == pytest.approx(1.1)
+    assert (answers.left, answers.pauses) == ([9.0], 3)
+
+
+def test_without_a_unit_the_fastest_fork_says_what_is_calm(monkeypatch):
+    Answers(monkeypatch, [1.8, 1.0, 1.7, 1.2, 1.1, 9.0])
+    found = timed(unit=None)
+    assert found.unit.seconds == pytest.approx(1.1)
+    assert sorted(found.raw["it"].ravel()) == [1.0, 1.1, 1.2]
+
+
+def test_a_machine_that_stays_busy_is_not_waited_for_twice(monkeypatch):
+    answers = Answers(monkeypatch, [1.8] * 100)
+    with Processes() as processes:
+        for _ in range(2):
+            found = processes.time({"it": None}, Settings(threads=1, unit=Quiet(1.0)))
+    assert found.factor == pytest.approx(1.8)
+    assert answers.pauses == PATIENCE
+    assert len(answers.left) == 100 - PATIENCE - 2 * 3
+
+
+def test_where_a_timing_starts_python_anew_nothing_is_waited_for(monkeypatch):
+    answers = Answers(monkeypatch, [1.8, 1.0, 1.7, 9.0])
+    assert timed(threads=2).factor == pytest.approx(1.7)
+    assert (answers.left, answers.pauses) == ([9.0], 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_one_process_imports_and_every_timing_is_a_fork_of_it_until_one_fails():
+    network = Network.of(model_of("toy"))
+    settings = Settings(batch=20, threads=1, repeats=3, unit=Quiet(1.0))
+    with Processes() as processes:
+        assert processes.time({"it": network}, settings, 1).seconds["it"].shape == (1, 3)
+        first = processes._parent
+        assert first.poll() is None
+        processes.time({"it": network}, settings, 1)
+        assert processes._parent is first
+        broken = dataclasses.replace(network, values=None)
+        with pytest.raises(RuntimeError, match=r"(?s)timing in a new process failed, exit status 1: .*Error"):
+            processes.time({"it": broken}, settings, 1)
+        assert first.poll() == 1
+        processes.time({"it": network}, settings, 1)  # another process is started
+        second = processes._parent
+    assert second.poll() == 0
+
+
+def test_a_timing_beside_a_faster_one_of_a_calm_machine_does_not_count(monkeypatch):
+    """A busy machine slows the reference down more than the network: its lower time is no proof."""
+    model = model_of("toy")
+    run = SimpleNamespace(model=model, notes=[], config=TrainConfig(budget_us=100.0))
+    answers = iter([(1.0, 120e-6), (1.8, 90e-6), (1.1, 110e-6)])
+    monkeypatch.setattr(Processes, "time", lambda self, networks, *rest: given(networks, *next(answers)[::-1]))
+    with Processes() as processes:
+        assert fitting.in_new_processes(run, charged(model), processes) == pytest.approx(110)
+    assert run.notes == []
+    answers = iter([(1.8, 90e-6)])
+    with Processes() as processes:
+        assert fitting.in_new_processes(run, charged(model), processes) == pytest.approx(90)
+    assert run.notes[0].startswith("warning: new processes ran at 1.80 times the seconds of the quiet reference")
