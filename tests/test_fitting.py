@@ -29,9 +29,10 @@ def price(network):
     return CALL + EDGE * len(s.topology.t_edges) + UNIT * len(s.executed)
 
 
-def fitted(monkeypatch, model, budget, machine):
-    """Fit ``model`` to ``budget`` seconds where new processes find ``machine(seconds by the price list)``; returns
-    what was found, the networks' edges and seconds in the order in which they were timed, and the notes."""
+def fitted(monkeypatch, model, budget, machine, here=None):
+    """Fit ``model`` to ``budget`` seconds where new processes find ``machine(seconds by the price list)``, and this
+    process those by the price list, or ``here()`` times as many; returns what was found, the networks' edges and
+    seconds in the order in which they were timed, and the notes."""
     tried = []
 
     def timed(self, networks, *rest):
@@ -47,6 +48,9 @@ def fitted(monkeypatch, model, budget, machine):
         config=TrainConfig(budget_us=1e6 * budget, clock="perf_counter"),
     )  # fmt: skip
     term = charged(model)
+    if here is not None:
+        measure = term.measure
+        term.measure = lambda *given: here() * measure(*given)
     found = 1e-6 * Fitting(run, term, lambda least: f"give {least:.4g}").fit()
     return found, tried, run.notes
 
@@ -77,6 +81,21 @@ def test_fits_hold_on_a_machine_whose_seconds_vary(monkeypatch):
     assert 0.98 <= np.median(shares) <= 1.005
     assert max(shares) <= 1.02
     assert min(shares) >= 0.96
+
+
+@pytest.mark.parametrize("becomes", [0.85, 1.15])
+@pytest.mark.parametrize("after", [2, 30, 40, 50, 60])
+def test_a_pace_that_changes_in_the_process_that_trains_does_not_matter(monkeypatch, becomes, after):
+    model, calls = model_of(), []
+    budget = 0.9 * charged(model).measure(model.find())
+
+    def here():
+        calls.append(1)
+        return 1.0 if len(calls) <= after else becomes
+
+    found, _, _ = fitted(monkeypatch, model, budget, lambda seconds: 1.12 * seconds, here)
+    assert 0.98 * budget <= found <= budget
+    assert found == pytest.approx(1.12 * charged(model).measure(model.find()))
 
 
 def test_where_time_jumps_over_the_budget_the_largest_network_that_fits_is_left(monkeypatch):

@@ -124,6 +124,10 @@ class Fitting:
             self._restore(self.full)
         try:
             self._trim_to(target)
+            if over and run.model.find().n_edges == before:  # this process has become faster meanwhile
+                cut(run.model, self._term, math.ceil((1 - AIM * budget / found) * before), self._saliency)
+        except Disconnected:
+            return False
         except OverBudget as error:
             if self.fits is not None:
                 return False
