@@ -30,9 +30,10 @@ def price(network):
 
 
 def fitted(monkeypatch, model, budget, machine, here=None):
-    """Fit ``model`` to ``budget`` seconds where new processes find ``machine(seconds by the price list)``, and this
-    process those by the price list, or ``here()`` times as many; returns what was found, the networks' edges and
-    seconds in the order in which they were timed, and the notes."""
+    """Fit ``model`` to ``budget`` seconds.  New processes find ``machine(seconds by the price list)``; this process
+    finds those by the price list, or ``here(number of timings in new processes)`` times as many.
+
+    Returns what was found, the networks' edges and seconds in the order in which they were timed, and the notes."""
     tried = []
 
     def timed(self, networks, *rest):
@@ -50,7 +51,7 @@ def fitted(monkeypatch, model, budget, machine, here=None):
     term = charged(model)
     if here is not None:
         measure = term.measure
-        term.measure = lambda *given: here() * measure(*given)
+        term.measure = lambda *given: here(len(tried)) * measure(*given)
     found = 1e-6 * Fitting(run, term, lambda least: f"give {least:.4g}").fit()
     return found, tried, run.notes
 
@@ -89,13 +90,28 @@ def test_a_pace_that_changes_in_the_process_that_trains_does_not_matter(monkeypa
     model, calls = model_of(), []
     budget = 0.9 * charged(model).measure(model.find())
 
-    def here():
+    def here(confirmations):
         calls.append(1)
         return 1.0 if len(calls) <= after else becomes
 
     found, _, _ = fitted(monkeypatch, model, budget, lambda seconds: 1.12 * seconds, here)
     assert 0.98 * budget <= found <= budget
     assert found == pytest.approx(1.12 * charged(model).measure(model.find()))
+
+
+def test_a_network_that_is_too_slow_is_cut_although_this_process_has_become_faster(monkeypatch):
+    model, calls = model_of(), []
+    budget = 0.9 * charged(model).measure(model.find())
+
+    def here(confirmations):
+        calls.extend([1] if confirmations else [])
+        return 0.7 if len(calls) > 1 else 1.0  # from the one that the next target is computed from
+
+    found, tried, _ = fitted(monkeypatch, model, budget, lambda seconds: 1.12 * seconds, here)
+    edges = [edges for edges, _ in tried]
+    assert min(edges[:4]) < edges[0]  # the first is timed up to three times
+    assert max(edges) == edges[0]
+    assert 0.98 * budget <= found <= budget
 
 
 def test_where_time_jumps_over_the_budget_the_largest_network_that_fits_is_left(monkeypatch):

@@ -123,7 +123,7 @@ class Fitting:
         if self.full is not None and not over:
             self._restore(self.full)
         try:
-            self._trim_to(target)
+            self._trim_to(target, filling=not over)
             if over and run.model.find().n_edges == before:  # this process has become faster meanwhile
                 cut(run.model, self._term, math.ceil((1 - AIM * budget / found) * before), self._saliency)
         except Disconnected:
@@ -163,12 +163,14 @@ class Fitting:
         self._run.model.load_state_dict(tried.state)
         self._run.model.find()
 
-    def _trim_to(self, target_us: float) -> None:
-        """Add edges to the network, or remove some, until a step takes ``target_us`` in this process; raise OverBudget
-        if that is out of reach."""
+    def _trim_to(self, target_us: float, filling: bool = True) -> None:
+        """Add edges to the network, if ``filling``, or remove some, until a step takes ``target_us`` in this process;
+        raise OverBudget if that is out of reach."""
         run, term, target = self._run, self._term, 1e-6 * target_us
         before, capacity = run.model.topology.n_edges, run.model.capacity
-        full = 1e6 * run.with_room(lambda: fill(run.model, term, target))
+        full = 1e6 * (
+            run.with_room(lambda: fill(run.model, term, target)) if filling else term.measure(run.model.find())
+        )
         if run.model.capacity != capacity:  # what was tried does not fit in it
             self.fits = self.slow = None
         above = Tried.of(run, full)
