@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.time import MeasuredTime
-from sparse_dnm.timing.subprocess import Network, time_in_subprocess
+from sparse_dnm.timing.subprocess import Processes
 from sparse_dnm.train.descent import Descent
+from sparse_dnm.train.fitting import BUDGET_MARGIN, Fitting, in_new_processes
 from sparse_dnm.train.schedules import trimmed_after
 from sparse_dnm.train.state import CutTooDeep, Record, Run, TrainingError
-from sparse_dnm.train.trim import Frozen, OverBudget, fill, keep_edges, saliency, trim
+from sparse_dnm.train.trim import Frozen, keep_edges
 from sparse_dnm.train.validation import Validation
 
-BUDGET_MARGIN = 0.985  # share of the budget that a network is trimmed to: processes differ by some percent
 APPROACH = 0.7  # share of the steps before the trim in which the size falls to the wanted one
 STEER_EVERY = 10  # steps between looks at the number of edges
 JUMP = 1.5  # a trim from more than so many times the wanted number of edges is a jump
-UNDERSHOT = 0.96  # share of the budget below which a network is filled up again
 TOLERANCE = 0.02  # by which the number of edges may differ from the wanted one
-MAX_TRIMS = 6  # of a network that does not fit its budget in new processes
-CONFIRMATIONS = 3  # timings in new processes of a network that exceeds its budget: other programs only ever add time
 
 
 class Constraint:
@@ -149,29 +144,15 @@ class TimeBudget(Constraint):
         controller.progress = self.run.step / (APPROACH * max(self.last, 1))
 
     def cut(self) -> None:
-        """Give the network the time of the budget, less a margin, until new processes confirm it: the steps that
-        follow train what is left.  Raises TrainingError if that is out of reach."""
-        budget = self.run.config.budget_us
+        """Give the network the time of the budget, or little less: the steps that follow train what is left.  Raises
+        TrainingError if that is out of reach."""
         self.run.save()  # the last good checkpoint, should the trim fail
         if self._validation is not None and self._descent is not None:
             self.before = max(self._validation.points(self.run.model), self._descent.best)
-        try:
-            self._trim_to(BUDGET_MARGIN * budget)
-        except OverBudget as error:
-            raise TrainingError(
-                f"a step cannot be made to fit budget_us={budget:g}: {error}. {self._ways_out(1e6 * error.nearest)}"
-            ) from None
-        self.confirmed = self._confirm()
+        self.confirmed = self._fitting().fit()
 
-    def _trim_to(self, target_us: float) -> None:
-        """Add edges to the network, or remove some, up to ``target_us``; raise OverBudget if that is out of reach."""
-        run, config, target = self.run, self.run.config, 1e-6 * target_us
-        before = run.model.topology.n_edges
-        run.with_room(lambda: fill(run.model, self.term, target))
-        found = trim(run.model, self.term, target, lambda: saliency(run.model, run.data, config.batch_size))
-        run.notes.append(
-            f"trimmed to {1e6 * found:.4g} µs, {run.model.topology.n_edges:,} edges from {before:,}, at step {run.step}"
-        )
+    def _fitting(self) -> Fitting:
+        return Fitting(self.run, self.term, self._ways_out)
 
     def _ways_out(self, least_us: float) -> str:
         """What the user can do about a budget that was not met."""
@@ -191,9 +172,10 @@ class TimeBudget(Constraint):
         if run.config.steps and not self.trimmed:
             self.trim()
         if math.isinf(self.confirmed):  # no step was made, or the trim was that of an earlier version
-            self.confirmed = self._confirm()
+            self.confirmed = self._fitting().confirm()
             self.keep()
-        found = self._in_new_processes(budget)
+        with Processes() as processes:
+            found = in_new_processes(run, self.term, processes)
         if found > budget:
             run.notes.append(
                 f"warning: a step takes {found:.4g} µs in new processes now, over budget_us={budget:g}, and took "
@@ -239,47 +221,6 @@ class TimeBudget(Constraint):
             f"another --out or the default, and {way_out} or more, more --steps (now {config.steps}), or --max-loss "
             f"{math.ceil(before - after)} where the loss is acceptable. {run.kept()}"
         )
-
-    def _confirm(self) -> float:
-        """µs of a step in new processes, within the budget: if they are not, the network is trimmed further; if they
-        are far below it, it is filled up again.
-
-        Raises TrainingError with the least time if that does not help.
-        """
-        run, budget = self.run, self.run.config.budget_us
-        factor, least, edges = BUDGET_MARGIN, math.inf, 0
-        for attempt in range(MAX_TRIMS):
-            found = self._in_new_processes(budget)
-            full = edges == run.model.topology.n_edges or attempt == MAX_TRIMS - 1
-            if UNDERSHOT * budget <= found <= budget or (found <= budget and full):
-                return found
-            edges = run.model.topology.n_edges
-            least = min(least, found)
-            what = "over the budget: trimming further" if found > budget else "below the budget: filling up"
-            run.notes.append(f"{found:.4g} µs in new processes, {what}")
-            factor *= BUDGET_MARGIN * budget / found
-            try:
-                self._trim_to(factor * budget)
-            except OverBudget as error:
-                raise TrainingError(
-                    f"a step takes {least:.4g} µs in new processes, over budget_us={budget:g}, and cannot be made to "
-                    f"fit: trimming to {factor * budget:.4g} µs, {error}. A busy machine is slower: keep it quiet. "
-                    f"{self._ways_out(max(least, 1e6 * error.nearest))}"
-                ) from None
-        raise TrainingError(
-            f"a step takes {least:.4g} µs in new processes, and budget_us={budget:g} was not met after {MAX_TRIMS} "
-            f"trims: keep the machine quiet. {self._ways_out(least)}"
-        )
-
-    def _in_new_processes(self, budget: float) -> float:
-        """Median µs of a step in new processes; above ``budget``, the least of CONFIRMATIONS medians."""
-        least = math.inf
-        for _ in range(CONFIRMATIONS):
-            seconds = time_in_subprocess({"network": Network.of(self.run.model)}, self.term.promise())["network"]
-            least = min(least, 1e6 * float(np.median(seconds)))
-            if least <= budget:
-                break
-        return least
 
 
 class EdgeCount(Constraint):

@@ -36,6 +36,10 @@ LARGEST_CUT = 0.04  # share of the remaining edges
 SALIENCY_BATCHES = 8  # batches over which saliency is summed
 
 
+class Disconnected(ValueError):
+    """Fewer edges would not connect inputs and outputs."""
+
+
 class OverBudget(ValueError):
     """No network that still connects inputs and outputs fits the budget; ``nearest`` is the least time reached, s."""
 
@@ -56,33 +60,64 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     for _ in range(MAX_CUTS):
         if seconds <= target:
             return seconds
-        before = {name: p.detach().clone() for name, p in model.named_parameters() if name in ("edge_weight", "cutoff")}
-        values = evaluation.host_values
-        active = np.abs(values.d) > values.c
         predicted = float(term.refit.model.seconds(term.counts(evaluation)))
-        saved, together = _saved(evaluation, term)
+        order, saved = _order(evaluation, term, saliency())
         saved *= seconds / predicted if predicted > 0 else 1.0
         wanted = seconds - 0.995 * target
-        order = np.argsort(_summed(saliency(), together) / _summed(saved, together), kind="stable")
         enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
-        first = order[: max(1, min(enough, math.ceil(LARGEST_CUT * len(order))))]
-        if model.config.edges in OMEGA_IN_CLOSENESS:
-            gone = model.candidates.slots[np.flatnonzero(active)[first]]
-            with torch.no_grad():
-                model.edge_weight[torch.from_numpy(gone)] = 0.0
-        else:
-            _set_cutoff(model, np.sort(np.abs(values.d[active])), len(first))
-        evaluation = model.find()
-        if not evaluation.connected:
-            with torch.no_grad():
-                for name, value in before.items():
-                    model.get_parameter(name).copy_(value)
-            model.find()
-            raise OverBudget(seconds)
+        try:
+            evaluation = _remove(model, evaluation, order[: max(1, min(enough, _most(order)))])
+        except Disconnected:
+            raise OverBudget(seconds) from None
         seconds = term.measure(evaluation)
     if seconds <= target:
         return seconds
     raise OverBudget(seconds)
+
+
+def cut(model: DynamicManifold, term: MeasuredTime, count: int, saliency: Callable[[], Floats]) -> None:
+    """Remove ``count`` active edges of ``model``, those that `trim` would.  Raises Disconnected before the network
+    falls apart."""
+    evaluation = model.find()
+    least = evaluation.n_edges - count
+    while evaluation.n_edges > least:
+        before = evaluation.n_edges
+        order, _ = _order(evaluation, term, saliency())
+        evaluation = _remove(model, evaluation, order[: min(before - least, _most(order))])
+        if evaluation.n_edges >= before:  # a cutoff cannot rise further
+            raise Disconnected
+
+
+def _most(order: NDArray[np.int64]) -> int:
+    """How many edges may go at a time."""
+    return math.ceil(LARGEST_CUT * len(order))
+
+
+def _order(evaluation: Evaluation, term: MeasuredTime, values: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The active edges, those with the least saliency per saved second first, and the seconds that each saves."""
+    saved, together = _saved(evaluation, term)
+    return np.argsort(_summed(values, together) / _summed(saved, together), kind="stable"), saved
+
+
+def _remove(model: DynamicManifold, evaluation: Evaluation, first: NDArray[np.int64]) -> Evaluation:
+    """Remove these active edges; raise Disconnected, with the model as before, if that cuts the network in two."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in ("edge_weight", "cutoff")}
+    values = evaluation.host_values
+    active = np.abs(values.d) > values.c
+    if model.config.edges in OMEGA_IN_CLOSENESS:
+        gone = model.candidates.slots[np.flatnonzero(active)[first]]
+        with torch.no_grad():
+            model.edge_weight[torch.from_numpy(gone)] = 0.0
+    else:
+        _set_cutoff(model, np.sort(np.abs(values.d[active])), len(first))
+    after = model.find()
+    if not after.connected:
+        with torch.no_grad():
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
+        model.find()
+        raise Disconnected
+    return after
 
 
 def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
