@@ -260,7 +260,7 @@ class TrainConfig:
     time_coefficient: Coefficient = 0.1  # of the measured time, relative to the time at the start or to the budget
     time_mode: TimeMode = "train"
     time_batch: Positive = 1  # samples of a forward in time_mode "infer"
-    time_every: Positive = 10  # steps between timed ones
+    time_every: Positive = 50  # steps between timed ones
     clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
     budget_us: Coefficient = 0.0  # most µs that a step may take; 0: no budget
     validation: Share = 0.1  # share of the training samples, 2,000 at most, held out to judge the cut to a budget

@@ -333,7 +333,7 @@ def test_the_controller_brings_the_time_to_the_budget_without_falling_below():
     control, seconds, lowest = Controller(10.0, 100.0), 100.0, math.inf
     for k in range(600):
         control.progress = k / 400
-        seconds = plant(control.update(seconds), seconds)
+        seconds = plant(control.update(seconds, 10), seconds)
         lowest = min(lowest, seconds)
     assert seconds == pytest.approx(10.0, rel=0.05)
     assert lowest > 9.0
@@ -342,17 +342,17 @@ def test_the_controller_brings_the_time_to_the_budget_without_falling_below():
 def test_the_integral_does_not_wind_up():
     control = Controller(1.0, 1.0)
     for _ in range(1000):
-        control.update(1e6)
+        control.update(1e6, 10)
     assert control.multiplier == pytest.approx(100.0)
     assert control.integral <= Controller.HIGH
     for _ in range(40):
-        control.update(0.7)
+        control.update(0.7, 10)
     assert control.multiplier < 1.0
     for _ in range(1000):
-        control.update(1e-6)
+        control.update(1e-6, 10)
     assert control.multiplier == pytest.approx(1e-3)
     for _ in range(40):
-        control.update(1.5)
+        control.update(1.5, 10)
     assert control.multiplier > 0.1
 
 

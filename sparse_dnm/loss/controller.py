@@ -14,7 +14,7 @@ class Controller:
     returns, so the network must not shrink faster than necessary.
     """
 
-    KP, KI = 5.0, 0.05
+    KP, KI = 5.0, 0.005  # KI per step of training
     LOW, HIGH = math.log(1e-3), math.log(1e2)
     FIRST = math.log(0.1)  # integral at the start
 
@@ -28,11 +28,12 @@ class Controller:
         """The wanted size at this progress."""
         return self.start * (self.budget / self.start) ** min(self.progress, 1.0)
 
-    def update(self, size: float) -> float:
-        """Update with the present size; returns the new multiplier."""
+    def update(self, size: float, steps: int) -> float:
+        """Update with the present size, ``steps`` after the last one; returns the new multiplier."""
         error = math.log(max(size, 1e-300) / self.goal)
-        wanted = self.KP * error + self.integral + self.KI * error
+        more = self.KI * steps * error
+        wanted = self.KP * error + self.integral + more
         if self.LOW <= wanted <= self.HIGH or (wanted > self.HIGH) == (error < 0):
-            self.integral += self.KI * error
+            self.integral += more
         self.multiplier = math.exp(min(max(self.KP * error + self.integral, self.LOW), self.HIGH))
         return self.multiplier

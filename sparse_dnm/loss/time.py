@@ -49,7 +49,7 @@ class TimeSettings:
     mode: str = "train"  # one of config.TIME_MODES
     batch: int = 50  # samples; in mode "train" those of the training step
     clock: str = "process_time"  # one of config.CLOCKS
-    every: int = 10  # calls between timed steps
+    every: int = 50  # calls between timed steps
     tau: float = 0.3  # width of a gate, in closeness
     budget: float | None = None  # s; None: no constraint
     estimator: str = "cost-model"  # one of config.ESTIMATORS
@@ -260,7 +260,7 @@ class MeasuredTime:
         self.seconds = self.timing.median
         self._prices = self.refit.model.prices(counts)
         if self.controller is not None:
-            self.controller.update(self.seconds)
+            self.controller.update(self.seconds, self.settings.every)
 
     @property
     def multiplier(self) -> float:

@@ -255,7 +255,7 @@ class EdgeCount(Constraint):
         super().before_step()
         assert self.controller is not None
         if self.run.step % STEER_EVERY == 0:
-            self.controller.update(self.run.n_edges)
+            self.controller.update(self.run.n_edges, STEER_EVERY)
 
     def steps_ahead(self, step: int) -> int:
         """Up to the next look at the number of edges."""
