@@ -7,6 +7,7 @@ import math
 import re
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import naive
 import numpy as np
@@ -253,6 +254,26 @@ def test_passes_that_are_timed_together_leave_the_outputs_of_one(executor, batch
         found.append(out)
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], engine.infer(structure, strengths, torch.from_numpy(x), scales).numpy())
+
+
+@pytest.mark.parametrize(("batch", "share"), [(1, 0.12), (50, 1.0)])
+def test_executors_for_few_samples_are_compared_on_a_thin_network(monkeypatch, batch, share):
+    """Where training ends, not where it starts; larger batches know no blocks."""
+    evaluation = model_of("digits").find()
+    bench, seen = probes.Bench(evaluation, "infer", batch, "process_time", 0), []
+    monkeypatch.setattr(probes, "busy", lambda watch: False)
+
+    def watch(self, engine, topology):
+        seen.append(topology.n_edges / evaluation.n_edges)
+        return engine.executor.name
+
+    def times(watches, timing):
+        return SimpleNamespace(seconds=np.array([[3.0 if name == "columns" else 1.0] for name in watches]))
+
+    monkeypatch.setattr(probes.Bench, "stopwatch", watch)
+    monkeypatch.setattr(probes, "time_steps", times)
+    assert bench.settle("auto", [1, 2]).name == ("blocks" if batch == 1 else "columns")
+    assert max(seen[-2:]) <= share
 
 
 def test_a_step_that_was_interrupted_does_not_count(monkeypatch):

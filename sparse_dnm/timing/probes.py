@@ -52,6 +52,7 @@ BLOCK_CUTS = (  # those for an executor whose time depends on how many sources o
     ("neurons", "runs"),
     ("edges", "runs"),
 )
+THIN = 0.1  # share of the edges, at which executors are compared for few samples
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
 TRIES = 5  # of a measurement that is disturbed
@@ -295,7 +296,8 @@ class Bench:
 
         More threads than the fewest must be WORTH times as fast, and are not taken where other programs run: the choice
         holds for a whole training, and threads that wait for each other are many times slower than one as soon as
-        another program needs a core.
+        another program needs a core.  Where `blocks` is among them they run a network of a share THIN of the edges:
+        that is more like what a training leaves than the network at its start.
         """
         cpu, tiles, any_of = self._name == "cpu", tiles_of(self._batch), name in ("auto", "fastest")
         names = ("columns", "wavefront", "blocks") if any_of else (name,)
@@ -314,7 +316,10 @@ class Bench:
         timing = replace(self.settings(made[0]), repeats=9)
         if cpu:
             timing = replace(timing, clock="perf_counter")
-        watches = [self.stopwatch(self.engine(one), self._topology) for one in made]
+        topology = self._topology
+        if any(one.name == "blocks" for one in made):
+            topology = cut(topology, "edges", THIN, np.random.default_rng(self._seed))
+        watches = [self.stopwatch(self.engine(one), topology) for one in made]
         seconds = np.median(time_steps(watches, timing).seconds, axis=1)
         price = [WORTH if one.threads > min(threads) else 1.0 for one in made]
         return made[int(np.argmin(seconds * price))]
