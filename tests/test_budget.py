@@ -353,7 +353,7 @@ def budget_run(monkeypatch, fresh, steps=40, charge=None, out=None):
     seconds = iter(fresh)
     monkeypatch.setattr(MeasuredTime, "measure", charge or (lambda self, evaluation, repeats=15: 9.8e-3))
     monkeypatch.setattr(Processes, "time", lambda self, networks, *rest: given(networks, next(seconds)))
-    config = TrainConfig(steps=steps, batch_size=16, budget_us=1e4, clock="perf_counter", log_every=10)
+    config = TrainConfig(steps=steps, batch_size=16, budget_us=1e4, clock="perf_counter", log_every=10, time_every=10)
     return make_trainer(out, config)
 
 

@@ -185,7 +185,8 @@ def _table(summary: Record) -> Table:
         before, after = (summary[f"validation_{when}"] for when in ("before", "after"))
         table.add_row("validation", f"{before:.2%} before the cut to the budget, {after:.2%} at the end")
     where = f"{summary['threads']} threads" if summary["device"] == "cpu" else summary["device"]
-    table.add_row("executor", f"{summary['executor']}; {where}")
+    what = "" if summary.get("measured", summary)["executor"] in summary["executor"] else " (of the training steps)"
+    table.add_row("executor", f"{summary['executor']}; {where}{what}")
     gpu = f", {summary['machine']['gpu']}" if "gpu" in summary["machine"] else ""
     table.add_row("machine", f"{summary['machine']['processor']}, {summary['machine']['cores']} cores{gpu}")
     return table

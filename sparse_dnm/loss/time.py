@@ -380,7 +380,7 @@ class MeasuredTime:
         lines = [*describe(self.calibration), *self.notes]
         lines += [
             *(() if self.calibration.notes else self.pace.describe()),
-            f"  reference: {1e6 * self.reference:.1f} µs",
+            f"  reference: {1e6 * self.reference:.4g} µs",
         ]
         if self.settings.ablation == "none" and not 1 < UNEXPECTED * self.start / self._predicted < UNEXPECTED**2:
             lines.append(

@@ -123,7 +123,8 @@ class TimeBudget(Constraint):
             self._descent = Descent(self.run, self._validation)
         prices, budget = self.term.seconds_per(), self.run.config.budget_us
         n_outputs = self.run.data.n_outputs
-        least = prices["call"] + n_outputs * (prices["neuron"] + prices["edge"]) + prices.get("level", 0.0)
+        least = prices["call"] + prices["input"] + n_outputs * (prices["neuron"] + prices["edge"])
+        least += prices.get("level", 0.0) + prices.get("group", 0.0) + n_outputs * prices.get("block", 0.0)
         if budget < 1e6 * least:
             raise TrainingError(
                 f"budget_us={budget:g} cannot be met: the smallest network that connects inputs and "
