@@ -15,6 +15,7 @@ from sparse_dnm.kernels.blocks import Block
 
 KERNELS = backend.kernels(CPU).blocks
 LANES: int = KERNELS.LANES
+ROOM = LANES if KERNELS.SIDE_BY_SIDE else 1  # neurons of a group, at most
 
 
 class Covering:
@@ -52,7 +53,7 @@ class Covering:
             strip_columns=strip_columns[: self.n_strips].copy(),
             lone=lone[: self.n_lone].copy(),
             lone_columns=lone_columns[: self.n_lone].copy(),
-            order=order.copy(),
+            order=order,
             groups=groups[: n_groups + 1].copy(),
             n_read=n_read,
             indptr=t.indptr,

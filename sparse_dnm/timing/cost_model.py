@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from sparse_dnm.engine.costs import Prices
+from sparse_dnm.engine.cpu_blocks import ROOM
 from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = (
@@ -45,7 +46,6 @@ EARLIER = {  # sets of features that an earlier version wrote
 }
 
 
-GROUP = 8  # neurons that `blocks` computes side by side, at most
 TRUST = 0.5  # relative error of typical coefficients
 
 
@@ -89,7 +89,7 @@ class CostModel:
     def prices(self, counts: Floats) -> Prices:
         """Seconds near the structure with these ``counts``: the shares of far edges, moved lines and lone inputs stay
         the same, and crowds grow with the square of what they consist of.  Of the groups that neurons are computed in
-        a neuron pays an eighth of one, a level what its groups are more than that."""
+        a neuron pays its share of a full one, a level what its groups are more than that."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
@@ -97,12 +97,12 @@ class CostModel:
             return power * cost[part] * number[part] / whole if whole else 0.0
 
         edges, blocks, rows = number["edge"], number["block"], number["neuron"] + number["output"]
-        full, levels = number["neuron"] / GROUP, number["level"]
+        full, levels = number["neuron"] / ROOM, number["level"]
         apart = max(number["group"] - full, 0.0) / levels if levels else 0.0
         return Prices(
             cost["edge"] + share("far edge", edges) + share("moved line", edges),
             cost["input"] + share("lone input", number["input"]),
-            cost["neuron"] + cost["group"] / GROUP + share("crowded row", rows, power=2),
+            cost["neuron"] + cost["group"] / ROOM + share("crowded row", rows, power=2),
             cost["level"] + cost["group"] * apart,
             cost["block"] + share("crowded block", blocks, power=2),
         )
