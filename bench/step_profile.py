@@ -73,7 +73,8 @@ def batch_call(trainer: Trainer) -> Call:
     rows = np.random.default_rng(0).integers(len(x), size=(1, size))
     none = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_)
     outs = np.empty((size, x.shape[1]), x.dtype), np.empty((size, y.shape[1]), y.dtype)
-    return Call("take_batch", cpu_step.take_batch, (x, y, rows, 0, 0, *none, *outs), 1)
+    weights = np.empty(0)
+    return Call("take_batch", cpu_step.take_batch, (x, y, weights, rows, 0, 0, *none, *outs, weights), 1)
 
 
 def one_round(trainer: Trainer, threads: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ from sparse_dnm import (
     TrainConfig,
     Trainer,
 )
-from sparse_dnm.data.datasets import DIGITS, Dataset
+from sparse_dnm.data.built_in import DIGITS
+from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.device import kernels, use_threads
 from sparse_dnm.engine.schedule import tile_width
 from sparse_dnm.presets import PRESETS

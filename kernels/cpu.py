@@ -1,6 +1,9 @@
 """The CPU kernels, by name."""
 
 from sparse_dnm.kernels import cpu_blocks as blocks
+from sparse_dnm.kernels import cpu_cells as cells
+from sparse_dnm.kernels import cpu_recurrent as recurrent
+from sparse_dnm.kernels import cpu_skewed as skewed
 from sparse_dnm.kernels.cpu_adam import adam
 from sparse_dnm.kernels.cpu_cost import PICKS, expected_cost, far_edges, lone_inputs, moved_lines
 from sparse_dnm.kernels.cpu_edges import (
@@ -27,6 +30,7 @@ __all__ = [
     "add_tiles",
     "analyze",
     "blocks",
+    "cells",
     "copy_words",
     "cross_entropy",
     "digest",
@@ -39,12 +43,14 @@ __all__ = [
     "lone_inputs",
     "make",
     "moved_lines",
+    "recurrent",
     "ring_gradient",
     "same_words",
     "scan",
     "scatter",
     "schedule",
     "shifted",
+    "skewed",
     "squared_error",
     "strength_back",
 ]

@@ -108,11 +108,12 @@ def _strongest(first, last, indices, gates, best, strongest):
 
 
 @inner
-def _row_blocks(first, last, indices, d, c, price, gates, slopes, by_gate):
+def _row_blocks(first, last, indices, d, c, price, lone, gates, slopes, by_gate):
     """Add the cost of a row's blocks to ``by_gate``; returns that cost, and its derivative by all |d| together.
 
     The blocks are those of the active edges, by the covering of `cpu_blocks.cover`; candidates in them belong to them,
-    and the others form further blocks in the same way.  A block exists with the chance of its strongest edge.
+    and the others form further blocks in the same way.  A block exists with the chance of its strongest edge.  Where
+    its edges one by one, ``lone`` each, are expected to cost less, they cost that; 0: an edge is never alone.
     """
     cost, by_size = 0.0, 0.0
     e = first
@@ -124,13 +125,21 @@ def _row_blocks(first, last, indices, d, c, price, gates, slopes, by_gate):
         behind = e + 1
         while behind < last and indices[behind] < end and (active or not abs(d[behind]) > c):
             behind += 1
-        strongest = e
-        for k in range(e + 1, behind):
+        strongest, chance, slope = e, 0.0, 0.0
+        for k in range(e, behind):
+            chance += gates[k]
+            slope += slopes[k]
             if gates[k] > gates[strongest]:
                 strongest = k
-        cost += price * gates[strongest]
-        by_gate[strongest] += price
-        by_size += price * slopes[strongest]
+        if 0.0 < lone * chance < price:
+            cost += lone * chance
+            by_size += lone * slope
+            for k in range(e, behind):
+                by_gate[k] += lone if gates[k] > 0.0 else 0.0
+        else:
+            cost += price * gates[strongest]
+            by_gate[strongest] += price
+            by_size += price * slopes[strongest]
         e = behind
     return cost, by_size
 
@@ -192,12 +201,12 @@ def _levels_back(n_inputs, indices, gates, level, by_level, picked, by_gate):
 @kernel
 def expected_cost(
     n_inputs, n_sources, live, indptr, indices, d, c, tau, threshold, per_edge, per_input, per_neuron, per_level,
-    per_block, gates, best, strongest, level, by_level, picked, by_gate, slopes,
+    per_block, per_lone, gates, best, strongest, level, by_level, picked, by_gate, slopes,
 ):  # fmt: skip
     """Cost of the structure in expectation: candidates of ``live`` readers exist with chance h each.
 
-    ``per_*``: cost of an edge, of an input or another neuron that has a reader, of a level and of a block (0: not
-    computed).
+    ``per_*``: cost of an edge, of an input or another neuron that has a reader, of a level, of a block (0: not
+    computed), and of an edge where that is less than its block (0: every edge is in a block).
     ``by_gate`` float64 (n_candidates,) is the derivative by h, ``slopes`` (n_candidates,) that by d.  Returns the
     expected cost, that of calls and outputs left out, and its derivative by the raw cutoff.
 
@@ -214,7 +223,7 @@ def expected_cost(
         by_size += price * found[1]
         _strongest(first, last, indices, gates, best, strongest)
         if per_block > 0.0:
-            found = _row_blocks(first, last, indices, d, c, per_block, gates, slopes, by_gate)
+            found = _row_blocks(first, last, indices, d, c, per_block, per_lone, gates, slopes, by_gate)
             blocks += found[0]
             by_size += found[1]
     cost = per_edge * edges + blocks

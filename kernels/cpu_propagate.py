@@ -171,8 +171,8 @@ def _weighted(total, e, base, indices, values, m, width):
 
 
 @inner
-def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
-    """Sum the messages of neuron i's sources in one tile (starting at ``base``), and activate."""
+def _sum_messages(width, i, base, indptr, indices, values, first_linear, weight, bias, x, m):
+    """The sum of value * message over neuron i's sources in one tile (starting at ``base``)."""
     w = width.count
     total = simd.zeros(x, width)
     e, last = indptr[i], indptr[i + 1]
@@ -201,8 +201,15 @@ def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weigh
             j = np.int64(indices[edge])
             z = simd.affine(weight[j], simd.load(x, base + j * w, width), bias[j])
             total = simd.scaled_add(total, values[edge], z)
-    simd.store(x, base + i * w, total)
-    _activate(x, m, base + i * w, width, weight[i], bias[i], kind[i], slope[i])
+    return total
+
+
+@inner
+def _forward_neuron(width, i, base, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
+    """Sum the messages of neuron i's sources in one tile (starting at ``base``), and activate."""
+    at = base + i * width.count
+    simd.store(x, at, _sum_messages(width, i, base, indptr, indices, values, first_linear, weight, bias, x, m))
+    _activate(x, m, at, width, weight[i], bias[i], kind[i], slope[i])
 
 
 @inner

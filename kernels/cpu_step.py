@@ -26,8 +26,9 @@ _get_threads = types.ExternalFunction("get_num_threads", types.int32())
 
 
 @kernel(parallel=True)
-def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
-    """The samples of a step and their targets, augmented: x (batch, n_inputs), y (batch, numbers of a target).
+def take_batch(samples, targets, weights, rows, step, width, shifts, kept, x, y, w):
+    """The samples of a step and their targets, augmented: x (batch, n_inputs), y (batch, numbers of a target), and
+    their weights, w (batch,), where there are ``weights`` (n,) of all.
 
     rows int64 (steps, batch); shifts int64 (steps, 2 batch): by how many lines of ``width``, and by how many columns,
     each image moves, where width is not 0; kept bool (steps, batch n_inputs): inputs that are not set to 0, or (0, 0).
@@ -38,6 +39,8 @@ def take_batch(samples, targets, rows, step, width, shifts, kept, x, y):
         sample = rows[step, r]
         for c in range(y.shape[1]):
             y[r, c] = targets[sample, c]
+        if weights.size:
+            w[r] = weights[sample]
         if width == 0:
             for c in range(n):
                 x[r, c] = samples[sample, c]
@@ -125,9 +128,9 @@ def _use(threads, several):
 def _outputs_back(squared, entries, s, w):
     """The objective of w.out, and its gradient."""
     if squared is None:
-        return call(entries.objective, (w.out, w.y, s.objective, w.by_output))
+        return call(entries.objective, (w.out, w.y, w.sample_weights, s.objective, w.by_output))
     call(entries.multiply, (w.out, w.out, w.squares))
-    objective = call(entries.objective, (w.squares, w.y, 2.0 * s.objective, w.by_output))
+    objective = call(entries.objective, (w.squares, w.y, w.sample_weights, 2.0 * s.objective, w.by_output))
     call(entries.multiply, (w.by_output, w.out, w.by_output))
     return objective
 
@@ -178,8 +181,8 @@ def _by_cost(expected_cost, s, w, term, c, threshold, live, candidates, d, slope
             (s.n_inputs, s.n_sources, live)
             + candidates
             + (d, c, term.tau, threshold, term.per_edge)
-            + (term.per_input, term.per_neuron, term.per_level, term.per_block, w.gates, w.best, w.strongest, w.depths)
-            + (w.depths_back, w.picked, w.by_gate, slopes),
+            + (term.per_input, term.per_neuron, term.per_level, term.per_block, term.per_lone, w.gates, w.best)
+            + (w.strongest, w.depths, w.depths_back, w.picked, w.by_gate, slopes),
         )
     return by_cutoff
 
@@ -319,7 +322,8 @@ def steps(given):
             _use(for_tiles, several)
         call(
             entries.take_batch,
-            (batches.x, batches.y, batches.rows, k, batches.width, batches.shifts, batches.kept, w.x_batch, w.y_rows),
+            (batches.x, batches.y, batches.weights, batches.rows, k, batches.width, batches.shifts, batches.kept)
+            + (w.x_batch, w.y_rows, w.sample_weights),
         )
         call(entries.spread, (p.weight, w.weight))
         call(entries.spread, (p.bias, w.bias))

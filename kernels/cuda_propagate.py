@@ -3,26 +3,32 @@
 Twins of `cpu_propagate`: the same formulas over the same buffers ``x``, ``m``, ``g``, flat and tile-major
 ``[tile][neuron][WIDTH]``; columns beyond the batch repeat its last one, with gradient zero.  A block owns a tile, a
 lane one column of it, and the block runs the whole DAG: its warps share the neurons of a level and wait for each other
-between levels only.  So a pass is one launch, whatever the structure.  Gradients of edges, weights and biases are sums
-over columns; other kernels compute them, a warp for WIDTH sums at a time, in the order of lanes and then of tiles: the
-bits depend on the batch alone.
+between levels only; in a narrow level they share the edges of its neurons, too.  So a pass is one launch, whatever the
+structure.  The edges of a neuron are summed in pieces, which are added in their order: who sums them does not matter.
+Gradients of edges, weights and biases are sums over columns; other kernels compute them, a warp for WIDTH sums at a
+time, in the order of lanes and then of tiles: the bits depend on the batch alone.
 
 The caller has filled ``x``, ``m``, the gradients and sums with zeros: neurons that are not executed are not written,
 and sums start from the array's zero, which has their dtype.
 """
 
-from numba import cuda
+from numba import config, cuda
 from sparse_dnm.kernels import formulas
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, TANH
 
 WIDTH = 32  # columns of a tile: the lanes of a warp
 SUMMING = 4  # warps of a block that sums: its tiles of WIDTH x (WIDTH + 1) float64 fill 33 of 48 KiB
+MOST_WARPS = 16  # of a block that runs a tile
+PIECE = 64  # edges of a neuron that one warp sums
 TOGETHER = 8  # edges of a neuron whose loads do not wait for each other
 READER = 0xFFFFFFFF
 EDGE_TERMS = (SUMMING, WIDTH, WIDTH + 1)  # a column more: then the lanes of a warp read different banks
 NEURON_TERMS = (SUMMING // 2, WIDTH, WIDTH + 1)
+SHARED = (MOST_WARPS, WIDTH)  # sums of pieces: a row for each warp
 
 kernel, inner = cuda.jit, cuda.jit(device=True)
+# so that MOST_WARPS have their registers; the simulator knows no limit
+whole_block = cuda.jit(**({} if config.ENABLE_CUDASIM else {"max_registers": 128}))
 _leaky, _leaky_back = inner(formulas.leaky_relu), inner(formulas.leaky_relu_back)
 _logistic, _logistic_back = inner(formulas.logistic), inner(formulas.logistic_back)
 _tanh, _tanh_back = inner(formulas.tanh), inner(formulas.tanh_back)
@@ -78,18 +84,80 @@ def _sum(first, last, base, lane, indices, values, m, zero):
 
 
 @inner
-def _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
-    """x and m of neuron i, no input, in the column of ``lane``; ``base`` is where the neurons of the tile begin."""
-    at = (base + i) * WIDTH + lane
-    total = x[at]  # 0, of the buffers' dtype
+def _piece(i, piece, base, lane, indptr, indices, values, first_linear, weight, bias, x, m, zero):
+    """Sum over a piece of the edges of neuron i; ``base`` is where the neurons of the tile begin."""
+    first = indptr[i] + piece * PIECE
+    last = indptr[i + 1] if indptr[i + 1] < first + PIECE else first + PIECE
     if i < first_linear:
-        total = _sum(indptr[i], indptr[i + 1], base, lane, indices, values, m, total)
-    else:
-        for e in range(indptr[i], indptr[i + 1]):
-            j = indices[e]
-            total += values[e] * (weight[j] * x[(base + j) * WIDTH + lane] + bias[j])
+        return _sum(first, last, base, lane, indices, values, m, zero)
+    total = zero
+    for e in range(first, last):
+        j = indices[e]
+        total += values[e] * (weight[j] * x[(base + j) * WIDTH + lane] + bias[j])
+    return total
+
+
+@inner
+def _pieces(i, indptr):
+    """Number of pieces of the edges of neuron i."""
+    return (indptr[i + 1] - indptr[i] + PIECE - 1) // PIECE
+
+
+@inner
+def _rounds(first, last, share, order, indptr):
+    """How often ``share`` warps for each of the neurons first .. last of ``order`` sum a piece."""
+    most = 0
+    for q in range(first, last):
+        pieces = _pieces(order[q], indptr)
+        most = pieces if pieces > most else most
+    return (most + share - 1) // share
+
+
+@inner
+def _finish(i, total, at, weight, bias, kind, slope, x, m):
+    """x and m of neuron i, no input."""
     x[at] = total
     _activate(weight[i] * total + bias[i], kind[i], slope[i], m, at)
+
+
+@inner
+def _read(i, base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m):
+    """x and m of neuron i, no input, in the column of ``lane``."""
+    at = (base + i) * WIDTH + lane
+    zero = x[at]  # of the buffers' dtype
+    total = zero
+    for piece in range(_pieces(i, indptr)):
+        total += _piece(i, piece, base, lane, indptr, indices, values, first_linear, weight, bias, x, m, zero)
+    _finish(i, total, at, weight, bias, kind, slope, x, m)
+
+
+@inner
+def _read_together(
+    first, last, share, sums, base, lane, warp, order, indptr, indices, values, first_linear, weight, bias, kind,
+    slope, x, m,
+):  # fmt: skip
+    """As `_read`, the neurons first .. last of ``order``, ``share`` warps each; all warps of the block call it."""
+    group, part = warp // share, warp % share
+    own = first + group < last
+    i = order[first + group] if own else order[first]
+    at = (base + i) * WIDTH + lane
+    zero = x[at]
+    pieces = _pieces(i, indptr) if own else 0
+    total = zero
+    for r in range(_rounds(first, last, share, order, indptr)):
+        piece = r * share + part
+        if piece < pieces:
+            sums[warp, lane] = _piece(
+                i, piece, base, lane, indptr, indices, values, first_linear, weight, bias, x, m, zero
+            )
+        cuda.syncthreads()
+        if part == 0:
+            for k in range(share):
+                if piece + k < pieces:
+                    total += sums[warp + k, lane]
+        cuda.syncthreads()
+    if own and part == 0:
+        _finish(i, total, at, weight, bias, kind, slope, x, m)
 
 
 @inner
@@ -143,16 +211,18 @@ def _returned_sums(first, last, base, lane, t_edges, values, first_linear, g, ze
 
 
 @inner
-def _pull(
-    j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient,
-    g, z_gradient,
-):  # fmt: skip
-    """g and z_gradient of neuron j, in the column of ``lane``, whose sample is ``row``."""
-    at = (base + j) * WIDTH + lane
-    zero = g[at]  # of the buffers' dtype
-    by_message, by_value = _returned_sums(
-        t_indptr[j], t_indptr[j + 1], base, lane, t_edges, values, first_linear, g, zero
-    )
+def _piece_back(j, piece, base, lane, t_indptr, t_edges, values, first_linear, g, zero):
+    """Sums of what comes back over a piece of the edges of neuron j: to its message, and to its value."""
+    first = t_indptr[j] + piece * PIECE
+    last = t_indptr[j + 1] if t_indptr[j + 1] < first + PIECE else first + PIECE
+    return _returned_sums(first, last, base, lane, t_edges, values, first_linear, g, zero)
+
+
+@inner
+def _finish_back(
+    j, by_message, by_value, at, row, weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient
+):
+    """g and z_gradient of neuron j, whose sample is ``row``."""
     _activate_back(weight[j] * x[at] + bias[j], by_message, kind[j], slope[j], z_gradient, at)
     total = z_gradient[at] + by_value
     if column_of[j] >= 0 and row < out_gradient.shape[0]:
@@ -161,24 +231,82 @@ def _pull(
     g[at] = weight[j] * total
 
 
-@kernel
+@inner
+def _pull(
+    j, base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x, out_gradient,
+    g, z_gradient,
+):  # fmt: skip
+    """g and z_gradient of neuron j, in the column of ``lane``, whose sample is ``row``."""
+    at = (base + j) * WIDTH + lane
+    zero = g[at]  # of the buffers' dtype
+    by_message, by_value = zero, zero
+    for piece in range(_pieces(j, t_indptr)):
+        message, value = _piece_back(j, piece, base, lane, t_indptr, t_edges, values, first_linear, g, zero)
+        by_message += message
+        by_value += value
+    _finish_back(j, by_message, by_value, at, row, weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient)
+
+
+@inner
+def _pull_together(
+    first, last, share, messages, by_values, base, lane, warp, row, order, t_indptr, t_edges, values, first_linear,
+    weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient,
+):  # fmt: skip
+    """As `_pull`, the neurons first .. last of ``order``, ``share`` warps each; all warps of the block call it."""
+    group, part = warp // share, warp % share
+    own = first + group < last
+    j = order[first + group] if own else order[first]
+    at = (base + j) * WIDTH + lane
+    zero = g[at]
+    pieces = _pieces(j, t_indptr) if own else 0
+    by_message, by_value = zero, zero
+    for r in range(_rounds(first, last, share, order, t_indptr)):
+        piece = r * share + part
+        if piece < pieces:
+            messages[warp, lane], by_values[warp, lane] = _piece_back(
+                j, piece, base, lane, t_indptr, t_edges, values, first_linear, g, zero
+            )
+        cuda.syncthreads()
+        if part == 0:
+            for k in range(share):
+                if piece + k < pieces:
+                    by_message += messages[warp + k, lane]
+                    by_value += by_values[warp + k, lane]
+        cuda.syncthreads()
+    if own and part == 0:
+        _finish_back(
+            j, by_message, by_value, at, row, weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient
+        )
+
+
+@whole_block
 def forward(
     inputs, column, table, order, waves, indptr, indices, values, first_linear, weight, bias, kind, slope, outputs, x,
     m, out,
 ):  # fmt: skip
-    """Forward pass: table (batch, inputs) -> out (batch, outputs).  Launch: a block of (WIDTH, warps) threads a tile.
+    """Forward pass: table (batch, inputs) -> out (batch, outputs).  Launch: a block of (WIDTH, warps) threads a tile,
+    at most MOST_WARPS.
 
     Arguments as those of `cpu_propagate.make`, ``order`` by level.
     """
     lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, indptr.size - 1
     base, row, rows = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane, table.shape[0]
+    sums = cuda.shared.array(SHARED, x.dtype)
     for q in range(warp, inputs.size, warps):
         value = table[row if row < rows else rows - 1, column[q]]
         _feed(inputs[q], value, base, lane, weight, bias, kind, slope, x, m)
     cuda.syncthreads()
     for level in range(waves.size - 1):
-        for q in range(waves[level] + warp, waves[level + 1], warps):
-            _read(order[q], base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m)
+        first, last = waves[level], waves[level + 1]
+        share = warps // (last - first) if last > first else 1
+        if share > 1:
+            _read_together(
+                first, last, share, sums, base, lane, warp, order, indptr, indices, values, first_linear, weight, bias,
+                kind, slope, x, m,
+            )  # fmt: skip
+        else:
+            for q in range(first + warp, last, warps):
+                _read(order[q], base, lane, indptr, indices, values, first_linear, weight, bias, kind, slope, x, m)
         cuda.syncthreads()
     if row < rows:
         for q in range(warp, outputs.size, warps):
@@ -186,7 +314,7 @@ def forward(
             out[row, q] = weight[i] * x[(base + i) * WIDTH + lane] + bias[i]
 
 
-@kernel
+@whole_block
 def backward(
     inputs, order, waves, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of, x,
     out_gradient, g, z_gradient,
@@ -197,18 +325,29 @@ def backward(
     """
     lane, warp, warps, n = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y, t_indptr.size - 1
     base, row = cuda.blockIdx.x * n, cuda.blockIdx.x * WIDTH + lane
-    levels = waves.size - 1
-    for step in range(levels + 1):
-        level = levels - 1 - step  # -1: the inputs
-        first, last = 0, inputs.size
-        if level >= 0:
-            first, last = waves[level], waves[level + 1]
-        for q in range(first + warp, last, warps):
-            _pull(
-                order[q] if level >= 0 else inputs[q], base, lane, row, t_indptr, t_edges, values, first_linear,
-                weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient,
+    messages = cuda.shared.array(SHARED, x.dtype)  # the simulator has one array for each line
+    by_values = cuda.shared.array(SHARED, x.dtype)
+    for step in range(waves.size - 1):
+        level = waves.size - 2 - step
+        first, last = waves[level], waves[level + 1]
+        share = warps // (last - first) if last > first else 1
+        if share > 1:
+            _pull_together(
+                first, last, share, messages, by_values, base, lane, warp, row, order, t_indptr, t_edges, values,
+                first_linear, weight, bias, kind, slope, column_of, x, out_gradient, g, z_gradient,
             )  # fmt: skip
+        else:
+            for q in range(first + warp, last, warps):
+                _pull(
+                    order[q], base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope,
+                    column_of, x, out_gradient, g, z_gradient,
+                )  # fmt: skip
         cuda.syncthreads()
+    for q in range(warp, inputs.size, warps):
+        _pull(
+            inputs[q], base, lane, row, t_indptr, t_edges, values, first_linear, weight, bias, kind, slope, column_of,
+            x, out_gradient, g, z_gradient,
+        )  # fmt: skip
 
 
 @inner

@@ -31,6 +31,7 @@ from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, NullCache
 from numba.core.registry import CPUDispatcher
 from sparse_dnm.kernels.compiler import KernelCompiler, PartCompiler
+from sparse_dnm.kernels.interrupts import Uninterrupted
 from sparse_dnm.kernels.turns import Turn
 
 if numba.config.DISABLE_JIT:
@@ -157,7 +158,7 @@ class _Cache(NullCache):
     """
 
     def __init__(self, dispatcher):
-        self._dispatcher, self._found, self._turn = dispatcher, None, None
+        self._dispatcher, self._found, self._turn, self._compiling = dispatcher, None, None, None
 
     @property
     def cache_path(self):
@@ -198,7 +199,14 @@ class _Cache(NullCache):
             found = self._load(sig, target_context)  # another process may have been faster
         for tell in when_compiling if found is None else ():
             tell(self._dispatcher.py_func.__name__)
+        if found is None:
+            self._begin()
         return found
+
+    def _begin(self):
+        """Let Ctrl-C wait for the end of the turn: LLVM calls Python, and an exception raised there would be lost."""
+        self._compiling = Uninterrupted()
+        self._compiling.__enter__()
 
     def _take_turn(self, path):
         turn = Turn(path)
@@ -213,6 +221,9 @@ class _Cache(NullCache):
         if self._turn is not None:
             self._turn.give_back()
             self._turn = None
+        if self._compiling is not None:
+            compiling, self._compiling = self._compiling, None
+            compiling.__exit__()
 
     def _load(self, sig, target_context):
         target_context.refresh()

@@ -237,6 +237,18 @@ def fill(typingctx, array, value):
 
 
 @intrinsic
+def spread(typingctx, array, at, width):
+    """Numbers from place ``at`` on, one for each lane; with a `simd.Width` of 1 the first of them in every lane."""
+    dtype = array.dtype
+
+    def codegen(context, builder, signature, args):
+        address = _address(context, builder, array, args[0], context.cast(builder, args[1], at, types.int64))
+        return _splat(builder, builder.load(address)) if width.count == 1 else _load_all(builder, address, dtype)
+
+    return Lanes(dtype)(array, at, width), codegen
+
+
+@intrinsic
 def first(typingctx, count):
     """The mask of the first ``count`` lanes."""
 

@@ -1,8 +1,8 @@
 """exp, log and their like of `Lanes`: straight lines of multiply-adds, in the dtype of their argument.
 
-`compile_formulas` in jit.py compiles formulas with this module in the place of ``math``.  Errors, tested: exp, log and
-log1p <= 2 ulp, sin_pi and cos_pi <= 2 ulp of 1.  Polynomials go through the function at Chebyshev
-nodes, which puts them within 0.15 ulp; coefficients stand highest power first.
+`compile_formulas` in jit.py compiles formulas with this module in the place of ``math``.  Errors, tested: exp, log,
+log1p and tanh <= 2 ulp, logistic <= 3 ulp, sin_pi and cos_pi <= 2 ulp of 1.  Polynomials go through the function at
+Chebyshev nodes, which puts them within 0.15 ulp; coefficients stand highest power first.
 """
 
 import math
@@ -164,3 +164,26 @@ def cos_pi(t):
     """cos(pi t), |t| <= 1/2"""
     z = t * t
     return fma(z, _cosine(z), _one(t))
+
+
+# (tanh(x) / x - 1) / z of z = x², |x| < 5/8: a polynomial in float32, of float64 a quotient (Moshier, Cephes)
+_tanh_single = (-5.70498872745e-03, 2.06390887954e-02, -5.37397155531e-02, 1.33314422036e-01, -3.33332819422e-01)
+_tanh_above = _polynomial(
+    _tanh_single, (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+)
+_tanh_below = _polynomial((1.0,), (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3))
+
+
+@inner
+def tanh(x):
+    """Hyperbolic tangent."""
+    z, size = x * x, abs(x)
+    near = fma(x * z, _tanh_above(z) / _tanh_below(z), x)
+    far = copysign(1.0 - 2.0 / (1.0 + exp(size + size)), x)
+    return lanes.select(size < 0.625, near, far)
+
+
+@inner
+def logistic(x):
+    """1 / (1 + exp(-x))"""
+    return 1.0 / (1.0 + exp(-x))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from sparse_dnm.loss.time import MeasuredTime, TimeSettings
     from sparse_dnm.model.dense import DenseManifold
     from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.model.recurrent import RecurrentState
+    from sparse_dnm.model.recurrent_dag import RecurrentDAG
     from sparse_dnm.model.sparse_dag import SparseDAG
+    from sparse_dnm.predictor import Predictor, load
     from sparse_dnm.train.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -28,6 +31,9 @@ __all__ = [
     "ManifoldConfig",
     "MeasuredMemory",
     "MeasuredTime",
+    "Predictor",
+    "RecurrentDAG",
+    "RecurrentState",
     "Schedule",
     "SparseDAG",
     "SparsityProxy",
@@ -36,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "flow_loss",
+    "load",
 ]
 
 _MODULES = {  # the module of each public name
@@ -44,6 +51,9 @@ _MODULES = {  # the module of each public name
     "ManifoldConfig": "config",
     "MeasuredMemory": "loss.memory",
     "MeasuredTime": "loss.time",
+    "Predictor": "predictor",
+    "RecurrentDAG": "model.recurrent_dag",
+    "RecurrentState": "model.recurrent",
     "Schedule": "engine.schedule",
     "SparseDAG": "model.sparse_dag",
     "SparsityProxy": "loss.proxy",
@@ -52,6 +62,7 @@ _MODULES = {  # the module of each public name
     "TrainConfig": "config",
     "Trainer": "train.trainer",
     "flow_loss": "loss.proxy",
+    "load": "predictor",
 }
 
 

@@ -25,18 +25,17 @@ class MissingPackageError(ModuleNotFoundError, ValueError):
     """An optional package that a setting asks for cannot be imported; the message says how to install it."""
 
 
-def require_torch_sparse() -> None:
-    """Load torch-sparse's operators.  Raises MissingPackageError if they are missing or do not fit torch."""
+def require_torch_sparse(what: str = "executor='torch-sparse'") -> None:
+    """Load torch-sparse's operators.  Raises MissingPackageError if they are missing or do not fit torch.
+
+    ``what`` needs them.
+    """
     try:
         import torch_sparse  # noqa: F401
     except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"executor='torch-sparse' needs the package {error.name}; {INSTALL_TORCH_SPARSE}"
-        ) from None
+        raise MissingPackageError(f"{what} needs the package {error.name}; {INSTALL_TORCH_SPARSE}") from None
     except (ImportError, OSError, RuntimeError) as error:  # compiled for another version of torch
-        raise MissingPackageError(
-            f"executor='torch-sparse' cannot load torch-sparse ({error}); {INSTALL_TORCH_SPARSE}"
-        ) from None
+        raise MissingPackageError(f"{what} cannot load torch-sparse ({error}); {INSTALL_TORCH_SPARSE}") from None
 
 
 def check_input(x: object, n_inputs: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
@@ -97,5 +96,5 @@ def check_parameters(parameters: Mapping[str, torch.Tensor], config: ManifoldCon
                 "model.to(device) does"
             )
         if name != "edge_weight":
-            size = config.n_sources if name in ("weight", "bias") else config.n_rows
+            size = config.n_weighted if name in ("weight", "bias") else config.n_rows
             check_shape(name, p, () if name == "cutoff" else (size,))

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import inspect
 import math
-import operator
-import os
-import re
-from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from sparse_dnm.fields import (
+    TYPE_RULES,
+    Coefficient,
+    Count,
+    Device,
+    Integer,
+    Normal,
+    Number,
+    Path,
+    Positive,
+    Share,
+    WholeShare,
+    one_line_errors,
+)
+from sparse_dnm.sizes import first_network
 
 if TYPE_CHECKING:
     from dataclasses import dataclass  # for mypy: dataclasses.replace and fields accept pydantic's dataclasses
@@ -24,24 +33,33 @@ else:
 Activation = Literal["leaky_relu", "relu", "sigmoid", "tanh", "silu", "identity"]
 EdgeMode = Literal["closeness", "free", "free-closeness", "weighted"]
 Output = Literal["linear", "square"]
+NeuronKind = Literal["memoryless", "ctrnn", "gru", "lstm"]
 Speed = Literal["none", "proxy", "time"]
 TimeMode = Literal["train", "infer"]  # forward + backward, or forward alone
 ClockName = Literal["process_time", "perf_counter", "thread_time"]
+TrainClock = Literal["process_time", "perf_counter", "thread_time", "target"]
+ExportDtype = Literal["float32", "int8"]  # of programs in C
 Estimator = Literal["cost-model", "spsa"]
 Regrowth = Literal["gradient", "random"]
 Ablation = Literal["none", "no-refit", "edges-only", "shuffled"]
 ProxyGradient = Literal["straight-through", "none"]
 ScheduleName = Literal["constant", "cosine"]
+ClassWeight = Literal["none", "balanced"]
 ExecutorName = Literal["auto", "columns", "wavefront", "blocks", "fastest", "torch-sparse"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 EDGE_MODES: tuple[str, ...] = get_args(EdgeMode)
 OMEGA_IN_CLOSENESS = ("free", "free-closeness")  # edge modes whose closeness has the factor omega
 OUTPUTS: tuple[str, ...] = get_args(Output)
+NEURONS: tuple[str, ...] = get_args(NeuronKind)
+GATED = ("gru", "lstm")  # neurons whose value is made by gates, without activation, weight and bias
 SPEEDS: tuple[str, ...] = get_args(Speed)
 TIME_MODES: tuple[str, ...] = get_args(TimeMode)
 CLOCKS: tuple[str, ...] = get_args(ClockName)
 CUDA_CLOCK = "cuda_event"  # the only clock on CUDA
+TARGET_CLOCK = "target"  # that of programs in C
+TARGET_FIELDS = ("target_cc", "target_copy", "target_run", "target_timeout")
+CC, RUN = "cc -O3 -march=native", "{program}"  # how they are compiled and run, if nothing else is said
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 REGROWTHS: tuple[str, ...] = get_args(Regrowth)
 ABLATIONS: tuple[str, ...] = get_args(Ablation)
@@ -60,99 +78,21 @@ ROW_SCALARS = {  # those that each edge mode has
 C = TypeVar("C", "ManifoldConfig", "TrainConfig")
 
 
-def check_device(name: str) -> str:
-    """``name`` if kernels exist for such a device, whether or not it is present.  Raises ValueError otherwise."""
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise ValueError(f"device={name!r} has no kernels; choose cpu, cuda or cuda:N")
-    return name
-
-
 def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
     """Raise ValueError listing the legal values unless ``value`` is one of them."""
     if value not in legal:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(legal)}")
 
 
-# -- types of fields: a bound's error reads "must be NOUN >= BOUND", the noun is the field's description -------------
-
-
-def _plain(value: Any) -> object:
-    """A number of numpy or another library as Python's int or float; a boolean is refused."""
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            return operator.index(value)
-        if isinstance(value, Real):
-            with contextlib.suppress(OverflowError):
-                return float(value)
-    raise PydanticCustomError("not_a_number", "not a number")
-
-
-def _path(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-Integer = Annotated[int, BeforeValidator(_plain), Strict()]
-Number = Annotated[float, BeforeValidator(_plain), Strict(), Field(allow_inf_nan=False)]
-Positive = Annotated[Integer, Field(ge=1)]
-Count = Annotated[Integer, Field(ge=0)]
-Coefficient = Annotated[Number, Field(ge=0)]
-Share = Annotated[Number, Field(ge=0, lt=1, description="a share")]
-WholeShare = Annotated[Number, Field(ge=0, le=1, description="a share")]
-Normal = tuple[Number, Coefficient]  # mean and standard deviation of a normal distribution
-Device = Annotated[str, BeforeValidator(str), AfterValidator(check_device)]
-Path = Annotated[str, BeforeValidator(_path)]
-
-TYPE_RULES = {int: "an integer", float: "a number", str: "a string"}
-PAIR_RULE = "a pair of numbers: mean, standard deviation"
-NORMAL_RULE = "finite with a standard deviation >= 0"
-BOUNDS = {"ge": ">=", "gt": ">", "lt": "<", "le": "<="}
-BOUND_ERRORS = ("finite_number", "greater_than_equal", "greater_than", "less_than", "less_than_equal")
-
-
-def _line(cls: Any, values: dict[str, Any], error: ValidationError) -> str:
-    """The first error of a config as one line: the field, its value and the rule."""
-    first = error.errors(include_url=False)[0]
-    kind, place = first["type"], first["loc"]
-    if kind == "value_error":  # raised by this module
-        return str(first["ctx"]["error"])
-    name = str(place[0])
-    field, annotation = cls.__pydantic_fields__[name], get_type_hints(cls)[name]
-    start = f"{name}={values[name]!r}"
-    if kind == "literal_error":
-        return f"{start} is unknown; choose one of {', '.join(get_args(annotation))}"
-    if annotation not in TYPE_RULES:
-        return f"{start} must be {NORMAL_RULE if kind in BOUND_ERRORS else PAIR_RULE}"
-    if kind not in BOUND_ERRORS:
-        return f"{start} must be {TYPE_RULES[annotation]}"
-    bounds = [f"{BOUNDS[key]} {getattr(m, key)}" for m in field.metadata for key in BOUNDS if hasattr(m, key)]
-    noun = field.description or ("an integer" if annotation is int else "a finite number")
-    return f"{start} must be {' '.join([noun, ' and '.join(bounds)]).strip()}"
-
-
-def _one_line_errors(cls: type[Any]) -> type[Any]:
-    """Make a pydantic dataclass raise ValueError with one line (see `_line`) instead of ValidationError."""
-    init, signature = cls.__init__, inspect.signature(cls)
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        values = signature.bind(*args, **kwargs).arguments  # a missing or unknown name is a TypeError, as in Python
-        try:
-            init(self, **values)
-        except ValidationError as error:
-            raise ValueError(_line(cls, values, error)) from None
-
-    cls.__init__ = checked
-    return cls
-
-
-@_one_line_errors
+@one_line_errors
 @dataclass(frozen=True)
 class ManifoldConfig:
     """Shape and initial distribution of a Dynamic Neural Manifold.
 
     Neurons are numbered inputs first, then hidden, then outputs.  Initial values of the raw scalars are normal
     with the (mean, standard deviation) given here.  In ``edges="free"`` beta, gamma, theta and phi do not exist, in
-    ``edges="closeness"`` omega does not.
+    ``edges="closeness"`` omega does not.  With ``neuron`` or ``n_memory`` the network is recurrent: its input is a
+    sequence (DESIGN, 2).  The memory's inputs come after the other inputs, its outputs after the other outputs.
     Raises ValueError naming the field, its value and the rule.
     """
 
@@ -177,35 +117,62 @@ class ManifoldConfig:
     skin: Coefficient = 0.1  # candidates are kept down to so much closeness below the cutoff; 0: active edges only
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0  # key of the counter-based generator of omega
     capacity: Count = 0  # slots for candidate edges; 0: a quarter more than the first structure has, at least 4,096
+    neuron: NeuronKind = "memoryless"  # of the hidden neurons; others have a state that time steps hand on
+    n_memory: Count = 0  # further outputs, which are further inputs of the next time step; n_neurons counts both
+    gate_weight: Normal = (0.0, 1.0)  # of gates, for the sum of messages
+    gate_recurrent: Normal = (0.0, 1.0)  # of gates, for the neuron's own last value
+    gate_bias: Normal = (0.0, 1.0)  # of gates; forget gates have 1 more (Jozefowicz et al. 2015)
+    rate: Normal = (-1.0, 1.0)  # raw; ctrnn: sigmoid(rate) is a time step over the neuron's time constant
 
     @model_validator(mode="after")
     def _leaves_hidden_neurons(self) -> ManifoldConfig:
-        if self.n_inputs + self.n_outputs >= self.n_neurons:
+        if self.n_hidden < 1:
+            memory = f" + 2 n_memory = {self.n_inputs} + {self.n_outputs} + {2 * self.n_memory}"
+            shape = memory if self.n_memory else f" = {self.n_inputs} + {self.n_outputs}"
             raise ValueError(
-                f"n_inputs + n_outputs = {self.n_inputs} + {self.n_outputs} leaves no hidden neuron in "
-                f"n_neurons={self.n_neurons}; give n_neurons >= {self.n_inputs + self.n_outputs + 1}"
+                f"n_inputs + n_outputs{shape} leaves no hidden neuron in "
+                f"n_neurons={self.n_neurons}; give n_neurons >= {self.n_neurons - self.n_hidden + 1}"
             )
         return self
 
     @property
+    def recurrent(self) -> bool:
+        """The input is a sequence: neurons have a state, or outputs are inputs of the next time step."""
+        return self.neuron != "memoryless" or self.n_memory > 0
+
+    @functools.cached_property
+    def graph(self) -> ManifoldConfig:
+        """The same with the memory's inputs among the inputs and its outputs among the outputs: the graph of a step."""
+        if self.n_memory == 0:
+            return self
+        n_inputs, n_outputs = self.n_inputs + self.n_memory, self.n_outputs + self.n_memory
+        return dataclasses.replace(self, n_inputs=n_inputs, n_outputs=n_outputs, n_memory=0)
+
+    @property
     def n_rows(self) -> int:
         """Neurons that may read others: all but the inputs."""
-        return self.n_neurons - self.n_inputs
+        return self.n_neurons - self.n_inputs - self.n_memory
 
     @property
     def n_sources(self) -> int:
         """Neurons that others may read: all but the outputs."""
-        return self.n_neurons - self.n_outputs
+        return self.n_neurons - self.n_outputs - self.n_memory
+
+    @property
+    def n_weighted(self) -> int:
+        """Neurons with a weight and a bias, the first ones: the sources, without those that have gates instead."""
+        return self.n_inputs + self.n_memory if self.neuron in GATED else self.n_sources
 
     @property
     def n_hidden(self) -> int:
         """Computational neurons: neither inputs nor outputs."""
-        return self.n_neurons - self.n_inputs - self.n_outputs
+        return self.n_neurons - self.n_inputs - self.n_outputs - 2 * self.n_memory
 
     @property
     def possible_edges(self) -> int:
-        """(n² - n_inputs² - n_outputs² - n_hidden) / 2: pairs (i, j) with j < min(i, n - n_outputs)."""
-        n, a, b = self.n_neurons, self.n_inputs, self.n_outputs
+        """(n² - n_inputs² - n_outputs² - n_hidden) / 2: pairs (i, j) with j < min(i, n - n_outputs); the memory's
+        neurons count as inputs and outputs."""
+        n, a, b = self.n_neurons, self.n_inputs + self.n_memory, self.n_outputs + self.n_memory
         return (n * n - a * a - b * b - self.n_hidden) // 2
 
     @staticmethod
@@ -217,36 +184,27 @@ class ManifoldConfig:
 
     @staticmethod
     def for_data(n_inputs: int, n_outputs: int, period: float | None = None, **changes: Any) -> ManifoldConfig:
-        """Free edges sized for a table of ``n_inputs`` columns, with windows in which a row reaches all sources."""
-        n_hidden = max(16, min(256, 2 * (n_inputs + n_outputs)))
-        n = n_inputs + n_hidden + n_outputs
-        values: dict[str, Any] = {
-            "n_neurons": n,
-            "n_inputs": n_inputs,
-            "n_outputs": n_outputs,
-            "period": period or float(n_inputs),
-            "edges": "free",
-            "sigma": (0.6 * n, 0.0),
-            "mu": (0.0, 0.1 * n),
-            "weight": (1.0, 0.0),
-            "bias": (0.0, 0.0),
-            "cutoff": -2.0,
-        }
-        return ManifoldConfig(**{**values, **changes})
+        """Free edges sized for a table of so many columns (`sparse_dnm.sizes`); fields replaced by ``changes``."""
+        return ManifoldConfig(**{**first_network(n_inputs, n_outputs, period), **changes})
 
 
-@_one_line_errors
+@one_line_errors
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train: loss = objective·L + flow·flow_loss + speed_coefficient·speed, minimised by Adam."""
 
     steps: Count = 5000  # optimiser steps
-    batch_size: Positive = 50  # samples
+    batch_size: Count = 50  # samples of a step; 0: all of them, in their order, and no order is drawn
+    class_weight: ClassWeight = "none"  # balanced: the samples of every class weigh as much in the loss
     lr: Annotated[Number, Field(gt=0)] = 0.002  # Adam's step size at the start
     schedule: ScheduleName = "cosine"
     shift: Count = 0  # largest random shift of images in each direction, pixels
     input_dropout: Share = 0.0  # share of the inputs set to 0 at random
     omega_decay: Coefficient = 0.0  # coefficient of half the sum of squares of omega, if edges have omega
+    tbptt: Count = (
+        0  # of sequences: no gradient goes from a time step that is a multiple of it to the one before; 0: all
+    )
+    recompute_every: Count = 0  # of sequences: time steps between the states kept for the gradient; 0: all is kept
     fine_tune: WholeShare = 0.3  # share of the steps, the last ones, in which the structure stays
     kappa: Coefficient = 0.0  # coefficient of the gradient of candidates below the cutoff; 0: training only prunes
     grow_every: Positive = 4  # steps between those with that gradient, which is multiplied by this number
@@ -261,9 +219,20 @@ class TrainConfig:
     time_mode: TimeMode = "train"
     time_batch: Positive = 1  # samples of a forward in time_mode "infer"
     time_every: Positive = 50  # steps between timed ones
-    clock: ClockName = "process_time"  # on CUDA, CUDA_CLOCK is used
+    clock: TrainClock = "process_time"  # on CUDA, CUDA_CLOCK is used; target: that of programs in C, one sample each
+    target_cc: str = CC  # of the programs: compiles and links them; split as a shell would, and run without one
+    target_copy: str = ""  # runs before the next, where it is given
+    target_run: str = RUN  # runs a program, whose output must arrive here
+    target_timeout: Annotated[Number, Field(gt=0)] = 600.0  # s that each of these may take
     budget_us: Coefficient = 0.0  # most µs that a step may take; 0: no budget
-    validation: Share = 0.1  # share of the training samples, 2,000 at most, held out to judge the cut to a budget
+    budget_bytes: Count = 0  # most bytes of flash of the network as a program in C; 0: no budget
+    budget_dtype: ExportDtype = "float32"  # of that program
+    validation: Share = 0.1  # share of the training samples, 2,000 at most, held out for budgets and early stopping
+    early_stopping: bool = False  # keep the best parameters on those samples, hand them over, end without better ones
+    patience: Positive = 10  # evaluations on them without improvement after which training ends
+    validate_every: Count = (
+        0  # steps between these evaluations; 0: an epoch, or a hundredth of the steps if that is more
+    )
     max_loss: Coefficient = 2.0  # most points of validation accuracy, or of R2, that the cut to a budget may cost
     time_estimator: Estimator = "cost-model"  # source of the gradient of the measured time
     time_ablation: Ablation = "none"
@@ -293,7 +262,11 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def _a_cut_is_followed_by_training(self) -> TrainConfig:
-        name = "budget_us" if self.budget_us else "target_edges"
+        goals = ("budget_us", "budget_bytes", "target_edges")
+        name, *others = [name for name in goals if getattr(self, name)] or goals
+        if getattr(self, name) and others:
+            given = " and ".join(f"{goal}={getattr(self, goal)!r}" for goal in (name, *others))
+            raise ValueError(f"{given} say what the network is to end with: give one of them")
         if getattr(self, name) and not self.fine_tune:
             raise ValueError(
                 f"{name}={getattr(self, name)!r} cuts the network, and fine_tune=0 leaves no steps to train what is "
@@ -318,6 +291,30 @@ class TrainConfig:
         return self
 
     @model_validator(mode="after")
+    def _bytes_are_steered_by_a_term(self) -> TrainConfig:
+        if self.budget_bytes and not self.prunes:
+            raise ValueError(
+                f"budget_bytes={self.budget_bytes} steers the coefficient of a speed term: give speed='proxy' or "
+                "'time', with a coefficient > 0"
+            )
+        if self.budget_dtype != "float32" and not self.budget_bytes:
+            raise ValueError(
+                f"budget_dtype={self.budget_dtype!r} is about a budget of bytes: give budget_bytes as well"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_target_has_one_way_to_measure(self) -> TrainConfig:
+        for name in TARGET_FIELDS:
+            value = getattr(self, name)
+            if value != getattr(TrainConfig, name) and not (self.on_target or self.budget_bytes):
+                raise ValueError(f"{name}={value!r} is about programs in C: it needs clock='target' or a budget_bytes")
+        for name, needed in (("speed", "time"), ("time_estimator", "cost-model"), ("time_ablation", "none")):
+            if self.on_target and getattr(self, name) != needed:
+                raise ValueError(f"clock='target' needs {name}={needed!r}, not {getattr(self, name)!r}")
+        return self
+
+    @model_validator(mode="after")
     def _measured_time_needs_the_kernels(self) -> TrainConfig:
         if self.speed == "time" and self.executor == "torch-sparse":
             raise ValueError(
@@ -331,6 +328,11 @@ class TrainConfig:
         if self.kappa and self.executor == "torch-sparse":
             raise ValueError(f"kappa={self.kappa!r} is for the kernels; with executor='torch-sparse' set kappa=0")
         return self
+
+    @property
+    def on_target(self) -> bool:
+        """Whether networks are timed as programs in C, on a target."""
+        return self.clock == TARGET_CLOCK
 
     @property
     def steps_per_snapshot(self) -> int:

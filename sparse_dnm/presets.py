@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sparse_dnm.config import ManifoldConfig, TrainConfig, check_choice
+from sparse_dnm import sizes
+from sparse_dnm.config import OMEGA_IN_CLOSENESS, ManifoldConfig, TrainConfig, check_choice
+from sparse_dnm.noise import neighbour_noise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,47 @@ class Preset:
         if self.train.kappa == 0.0:  # the original's: it never optimised its proxy, and never grew an edge
             changes |= {"kappa": 1.0, "fine_tune": TrainConfig().fine_tune}
         return dataclasses.replace(self.train, speed="proxy", proxy_gradient="straight-through", **changes)
+
+
+SEQUENCE_PROXY = 0.01  # coefficient of the proxy where networks remember
+SEARCH: dict[str, Any] = {"scan_every": 50, "scan_edges": 200}
+
+
+def searching(manifold: ManifoldConfig, config: TrainConfig, settings: Iterable[str] = ()) -> TrainConfig:
+    """A training for a target also searches for edges, in whole blocks where these have a price, unless ``settings``
+    (KEY=VALUE) say how it does; so far no other training does by default."""
+    said = any(text.partition("=")[0].strip().replace("-", "_") in SEARCH for text in settings)
+    if said or not config.on_target or manifold.edges not in OMEGA_IN_CLOSENESS:
+        return config
+    return dataclasses.replace(config, **SEARCH)
+
+
+def _recurrent(
+    n_inputs: int, hidden: int, n_outputs: int, period: float, gate_recurrent: float = 1.0, **train: Any
+) -> Preset:
+    """LSTM neurons with free edges in windows over all neurons, trained by the proxy."""
+    n = n_inputs + hidden + n_outputs
+    manifold = ManifoldConfig(
+        n_neurons=n,
+        n_inputs=n_inputs,
+        n_outputs=n_outputs,
+        period=period,
+        edges="free",
+        neuron="lstm",
+        sigma=(float(n), 0.0),
+        mu=(0.0, 0.0),
+        omega=(0.0, 0.5),
+        cutoff=-2.0,
+        gate_recurrent=(0.0, gate_recurrent),
+    )
+    settings: dict[str, Any] = {
+        "lr": 0.01,
+        "kappa": 1.0,
+        "speed": "proxy",
+        "proxy_coefficient": SEQUENCE_PROXY,
+        **train,
+    }
+    return Preset(manifold, TrainConfig(**settings))
 
 
 PRESETS: dict[str, Preset] = {
@@ -135,6 +182,11 @@ PRESETS: dict[str, Preset] = {
             proxy_coefficient=8.0,
         ),
     ),
+    "adding": _recurrent(2, 24, 1, 50.0, steps=10_000, lr=0.02),
+    "copy": _recurrent(10, 48, 9, 30.0, steps=10_000, lr=0.02, proxy_coefficient=0.001),
+    "parity": _recurrent(1, 16, 2, 12.0, 3.0, steps=4_000, lr=0.02, proxy_coefficient=0.001),
+    "anbn": _recurrent(3, 12, 3, 30.0, steps=3_000, batch_size=30),
+    "rows-digits": _recurrent(8, 48, 10, 8.0, steps=3_000),
 }
 
 
@@ -149,6 +201,14 @@ class Table(Protocol):
     def n_outputs(self) -> int: ...
     @property
     def period(self) -> float: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def x_train(self) -> Tensor: ...
+    @property
+    def y_train(self) -> Tensor: ...
+    @property
+    def weights(self) -> Tensor | None: ...
 
 
 def preset(name: str) -> Preset:
@@ -157,13 +217,21 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def preset_for(data: Table, name: str | None = None) -> Preset:
-    """The preset ``name`` if it fits ``data``; without a name, settings derived from the size of ``data``.
+def preset_for(data: Table, name: str | None = None, n_samples: float | None = None) -> Preset:
+    """The preset ``name`` if it fits ``data``; without a name, settings derived from ``data``: its sizes and its noise.
 
+    ``n_samples``: what the training samples count as, their number unless given (the sum of their weights, perhaps).
     Raises ValueError naming both sizes if they differ.
     """
     if name is None:
-        return Preset(ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period))
+        n = len(data.x_train) if n_samples is None else n_samples
+        manifold = ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period)
+        if data.x_train.ndim == 3:  # sequences
+            of_table = {**sizes.training(n, data.n_inputs, len(data.classes)), "omega_decay": 0.0}
+            train = TrainConfig(kappa=1.0, speed="proxy", proxy_coefficient=SEQUENCE_PROXY, **of_table)
+            return Preset(dataclasses.replace(manifold, neuron="lstm"), train)
+        noise = neighbour_noise(data.x_train, data.y_train, data.weights)
+        return Preset(manifold, TrainConfig(kappa=1.0, **sizes.training(n, data.n_inputs, len(data.classes), noise)))
     chosen = preset(name)
     made_for = chosen.manifold.n_inputs, chosen.manifold.n_outputs
     if made_for != (data.n_inputs, data.n_outputs):

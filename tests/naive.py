@@ -123,6 +123,55 @@ def forward_manifold(x, D, weight, bias, n_inputs, n_outputs, activation="leaky_
     return y**2 if output == "square" else y
 
 
+def cell(neuron, gates, a, h, c):
+    """h and c of one neuron after a time step; ``gates``: its parameters, in the order of torch's scalar cell."""
+    if neuron == "lstm":
+        i, f, o = (sigmoid(gates[k] * a + gates[4 + k] * h + gates[8 + k]) for k in (0, 1, 3))
+        c = f * c + i * math.tanh(gates[2] * a + gates[6] * h + gates[10])
+        return o * math.tanh(c), c
+    if neuron == "gru":
+        r, z = (sigmoid(gates[k] * a + gates[3 + k] * h + gates[6 + k]) for k in (0, 1))
+        n = math.tanh(gates[2] * a + gates[8] + r * (gates[5] * h + gates[9]))
+        return (1 - z) * n + z * h, c
+    return h + sigmoid(gates[0]) * (a - h), c  # ctrnn
+
+
+def forward_recurrent(
+    x, lengths, W, weight, bias, gates, neuron, inputs, hidden, outputs, n_memory, linear, activations, state=None
+):
+    """Outputs (batch, time, outputs - n_memory) of sequences x (batch, time, inputs - n_memory); and h, c (batch,
+    hidden), memory (batch, n_memory) after them.
+
+    W (n, n): row i reads column j; ``linear`` (n,): reader i takes z of its sources, others m; weight, bias (n,) of
+    z = weight x + bias; gates (rows, hidden); ``inputs``, ``hidden``, ``outputs``: neurons, the memory's last;
+    activations: a name for each neuron.
+    """
+    batch, time = x.shape[:2]
+    n, n_out = len(W), len(outputs) - n_memory
+    y, order = np.zeros((batch, time, n_out)), execution_order(W != 0)
+    hs, cs, memories = np.zeros((batch, len(hidden))), np.zeros((batch, len(hidden))), np.zeros((batch, n_memory))
+    if state is not None:
+        hs, cs, memories = (part.copy() for part in state)
+    for b in range(batch):
+        for t in range(lengths[b]):
+            value, z, m = np.zeros(n), np.zeros(n), np.zeros(n)
+            given = [*x[b, t], *memories[b]]
+            for i in order:
+                if i in inputs:
+                    value[i] = given[list(inputs).index(i)]
+                for j in range(n):
+                    value[i] += W[i, j] * (z[j] if linear[i] else m[j])
+                if i in hidden and neuron != "memoryless":
+                    k = list(hidden).index(i)
+                    hs[b, k], cs[b, k] = cell(neuron, gates[:, k], value[i], hs[b, k], cs[b, k])
+                    value[i] = hs[b, k]
+                z[i] = weight[i] * value[i] + bias[i]
+                m[i] = ACTIVATIONS[activations[i]](z[i])
+            result = [z[i] for i in outputs]
+            y[b, t], memories[b] = result[:n_out], result[n_out:]
+    return y, (hs, cs, memories)
+
+
 def execution_order(reads):
     """Neurons of the DAG ``reads`` (row i reads the j with a true cell), sources first, by recursion."""
     order, state = [], {}
@@ -255,7 +304,8 @@ def blocks(active, others, lanes):
 
 
 def expected_cost(d, c, tau, mask, n_inputs, n_outputs, prices, picks, lanes=8):
-    """Expected cost; ``mask`` (n, n): candidates of live readers; prices of an edge, input, neuron, level and block."""
+    """Expected cost; ``mask`` (n, n): candidates of live readers; prices of an edge, input, neuron, level,
+    block, and of an edge alone where that is less than its block."""
     n = len(d)
     h = np.array([[sigmoid((abs(d[i, j]) - c) / tau) if mask[i, j] else 0.0 for j in range(n)] for i in range(n)])
     cost = prices[0] * h.sum()
@@ -264,7 +314,9 @@ def expected_cost(d, c, tau, mask, n_inputs, n_outputs, prices, picks, lanes=8):
     for i in range(n):
         sources = [j for j in range(n) if mask[i, j]]
         active = [j for j in sources if abs(d[i, j]) > c]
-        cost += prices[4] * sum(max(h[i, j] for j in b) for b in blocks(active, set(sources) - set(active), lanes))
+        for block in blocks(active, set(sources) - set(active), lanes):
+            together, alone = prices[4] * max(h[i, j] for j in block), prices[5] * sum(h[i, j] for j in block)
+            cost += alone if 0 < alone < prices[4] else together
     return cost + prices[3] * expected_levels(h, n_inputs, picks)[n - n_outputs :].max()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from sparse_dnm import DynamicManifold, ManifoldConfig
+from sparse_dnm import DynamicManifold, ManifoldConfig, SparseDAG, Topology
 from sparse_dnm.config import ACTIVATIONS, EDGE_MODES
 
 MANY = {mode: {"omega": (0.0, 1.0)} if mode == "free-closeness" else {} for mode in EDGE_MODES}
@@ -56,6 +56,37 @@ def dags(draw, max_neurons=24):
     number = rng.permutation(n) if draw(st.booleans()) else np.arange(n)
     readers, sources = np.nonzero(lower)
     return np.stack([number[sources], number[readers]], axis=1), n
+
+
+@st.composite
+def sparse_dags(draw, max_neurons=14, dtype=torch.float64):
+    """A SparseDAG of a random DAG with all its options: activations of its own for each neuron, outputs that are read
+    or are inputs, linear outputs, factors, zeros among weights, factors and biases."""
+    edges, n = draw(dags(max_neurons))
+    topology, some = Topology.from_edges(edges, n), np.random.default_rng(draw(st.integers(0, 2**32)))
+    options = {
+        "weight": draw(st.sampled_from([None, 1.0])),
+        "input_neurons": draw(st.booleans()),
+        "linear_outputs": draw(st.booleans()),
+        "output": draw(st.sampled_from(["linear", "square"])),
+    }
+    if options["linear_outputs"]:
+        extra = [(j, n + k) for j in range(n) for k in range(2) if some.random() < 0.5]
+        n, outputs = n + 2, [n, n + 1]
+        topology = Topology.from_edges([*edges.tolist(), *extra], n, topology.inputs, outputs)
+    elif draw(st.booleans()):  # any neurons, in any order
+        outputs = some.permutation(n)[: draw(st.integers(1, n))]
+        topology = Topology.from_edges(edges, n, topology.inputs, outputs)
+    names = [*ACTIVATIONS, "leaky_relu(-0.5)", "leaky_relu(1.0)"]
+    names = names if draw(st.booleans()) else [draw(st.sampled_from(names))]
+    options["activation"] = [names[k] for k in some.integers(0, len(names), n)]
+    model = SparseDAG(topology, dtype=dtype, threads=1, **options)
+    zeros = draw(st.sampled_from([0.0, 0.3]))
+    with torch.no_grad():
+        for p in model.parameters():
+            values = some.normal(0, 0.7, p.shape) * (some.random(p.shape) >= zeros)
+            p.copy_(torch.from_numpy(values))
+    return model
 
 
 def rng_input(model, batch, seed=0):

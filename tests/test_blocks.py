@@ -448,3 +448,16 @@ def test_probes_with_runs_are_dags_whose_rows_read_neighbours(topology, seed):
     assert part.n_edges <= topology.n_edges
     assert (np.diff(part.indptr) <= np.diff(topology.indptr)).all()
     assert not np.isin(part.indices, topology.outputs).any()
+
+
+@pytest.mark.parametrize("outputs", [[0, 1, 2], [1]])
+def test_neurons_without_any_edge_have_their_bias(outputs):
+    topology = Topology.from_edges([], 3, [0], outputs)
+    model = SparseDAG(topology, bias=[1.5, 2.5], weight=[2.0, 3.0], executor="blocks", threads=1, dtype=torch.float64)
+    x, expected = torch.tensor([[7.0]], dtype=torch.float64), torch.tensor([[7.0, 1.5, 2.5]], dtype=torch.float64)
+    model(x).sum().backward()
+    assert model.bias.grad.tolist() == [1.0, float(2 in outputs)]
+    for _ in range(2):
+        assert torch.equal(model(x), expected[:, outputs])
+        with torch.no_grad():
+            assert torch.equal(model(x), expected[:, outputs])

@@ -278,3 +278,14 @@ def test_more_active_edges_than_slots_are_named_with_the_way_out():
         model(x)
     assert model.capacity == model.config.possible_edges
     assert capacity < model.n_edges
+
+
+@pytest.mark.parametrize("name", ["candidate_indptr", "candidate_indices", "candidate_slots"])
+def test_a_state_whose_structure_has_another_type_is_read_in_its_own_or_refused(name):
+    made = DynamicManifold(ManifoldConfig.for_data(4, 2), torch.Generator().manual_seed(0), threads=1)
+    state, x = made.state_dict(), torch.ones(3, 4)
+    other = DynamicManifold(made.config, torch.Generator().manual_seed(1), threads=1)
+    other.load_state_dict({**state, name: state[name].double()})
+    assert torch.equal(other(x), made(x))
+    with pytest.raises(ValueError, match=f"{name} of type torch.float64 holds numbers that are not"):
+        other.load_state_dict({**state, name: state[name].double() + 0.5})

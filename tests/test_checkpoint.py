@@ -5,15 +5,20 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sparse_dnm.config import TrainConfig
 from sparse_dnm.data.source import DataSource
 from sparse_dnm.io import CheckpointError, append_line, write_atomic
 from sparse_dnm.machine import machine, versions
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.presets import PRESETS
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.checkpoint import Checkpoint
+from sparse_dnm.train.trainer import Trainer
 
 TENSORS = {
     "model/weight": torch.tensor([1.5, -2.0, 1e-30]),
@@ -56,6 +61,31 @@ def test_truncated(path, size):
         files.load(path)
 
 
+def test_no_byte_of_it_can_change_unseen(path):
+    good = path.read_bytes()
+    for k, byte in enumerate(good):
+        path.write_bytes(good[:k] + bytes([byte ^ (1 << k % 8)]) + good[k + 1 :])
+        with pytest.raises(CheckpointError, match=files.CHECKPOINT):
+            files.load(path)
+    for bad in (good + b"\0", good[:-1], good[:100] + good[101:], good + good):
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            files.load(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digest_and_is_read(path):
+    save_file(TENSORS, path, {"sparse_dnm": json.dumps({"format": files.FORMAT, "version": 1, "step": 12})})
+    loaded = files.load(path)
+    assert loaded.header["step"] == 12
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_checkpoint_of_this_version_without_a_digest_is_refused(path):
+    save_file(TENSORS, path, {"sparse_dnm": json.dumps({"format": files.FORMAT, "version": files.VERSION})})
+    with pytest.raises(CheckpointError, match="damaged"):
+        files.load(path)
+
+
 def test_missing(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         files.load(tmp_path / files.CHECKPOINT)
@@ -89,7 +119,7 @@ def test_weights_that_are_not_finite(path):
     with pytest.raises(CheckpointError, match="model/weight holds NaN"):
         files.save(path, Checkpoint(bad, {}))
     assert path.read_bytes() == before
-    about = json.dumps({"format": files.FORMAT, "version": files.VERSION})
+    about = json.dumps({"format": files.FORMAT, "version": 1})
     save_file(bad, path, {"sparse_dnm": about})
     with pytest.raises(CheckpointError, match="model/weight holds NaN"):
         files.load(path)
@@ -147,7 +177,7 @@ def test_run_directories(tmp_path):
     files.check_free(first)
     files.check_free(tmp_path / "not there yet")
     (first / files.METRICS).touch()
-    with pytest.raises(ValueError, match=r"toy-3-1 already holds a run \(metrics.jsonl\).*--out.*--resume"):
+    with pytest.raises(ValueError, match=r"toy-3-1 already holds a run \(metrics.jsonl\).*another out.*Trainer.resume"):
         files.check_free(first)
     with pytest.raises(ValueError, match="is a file"):
         files.check_free(first / files.METRICS)
@@ -171,3 +201,24 @@ def test_damaged_config(tmp_path, content, reason):
 def test_where_the_run_was_made():
     assert set(versions()) == {"python", "sparse_dnm", "torch", "numba", "numpy"}
     assert set(machine()) == {"processor", "cores", "system"}  # and not the name of the host
+
+
+def test_toy_has_the_same_samples_on_every_processor_and_old_runs_keep_theirs(tmp_path):
+    new, old = DataSource("toy").load(), DataSource("toy", version=1).load()
+    expected = np.random.default_rng(0).standard_normal((22_000, 5)).astype(np.float32)
+    assert np.array_equal(new.x_train.numpy(), expected[:20_000])
+    assert new.x_train[0].tolist() == pytest.approx([0.12573022, -0.13210486, 0.64042264, 0.10490011, -0.53566939])
+    drawn = torch.randn(22_000, 5, generator=torch.Generator().manual_seed(0))
+    assert old.x_test.equal(drawn[20_000:])
+
+    out, config = tmp_path / "run", TrainConfig(steps=0, speed="none")
+    model = DynamicManifold(PRESETS["toy"].manifold, torch.Generator().manual_seed(0))
+    Trainer(model, old, config, out, DataSource("toy", version=1)).run()
+    about = json.loads((out / files.CONFIG).read_text())
+    del about["source"]["version"]  # as earlier versions wrote it
+    (out / files.CONFIG).write_text(json.dumps(about))
+    source = files.read_config(out)[2]
+    assert source.version == 1
+    assert Trainer.resume(out, source.load()).finished
+    with pytest.raises(CheckpointError, match=r"\(contents\).*data.load\('toy', version=1\)"):
+        Trainer.resume(out, new)

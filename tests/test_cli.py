@@ -27,6 +27,7 @@ from sparse_dnm.cli.app import app
 from sparse_dnm.cli.console import errors_reported
 from sparse_dnm.cli.study import CompareOptions
 from sparse_dnm.cli.train import TrainOptions
+from sparse_dnm.data.source import DataSource
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,7 @@ SUMMARY = {
     *("edges", "density", "depth", "live", "steps", "train_seconds", "step_seconds", "clock", "threads", "device"),
     *("executor", "versions", "machine"),
 }
+BESIDE = {"test_balanced_accuracy", "test_f1_macro"}
 
 
 def run(*arguments, cwd, code=0):
@@ -101,10 +103,10 @@ def test_csv_end_to_end(csv_run):
     assert "step 40/60" in printed
     assert str(out.relative_to(folder)) in printed
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == SUMMARY | {"test_accuracy", "measured_seconds", "measured"}
+    assert set(summary) == SUMMARY | BESIDE | {"test_accuracy", "measured_seconds", "measured"}
     assert summary["steps"] == 60
     config = json.loads((out / "config.json").read_text())
-    assert config["source"] == {"dataset": str(folder / "table.csv"), "data_dir": None, "target": "kind"}
+    assert DataSource(**config["source"]) == DataSource(str(folder / "table.csv"), None, "kind")
     assert (config["data"]["classes"], config["manifold"]["seed"], config["train"]["seed"]) == (["down", "up"], 7, 7)
     assert [line["step"] for line in lines(out)] == [0, 20, 40, 60]
 
@@ -112,7 +114,7 @@ def test_csv_end_to_end(csv_run):
 def test_npz_end_to_end(npz_run):
     folder, out = npz_run
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == SUMMARY | {"test_mse"}
+    assert set(summary) == SUMMARY | {"test_mse", "test_r2"}
     assert 1 < summary["test_mse"] < 200  # the variance of the targets is 100 in their own units
     assert lines(out)[-1]["speed"] == 0
     assert "reproduced" in run("evaluate", "fit", cwd=folder).stdout
@@ -361,7 +363,10 @@ def test_interrupt_before_a_command_begins(monkeypatch, capsys):
         (["nosuch.csv"], "nosuch.csv"),
         (["mnist", "--data-dir", "nosuch"], "nosuch"),
         (["--resume", "nosuch"], "nosuch/config.json does not exist; is nosuch the directory of a run?"),
-        (["toy", "--resume", "r", "--lr", "1", "--out", "o"], "leave out DATASET, --lr, --out; only --steps"),
+        (
+            ["toy", "--resume", "r", "--lr", "1", "--out", "o"],
+            "leave out DATASET, --lr, --out; only --cc, --copy, --run, --timeout, --steps",
+        ),
     ],
 )
 def test_errors_are_one_clear_line(tmp_path, monkeypatch, arguments, message):
@@ -449,11 +454,13 @@ def test_help_shows_the_legal_values(shown, legal):
 
 
 def test_every_option_that_is_a_setting_names_a_field_of_the_config():
-    fields = {field.name for field in dataclasses.fields(config.TrainConfig)}
+    configs = (config.TrainConfig, config.ManifoldConfig)
+    fields = {field.name for one in configs for field in dataclasses.fields(one)}
     for table in (TrainOptions, CompareOptions):
         assert set(options.with_marks(table, options.SETTING)) <= fields
     assert options.with_marks(TrainOptions, options.RESUMABLE) == [
-        *("steps", "executor", "threads", "device", "data_dir", "snapshot_every", "tensorboard")
+        *("cc", "copy", "run", "timeout"),
+        *("steps", "executor", "threads", "device", "data_dir", "snapshot_every", "tensorboard"),
     ]
 
 

@@ -253,11 +253,11 @@ def test_a_signal_stops_all_runs_which_keep_their_checkpoints(tmp_path):
                 assert process.poll() is None, process.communicate()[1]
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGHUP)
             _, error = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + signal.SIGHUP
     said = error.splitlines()[-1]
     assert said.startswith("stopped in proxy-")
     assert "proxy-1-0" in said

@@ -38,7 +38,8 @@ MANIFOLD = ManifoldConfig(n_neurons=60, n_inputs=6, n_outputs=3, period=6.0)
         (TrainConfig(), "lr", 0.0, "a finite number > 0"),
         (TrainConfig(), "flow", -1.0, "a finite number >= 0"),
         (TrainConfig(), "input_dropout", 1.0, "a share >= 0 and < 1"),
-        (TrainConfig(), "batch_size", 0, "an integer >= 1"),
+        (TrainConfig(), "batch_size", -1, "an integer >= 0"),
+        (TrainConfig(), "log_every", 0, "an integer >= 1"),
         (MANIFOLD, "cutoff", float("inf"), "a finite number"),
         (MANIFOLD, "n_neurons", 2**31, "an int32 number of neurons >= 1 and < 2147483648"),
         (MANIFOLD, "alpha", (0.0, float("nan")), "finite with a standard deviation >= 0"),
@@ -109,7 +110,8 @@ def test_presets_are_found_by_both_configs():
 
 def test_a_preset_must_fit_the_data():
     class Data:
-        name, n_inputs, n_outputs, period = "table", 5, 4, 5.0
+        name, n_inputs, n_outputs, period, classes, weights = "table", 5, 4, 5.0, (), None
+        x_train, y_train = torch.ones(100, 5), torch.ones(100, 4)
 
     assert preset_for(Data, "toy") is PRESETS["toy"]
     assert preset_for(Data).manifold == ManifoldConfig.for_data(5, 4, 5.0)

@@ -342,8 +342,8 @@ def test_a_refit_survives_json():
 def test_prices_share_out_what_belongs_to_edges_and_inputs():
     model = CostModel("columns", (1.0, 10.0, 4.0, 20.0, 2.0, 1.0, 7.0, 0.0))
     prices = model.prices(np.array([1, 50, 25, 10, 400, 100, 3, 4], float))
-    assert prices == (2.25, 12.0, 20.0, 0.0, 0.0)
-    assert model.prices(np.array([1.0, 0, 0, 0, 0, 0, 0, 0])) == (2.0, 10.0, 20.0, 0.0, 0.0)
+    assert prices == (2.25, 12.0, 20.0, 0.0, 0.0, 0.0)
+    assert model.prices(np.array([1.0, 0, 0, 0, 0, 0, 0, 0])) == (2.0, 10.0, 20.0, 0.0, 0.0, 0.0)
 
 
 def test_the_price_of_a_neuron_is_what_one_more_would_cost():
@@ -368,7 +368,7 @@ def test_prices_of_blocks_hold_those_of_groups():
     model = CostModel("blocks", (1.0, 10.0, 4.0, 20.0, 2.0, 5.0, 3.0, 8.0, 1.0, 0.5))
     prices = model.prices(np.array([1, 50, 25, 16, 400, 7, 100, 9, 16**2 / 1000, 100**2 / 1000], float))
     neuron = 20.0 + 8.0 / 8 + 2 * 16 / 1000
-    assert prices == pytest.approx((2.0, 12.0, neuron, 5.0 + 8.0, 3.0 + 0.5 * 2 * 100 / 1000))
+    assert prices == pytest.approx((2.0, 12.0, neuron, 5.0 + 8.0, 3.0 + 0.5 * 2 * 100 / 1000, 0.0))
 
 
 @pytest.mark.parametrize(("mode", "priced"), [("train", True), ("infer", False)])

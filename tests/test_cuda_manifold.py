@@ -285,6 +285,33 @@ def test_a_training_is_that_of_the_cpu(tmp_path):
     assert History.read(tmp_path / "cuda", 10).steps[0] == 0
 
 
+def test_weights_and_early_stopping_are_those_of_the_cpu(tmp_path):
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.rand(24, 5, generator=generator), torch.arange(24) % 3
+    weights = torch.rand(24, generator=generator) + 0.5
+    data = Dataset("made", "classification", x, y, x[:6], y[:6], 5.0, ("a", "b", "c"), weights=weights)
+    config = TrainConfig(
+        steps=6, batch_size=0, class_weight="balanced", lr=0.05, speed="none", log_every=2, checkpoint_every=4,
+        early_stopping=True, validation=0.3, validate_every=2, scan_every=3, scan_edges=2,
+    )  # fmt: skip
+    found = {}
+    for name in ("cpu", "cuda"):
+        with kernels_of(name):
+            given = dataclasses.replace(config, device=DEVICE.type if name == "cuda" else "cpu")
+            lines = []
+            summary = Trainer(small("free", torch.float32), data, given, tmp_path / name).run(lines.append)
+            found[name] = summary, lines
+    (expected, lines), (summary, others) = found["cpu"], found["cuda"]
+    assert summary["best_step"] == expected["best_step"]
+    for one, other in zip(lines[1:], others[1:], strict=True):
+        for figure in ("loss", "validation_loss", "edges"):
+            assert other[figure] == pytest.approx(one[figure], rel=1e-3)
+    with kernels_of("cuda"):
+        resumed = Trainer.resume(tmp_path / "cuda", data, steps=8)
+        assert resumed.model_step == summary["best_step"]
+        assert resumed.run()["steps"] == 8
+
+
 def test_the_time_of_a_step_is_measured_priced_and_differentiated(monkeypatch):
     """Calibration, value and gradient of the term; in the simulator its time is that of the simulator."""
     monkeypatch.setattr(cuda_engine, "WARM", 0)

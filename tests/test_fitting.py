@@ -229,10 +229,10 @@ def test_a_timing_beside_a_faster_one_of_a_calm_machine_does_not_count(monkeypat
     run = SimpleNamespace(model=model, notes=[], config=TrainConfig(budget_us=100.0))
     answers = iter([(1.0, 120e-6), (1.8, 90e-6), (1.1, 110e-6)])
     monkeypatch.setattr(Processes, "time", lambda self, networks, *rest: given(networks, *next(answers)[::-1]))
-    with Processes() as processes:
-        assert fitting.in_new_processes(run, charged(model), processes) == pytest.approx(110)
+    with charged(model).confirming() as confirm:
+        assert fitting.confirmed(run, confirm) == pytest.approx(110)
     assert run.notes == []
     answers = iter([(1.8, 90e-6)])
-    with Processes() as processes:
-        assert fitting.in_new_processes(run, charged(model), processes) == pytest.approx(90)
-    assert run.notes[0].startswith("warning: new processes ran at 1.80 times the seconds of the quiet reference")
+    with charged(model).confirming() as confirm:
+        assert fitting.confirmed(run, confirm) == pytest.approx(90)
+    assert run.notes[0].startswith("warning: the reference took 1.80 times its seconds on the quiet machine")

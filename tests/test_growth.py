@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sparse_dnm import DynamicManifold, ManifoldConfig
 from sparse_dnm.config import EDGE_MODES
+from sparse_dnm.model.growth import FREE, LANES, _best_blocks, grow_edges
 
 
 def of_ring(edges, activation, output, batch, seed, kappa=1.0, threads=1):
@@ -122,3 +123,54 @@ def test_shifted_images_are_those_of_a_roll_over_a_black_frame(dtype):
         framed = np.pad(images[k].reshape(6, 5), 3)
         expected = np.roll(framed, (down[k], right[k]), (0, 1))[3:-3, 3:-3]
         assert np.array_equal(out[k].reshape(6, 5), expected)
+
+
+@given(
+    st.integers(1, 5), st.integers(8, 20), st.integers(0, 2**32), st.sampled_from([(1.0, 3.0), (2.0, 2.0), (1.0, 99.0)])
+)
+def test_the_best_block_of_a_row_has_the_largest_gradients_for_what_it_costs_more(n_rows, n, seed, prices):
+    rng = np.random.default_rng(seed)
+    scores = np.where(rng.random((n_rows, n)) < 0.5, rng.normal(size=(n_rows, n)), 0.0)
+    active = rng.random((n_rows, n)) < 0.3
+    scores[active] = 0.0  # these are edges already
+    found = _best_blocks(torch.from_numpy(scores), torch.from_numpy(active), prices).numpy()
+    (lone, block), worths = prices, []
+    for row, reads in zip(scores, active, strict=True):
+        of = {}
+        for first in range(n - LANES + 1):
+            inside = slice(first, first + LANES)
+            more = max(block - min(lone * reads[inside].sum(), block), FREE * block)
+            of[first] = np.abs(row[inside]).sum() / more
+        worths.append(of)
+    for row, of, given_ in zip(scores, worths, found, strict=True):
+        best = max(of.values())
+        taken = np.flatnonzero(given_)
+        if best == 0.0:
+            assert not len(taken)
+            continue
+        firsts = [first for first, worth in of.items() if worth == pytest.approx(best)]
+        kept = [set(np.flatnonzero(row[first : first + LANES]) + first) for first in firsts]
+        assert set(taken) in kept  # all pairs of a best block, no others
+        assert (np.sign(given_[taken]) == np.sign(row[taken])).all()
+        np.testing.assert_allclose(np.abs(given_[taken]), best, rtol=1e-4)
+
+
+def test_a_search_by_prices_makes_whole_blocks():
+    model = DynamicManifold(ManifoldConfig.preset("digits"), torch.Generator().manual_seed(0), threads=1)
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    before = {tuple(e) for e in model.find().topology.edges().tolist()}
+    count = grow_edges(model, x, lambda y: y.square().mean(), 200, prices=(1.0, 3.0))
+    new = {tuple(e) for e in model.find().topology.edges().tolist()} - before
+    assert 0 < len(new) <= count <= 200
+    by_reader = {}
+    for source, reader in new:
+        by_reader.setdefault(reader, []).append(source)
+    assert all(max(sources) - min(sources) < LANES for sources in by_reader.values())  # one block a row
+    assert np.mean([len(sources) for sources in by_reader.values()]) > 3
+
+
+def test_a_network_of_fewer_sources_than_a_block_has_single_edges_searched():
+    config = ManifoldConfig(n_neurons=7, n_inputs=3, n_outputs=2, period=3.0, edges="free", cutoff=3.0)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), threads=1)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    assert grow_edges(model, x, lambda y: y.square().mean() + y.sum(), 3, prices=(1.0, 3.0)) >= 0

@@ -70,12 +70,12 @@ def dense(evaluation, values):
     return full, (rows, candidates.indices)
 
 
-@given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans(), st.booleans())
-@settings(max_examples=25)
+@given(manifolds(n_neurons=22, n_inputs=5, n_outputs=3), st.sampled_from([0.03, 0.3]), st.booleans(), st.integers(0, 2))
+@settings(max_examples=35)
 def test_the_expected_cost_and_its_gradient_are_the_oracles(model, tau, deep, in_blocks):
     config, evaluation = model.config, model.find()
     e, live = evaluation.host_values, evaluation.topology.live
-    prices = Prices(2.0, 5.0, 11.0, 30.0 if deep else 0.0, 7.0 if in_blocks else 0.0)
+    prices = Prices(2.0, 5.0, 11.0, 30.0 if deep else 0.0, 7.0 if in_blocks else 0.0, 3.0 * (in_blocks == 2))
     d, places = dense(evaluation, e.d)
     mask = np.zeros(d.shape, bool)
     mask[places] = np.abs(e.d) > e.threshold

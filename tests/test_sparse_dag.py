@@ -240,7 +240,6 @@ def test_the_examples_of_the_documentation_run(capsys):
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
     printed = capsys.readouterr().out
-    assert "tensor([[-2.]]" in printed
     assert "torch.Size([8, 4])" in printed
     assert torch.equal(names["same"](torch.ones(3, 2)), names["dag"](torch.ones(3, 2)))
 

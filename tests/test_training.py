@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sparse_dnm.loss.time import MeasuredTime, TimeSettings
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.metrics import further_figures
 from sparse_dnm.train.schedules import learning_rate
 from sparse_dnm.train.step import KERNELS, AutogradStep, Costs, KernelStep, step_for
 from sparse_dnm.train.trainer import StopSignals, Trainer, TrainingError, evaluate
@@ -45,11 +47,16 @@ def dataset(task: str) -> Dataset:
     return Dataset("synthetic", task, x[:128], y[:128], x[128:], y[128:], 6.0, **extra)
 
 
-def trainer(out=None, config=CONFIG, task="classification", threads=0, executor="columns", **changes) -> Trainer:
+def trainer(
+    out=None, config=CONFIG, task="classification", threads=0, executor="columns", dtype=torch.float32, **changes
+) -> Trainer:
     data = dataset(task)
+    data = dataclasses.replace(data, x_train=data.x_train.to(dtype), x_test=data.x_test.to(dtype))
     manifold = ManifoldConfig.for_data(data.n_inputs, data.n_outputs, **changes)
     generator = torch.Generator().manual_seed(1)
-    return Trainer(DynamicManifold(manifold, generator, executor=executor, threads=threads), data, config, out)
+    return Trainer(
+        DynamicManifold(manifold, generator, dtype=dtype, executor=executor, threads=threads), data, config, out
+    )
 
 
 def tensors(out):
@@ -108,7 +115,7 @@ def test_lines_and_summary(finished):
         assert set(record) - {"test_accuracy"} == LINE | {"train_accuracy"}
         terms = record["objective"] + CONFIG.flow * record["flow"] + CONFIG.speed_coefficient * record["speed"]
         assert record["loss"] == pytest.approx(terms, rel=1e-5)
-    assert set(summary) == SUMMARY | {"test_accuracy"}
+    assert set(summary) == SUMMARY | {"test_accuracy", "test_balanced_accuracy", "test_f1_macro"}
     assert summary["steps"] == 60
     assert summary["clock"] == "perf_counter"
     for name in ("edges", "density", "depth", "live", "test_accuracy"):
@@ -125,6 +132,52 @@ def test_evaluate_is_the_figure_of_the_whole_test_set(finished):
         right = (model(data.x_test).argmax(1) == data.y_test).double().mean().item()
     assert evaluate(model, data) == evaluate(model, data, chunk=16) == {"test_accuracy": right}
     assert summary["test_accuracy"] == right
+
+
+@pytest.mark.parametrize("shown", [3, 2, 1])
+def test_figures_beside_the_accuracy_are_means_over_the_classes_of_the_test_set(shown):
+    run = trainer()
+    kept = run.data.y_test < shown
+    data = dataclasses.replace(run.data, x_test=run.data.x_test[kept], y_test=run.data.y_test[kept])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = further_figures(run.model, data)
+    with torch.no_grad():
+        labels = run.model(data.x_test).argmax(1)
+    recalls, scores = [], []
+    for k in range(3):
+        both = int(((labels == k) & (data.y_test == k)).sum())
+        told, true = int((labels == k).sum()), int((data.y_test == k).sum())
+        recalls += [both / true] if true else []
+        scores += [2 * both / (told + true)] if told + true else []
+    assert len(recalls) == shown
+    expected = {"test_balanced_accuracy": np.mean(recalls), "test_f1_macro": np.mean(scores)}
+    assert found == pytest.approx(expected)
+
+
+def test_r2_is_the_mean_over_the_targets_that_vary_and_left_out_without_any():
+    run = trainer(task="regression")
+    model, data = run.model, run.data
+    with torch.no_grad():
+        outputs = model(data.x_test).double()
+
+    def r2(k):
+        y = data.y_test[:, k].double()
+        return 1 - float(((y - outputs[:, k]) ** 2).sum() / ((y - y.mean()) ** 2).sum())
+
+    assert further_figures(model, data) == pytest.approx({"test_r2": (r2(0) + r2(1)) / 2})
+    y = data.y_test.clone()
+    y[:, 0] = 0.5
+    assert further_figures(model, dataclasses.replace(data, y_test=y)) == pytest.approx({"test_r2": r2(1)})
+    assert further_figures(model, dataclasses.replace(data, x_test=data.x_test[:1], y_test=data.y_test[:1])) == {}
+
+
+def test_data_without_test_samples_have_no_figures_of_them(tmp_path):
+    run = trainer()
+    none = dataclasses.replace(run.data, x_test=run.data.x_test[:0], y_test=run.data.y_test[:0])
+    summary = Trainer(run.model, none, CONFIG, tmp_path / "run").run()
+    assert not any(name.startswith("test_") for name in summary)
+    assert Trainer.resume(tmp_path / "run", none).finished
 
 
 def test_mse_is_in_the_units_of_the_data():
@@ -353,7 +406,7 @@ def test_a_saturated_cross_entropy_keeps_its_digits():
     labels, gradient = torch.tensor([0, 1]), np.empty((2, 3))
     loss = torch.nn.functional.cross_entropy(outputs, labels)
     loss.backward()
-    found = KERNELS.cross_entropy(outputs.detach().numpy(), labels.numpy(), 1.0, gradient)
+    found = KERNELS.cross_entropy(outputs.detach().numpy(), labels.numpy(), np.empty(0), 1.0, gradient)
     assert found == pytest.approx(loss.item(), rel=1e-3, abs=1e-17)
     np.testing.assert_allclose(gradient, outputs.grad.numpy(), rtol=1e-9, atol=1e-17)
 
@@ -368,6 +421,14 @@ def test_a_saturated_cross_entropy_keeps_its_digits():
         ("regression", lambda d: {"y_train": d.y_train.double()}, r"torch.float64 .*must be torch.float32 \(128, 2\)"),
         ("regression", lambda d: {"y_train": d.y_train[:-1]}, r"\(127, 2\); it must be torch.float32 \(128, 2\)"),
         ("regression", lambda d: {"x_train": d.x_train.double()}, r"x has dtype torch.float64"),
+        ("classification", lambda d: {"y_test": d.y_test[:-1]}, r"y_test is torch.int64 .*; it must be int64"),
+        ("classification", lambda d: {"y_test": d.y_test + 2}, r"y_test holds labels 2 to 4; .* 0 \.\. 2"),
+        ("regression", lambda d: {"y_test": d.y_test[:, :1]}, r"y_test is torch.float32 .*a row of targets per sample"),
+        ("regression", lambda d: {"x_test": d.x_test[:, :1]}, r"x has shape \(1, 1\)"),
+        ("regression", lambda d: {"x_test": d.x_test[0]}, r"x has shape \(1,\)"),
+        ("regression", lambda d: {"x_test": d.x_test[None]}, r"x_test has shape \(1, .*a row per sample"),
+        ("regression", lambda d: {"x_test": d.x_test / 0}, r"x_test is not finite in row 0"),
+        ("regression", lambda d: {"y_train": d.y_train * torch.nan}, r"y_train is not finite in row 0"),
     ],
 )
 def test_data_that_kernels_would_misread_are_refused(task, change, words):
@@ -429,7 +490,7 @@ def test_a_second_interrupt_aborts_at_once():
 
 def test_diverging_loss_keeps_the_last_good_checkpoint(tmp_path):
     config = TrainConfig(steps=60, lr=1e6, batch_size=16, checkpoint_every=1)
-    with pytest.raises(TrainingError, match=r"new run.* lower --lr \(now 1e\+06\).*checkpoint, of step") as error:
+    with pytest.raises(TrainingError, match=r"new run.* lower lr \(now 1e\+06\).*checkpoint, of step") as error:
         trainer(tmp_path / "run", config, task="regression").run()
     saved = files.load(tmp_path / "run" / files.CHECKPOINT)
     assert f"of step {saved.header['step']}," in str(error.value)
@@ -452,7 +513,9 @@ def test_network_cut_in_two(tmp_path):
         if record["step"] == 30:
             run.model.cutoff.data.fill_(20.0)
 
-    message = r"cut itself in two after step 30.*proxy_coefficient=.*flow=.*cutoff=.*of step 20, is kept"
+    message = (
+        r"cut itself in two after step 30.*lower proxy_coefficient .*higher flow .*lower cutoff .*of step 20, is kept"
+    )
     with pytest.raises(TrainingError, match=message):
         run.run(cut)
 
@@ -460,11 +523,13 @@ def test_network_cut_in_two(tmp_path):
 def test_speed_alone_cuts_the_network(tmp_path):
     config = TrainConfig(steps=2000, batch_size=16, lr=0.1, schedule="constant", proxy_coefficient=1e6, speed="proxy")
     with pytest.raises(TrainingError, match="cut itself in two"):
-        trainer(tmp_path / "run", config, cutoff=-1.0, skin=0.1).run()
+        trainer(tmp_path / "run", config, cutoff=-1.0, skin=0.1, omega=(0.0, 0.3)).run()
 
 
 def test_network_cut_from_the_start_leaves_no_run(tmp_path):
-    with pytest.raises(TrainingError, match=r"at the start.*cutoff= \(now 20\).*omega=.*Nothing was saved") as e:
+    with pytest.raises(
+        TrainingError, match=r"at the start.*cutoff \(now 20\).*omega=\(0, std\).*Nothing was saved"
+    ) as e:
         trainer(tmp_path / "run", cutoff=20.0).run()
     assert not any(word in str(e.value) for word in ("speed", "flow", "lr"))
     assert not (tmp_path / "run").exists()
@@ -509,7 +574,7 @@ def test_checkpoint_of_another_run(finished, tmp_path, section, field, value, re
 def test_other_data(finished):
     data = dataset("classification")
     data.x_train[3, 2] += 1
-    with pytest.raises(CheckpointError, match=r"data synthetic have changed .*\(contents\); .*--data-dir"):
+    with pytest.raises(CheckpointError, match=r"data synthetic have changed .*\(contents\); give the original data"):
         Trainer.resume(finished[0], data)
     data = dataclasses.replace(data, x_train=data.x_train[:100], y_train=data.y_train[:100])
     with pytest.raises(CheckpointError, match=r"data synthetic have changed .*\(n_train\)"):

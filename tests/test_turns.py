@@ -111,3 +111,41 @@ def test_processes_with_one_cold_cache_compile_each_kernel_once(tmp_path):
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert sum(told) == 1
     assert not list(tmp_path.rglob("*.turn"))
+
+
+INTERRUPTED = """
+import signal, threading, time
+import numpy as np
+from sparse_dnm.engine.device import watching_compilation
+from sparse_dnm.kernels import cpu_loop
+values, order, out, ended = np.arange(4.0), np.array([3, 1, 2]), np.zeros(3), threading.Event()
+
+def press():
+    main = threading.main_thread().ident
+    while not ended.wait(0.002):
+        signal.pthread_kill(main, signal.SIGINT)
+
+def began(_name):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=press).start()
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+try:
+    with watching_compilation(began):
+        cpu_loop.gather(values, order, out)
+    print("not interrupted")
+except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("interrupted")
+ended.set()
+cpu_loop.gather(values, order, out)
+print(out.tolist(), sum(cpu_loop.gather.stats.cache_misses.values()))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between threads")
+def test_ctrl_c_while_a_kernel_is_compiled_is_answered_when_it_is(tmp_path):
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["interrupted", "[3.0, 1.0, 2.0] 1"]
+    assert done.stderr == ""

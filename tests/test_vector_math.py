@@ -27,19 +27,22 @@ def evaluate(name, x):
 
 
 EXACT = {"exp": mpmath.exp, "log": mpmath.log, "log1p": mpmath.log1p, "sin_pi": mpmath.sinpi, "cos_pi": mpmath.cospi}
+EXACT |= {"tanh": mpmath.tanh, "logistic": lambda v: 1 / (1 + mpmath.exp(-v))}
 RANGES = {
     "exp": [(-708.0, 709.0), (-3.0, 0.0), (-1e-3, 1e-3)],
     "log": [(1e-300, 1e300), (0.001, 1.001), (0.5, 2.0)],
     "log1p": [(1e-300, 1.0), (0.01, 1.0)],
     "sin_pi": [(-0.5, 0.5), (-1e-3, 1e-3)],
     "cos_pi": [(-0.5, 0.5), (-1e-3, 1e-3)],
+    "tanh": [(-20.0, 20.0), (-0.7, 0.7), (1e-30, 1.0)],
+    "logistic": [(-80.0, 80.0), (-2.0, 2.0)],
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "low", "high"), [(name, *ends) for name in RANGES for ends in RANGES[name]])
 def test_error_in_ulp(name, low, high, dtype):
-    """exp, log and log1p within 2 ulp of the value, sin_pi and cos_pi within 2 ulp of 1."""
+    """exp, log, log1p and tanh within 2 ulp of the value, logistic within 3, sin_pi and cos_pi within 2 ulp of 1."""
     if dtype == np.float32:
         low, high = (math.copysign(min(max(abs(v), 1e-37), 87.0 if name == "exp" else 1e38), v) for v in (low, high))
     rng = np.random.default_rng(0)
@@ -47,9 +50,9 @@ def test_error_in_ulp(name, low, high, dtype):
     x = x.astype(dtype)
     with mpmath.workprec(200):
         exact = np.array([float(EXACT[name](mpmath.mpf(v))) for v in x.tolist()])
-    unit = np.spacing(np.abs(exact).astype(dtype)) if name in ("exp", "log", "log1p") else np.spacing(dtype(1))
+    unit = np.spacing(dtype(1)) if name.endswith("_pi") else np.spacing(np.abs(exact).astype(dtype))
     error = np.abs(evaluate(name, x) - exact) / unit.astype(np.float64)
-    assert error.max() <= 2
+    assert error.max() <= (3 if name == "logistic" else 2)
 
 
 @given(st.floats(-700, 700), st.floats(1e-200, 1e200), st.floats(-0.5, 0.5))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparse_dnm.cli import show, study, train
+from sparse_dnm.cli import calibrate, export, predict, show, streams, study, train
 
 app = typer.Typer(
     help="Train Dynamic Neural Manifolds: sparse networks whose connections are learned.",
@@ -15,24 +15,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train.train, train.evaluate, show.report, show.animate, study.compare, study.bench, study.calibrate):
+COMMANDS = (
+    *(train.train, train.evaluate, predict.predict, show.report, show.animate),
+    *(study.compare, study.bench, calibrate.calibrate, export.export),
+)
+for command in COMMANDS:
     app.command()(command)
 
 
 def main() -> None:
     """Entry point of the command sparse-dnm."""
-    try:
-        app(prog_name="sparse-dnm")
-    except KeyboardInterrupt:  # before a command runs
-        typer.echo("aborted", err=True)
-        raise SystemExit(128 + signal.SIGINT) from None
+    with streams.guarded():
+        try:
+            app(prog_name="sparse-dnm")
+        except KeyboardInterrupt:  # before a command runs
+            streams.echo("aborted", err=True)
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"sparse-dnm {version('sparse-dnm')}")
+        streams.echo(f"sparse-dnm {version('sparse-dnm')}")
         raise typer.Exit
 
 

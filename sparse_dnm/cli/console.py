@@ -10,6 +10,9 @@ from pathlib import Path
 
 import typer
 
+from sparse_dnm.cli.streams import echo
+from sparse_dnm.wording import speaking
+
 KEEP_QUIET = "keep the machine quiet (kernels compile first where the cache is cold)"
 OTHER_OUT = "or choose another --out"
 WAYS_OUT = {  # for errors of the operating system
@@ -20,6 +23,7 @@ WAYS_OUT = {  # for errors of the operating system
     errno.EEXIST: "a file has this name: choose another --out",
     errno.ENOSPC: f"free some space, {OTHER_OUT}",
     errno.EDQUOT: f"free some space, {OTHER_OUT}",
+    errno.EIO: f"check the disk, {OTHER_OUT}",
     errno.EFBIG: f"raise the limit on the size of files (ulimit -f), use fewer neurons, {OTHER_OUT}",
 }
 
@@ -29,23 +33,33 @@ def errors_reported() -> Iterator[None]:
     """Report an error that a user can cause as one line on stderr and an exit code, without a traceback.
 
     Exit codes: 2 after an error, 3 where a training has lost more in the cut to its budget than it may, 128 + the
-    signal's number after a signal.
+    signal's number after a signal; 141, as after SIGPIPE, where the reader of the output is gone.
     """
+    from sparse_dnm.cli.wording import CommandLine
+
     try:
-        yield
+        with speaking(CommandLine()):
+            yield
     except KeyboardInterrupt as stop:  # a train.trainer.Interrupted, if a checkpoint was saved
-        typer.echo(str(stop) or "aborted", err=True)
+        echo(str(stop) or "aborted", err=True)
         raise typer.Exit(128 + getattr(stop, "signum", signal.SIGINT)) from None
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's MemoryError
+    except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
+        if not (isinstance(error, (ValueError, OSError, MemoryError)) or _lacks_memory(error)):
             raise
-        typer.secho(f"error: {_explain(error)}", fg="red", err=True)
+        echo(f"error: {_explain(error)}", fg="red", err=True)
         raise typer.Exit(getattr(error, "exit_code", 2)) from None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Not only a MemoryError says so: torch has a RuntimeError, the loader of libraries an ImportError."""
+    said = ("can't allocate memory", "failed to map segment", "annot allocate memory")
+    lacking = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return lacking or isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _explain(error: Exception) -> str:
     """One line: what failed, why, and the way out."""
-    if isinstance(error, (MemoryError, RuntimeError)):
+    if _lacks_memory(error):
         what = str(error).partition("\n")[0] or "the system refused it"
         return f"not enough memory: {what}; use fewer neurons, a smaller batch"
     if isinstance(error, OSError) and error.errno is not None:
@@ -85,7 +99,7 @@ def runs_progress(total: int, steps: int) -> Iterator[tuple[Callable[[str], None
         def advance(name: str) -> None:
             bar.update(whole, advance=1, description=name)
             if not console.is_terminal:
-                typer.echo(name, err=True)
+                echo(name, err=True)
 
         def on_step(name: str, step: int) -> None:
             if step < 0:

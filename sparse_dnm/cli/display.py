@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+
+from sparse_dnm.cli.streams import OutputClosed, echo
 
 if TYPE_CHECKING:
     from sparse_dnm.report.tensorboard import TensorBoardLog
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 COMPILING = "first steps: compiling kernels where the cache is cold (Ctrl-C twice gives up)"
 COMPILES, WAITS, LATER = "compiling ", "waiting for another process compiling ", "which later runs find on disk"
-FIGURES = ("train_accuracy", "train_mse", "test_accuracy", "test_mse")
+FIGURES = tuple(f"{split}_{name}" for split in ("train", "validation", "test") for name in ("accuracy", "mse"))
 
 
 def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = False) -> None:
@@ -31,12 +32,11 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
     with _building(console) if live else contextlib.nullcontext():
         trainer = build()
     if trainer.finished:
-        typer.echo(f"{trainer.out} is finished at step {trainer.step:,}; a larger --steps extends it")
+        echo(f"{trainer.out} is finished at step {trainer.step:,}; a larger --steps extends it")
         return
-    typer.echo(f"{trainer.data.name}: {_sizes(trainer)}")
-    typer.echo(f"run directory: {trainer.out}")
     notes = _Notes(trainer)
     try:
+        _announce(trainer)
         with (
             _live_lines(console, trainer) if live else _plain_lines(trainer) as on_log,
             _log(trainer, tensorboard) as log,
@@ -57,7 +57,7 @@ def run(build: Callable[[], Trainer], keep: bool = True, tensorboard: bool = Fal
         raise
     notes.show()
     console.print(_table(summary))
-    typer.echo(f"run directory: {trainer.out}")
+    echo(f"run directory: {trainer.out}")
 
 
 @contextlib.contextmanager
@@ -65,13 +65,20 @@ def _building(console: Console) -> Iterator[None]:
     """A line while data are read and the network is built, with the name of the kernel that is compiled."""
     from sparse_dnm.engine.device import watching_compilation
 
-    with console.status("reading the data, building the network") as status:
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status("reading the data, building the network", spinner=spinner) as status:
 
         def say(text: str) -> None:
             status.update(f"building the network: {text}, {LATER}")
 
         with watching_compilation(lambda kernel: say(COMPILES + kernel), lambda kernel: say(WAITS + kernel)):
             yield
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what was decided when the data were read; warnings in yellow."""
+    for line in notes:
+        echo(line, fg="yellow" if line.startswith("warning") else None)
 
 
 class _Notes:
@@ -82,8 +89,7 @@ class _Notes:
 
     def show(self) -> None:
         """Print the notes since the last call."""
-        for line in self._trainer.notes[self._shown :]:
-            typer.secho(line, fg="yellow" if line.startswith("warning") else None)
+        show_notes(self._trainer.notes[self._shown :])
         self._shown = len(self._trainer.notes)
 
 
@@ -100,6 +106,17 @@ def _log(trainer: Trainer, wanted: bool) -> Iterator[TensorBoardLog | None]:
         yield log
 
 
+def _announce(trainer: Trainer) -> None:
+    """Say what is trained, and where it is kept."""
+    try:
+        echo(f"{trainer.data.name}: {_sizes(trainer)}")
+        show_notes(trainer.data.notes)
+        echo(f"run directory: {trainer.out}")
+    except OutputClosed:
+        echo("stopped before the first step, as the output was closed; nothing is saved", err=True)
+        raise
+
+
 def _sizes(trainer: Trainer) -> str:
     data, config = trainer.data, trainer.model.config
     return (
@@ -113,8 +130,8 @@ def _sizes(trainer: Trainer) -> str:
 def _plain_lines(trainer: Trainer) -> Iterator[Callable[[Record], None]]:
     """One line of text per line of metrics."""
     steps = trainer.config.steps
-    typer.echo(COMPILING)
-    yield lambda record: print(f"step {record['step']:,}/{steps:,}  {_figures(record)}", flush=True)
+    echo(COMPILING)
+    yield lambda record: echo(f"step {record['step']:,}/{steps:,}  {_figures(record)}")
 
 
 @contextlib.contextmanager
@@ -163,7 +180,7 @@ def _table(summary: Record) -> Table:
     table = Table(title="summary", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name in ("test_accuracy", "test_mse"):
+    for name in ("test_accuracy", "test_balanced_accuracy", "test_f1_macro", "test_mse", "test_r2"):
         if name in summary:
             table.add_row(name, f"{summary[name]:.6g}")
     table.add_row("edges", f"{summary['edges']:,} (density {summary['density']:.2%})")
@@ -177,13 +194,27 @@ def _table(summary: Record) -> Table:
         how = summary["measured"]
         what = "forward + backward" if how["mode"] == "train" else "forward"
         about = f"{what}, batch {how['batch']}, {how['executor']}, {how['threads']} threads, {how['clock']}"
+        if how["clock"] == "target":
+            about = f"in C, a sample, {'predicted by the profile' if how.get('predicted') else 'on the target'}"
         table.add_row("measured", f"{1e6 * summary['measured_seconds']:.4g} µs ({about})")
     if "fresh_seconds" in summary:
         seconds = summary["fresh_seconds"]
-        table.add_row("budget", f"{1e6 * seconds:.4g} of {summary['budget_us']:g} µs, timed in subprocesses")
+        where = "on the target" if summary["measured"]["clock"] == "target" else "timed in subprocesses"
+        table.add_row("budget", f"{1e6 * seconds:.4g} of {summary['budget_us']:g} µs, {where}")
+    if "flash_bytes" in summary:
+        table.add_row("flash", f"{summary['flash_bytes']:,} of {summary['budget_bytes']:,} bytes as a program in C")
     if "validation_before" in summary:
         before, after = (summary[f"validation_{when}"] for when in ("before", "after"))
         table.add_row("validation", f"{before:.2%} before the cut to the budget, {after:.2%} at the end")
+    if "best_step" in summary:
+        (figure,) = (
+            _figure(name, summary[name]) for name in FIGURES if name.startswith("validation") and name in summary
+        )
+        ended = "" if summary["stopped_at"] is None else f", stopped at {summary['stopped_at']:,}"
+        loss, n = summary["validation_loss"], summary["n_validation"]
+        table.add_row(
+            "early stopping", f"best at step {summary['best_step']:,}{ended}: {figure}, loss {loss:.4g} ({n:,} samples)"
+        )
     where = f"{summary['threads']} threads" if summary["device"] == "cpu" else summary["device"]
     what = "" if summary.get("measured", summary)["executor"] in summary["executor"] else " (of the training steps)"
     table.add_row("executor", f"{summary['executor']}; {where}{what}")

@@ -10,6 +10,7 @@ import typer
 
 from sparse_dnm.cli.console import errors_reported, folder, progress
 from sparse_dnm.cli.options import RUN
+from sparse_dnm.cli.streams import echo
 
 
 def report(
@@ -31,9 +32,9 @@ def report(
         with progress("figures", 6 if history.image else 5) as advance:
             written = figures.write(history, target / "figures", advance)
         for note in history.notes:
-            typer.echo(f"note: {note}")
-        typer.echo(f"written: {target / 'report.html'} (open it in a browser)")
-        typer.echo(f"written to {target / 'figures'}: {', '.join(path.name for path in written)}")
+            echo(f"note: {note}")
+        echo(f"written: {target / 'report.html'} (open it in a browser)")
+        echo(f"written to {target / 'figures'}: {', '.join(path.name for path in written)}")
 
 
 def animate(
@@ -54,12 +55,10 @@ def animate(
             path = target / f"animation{suffix}"
             with progress(path.name, max(len(history.steps), 1)) as advance:
                 animation.write(history, path, fps, partial(advance, path.name))
-            typer.echo(f"written: {path}")
+            echo(f"written: {path}")
         for note in history.notes:
-            typer.echo(f"note: {note}")
+            echo(f"note: {note}")
         if 100 % fps:
-            typer.echo(
-                f"note: a GIF's unit of time is 0.01 s: this one shows {100 / (100 // fps):.3g} pictures a second"
-            )
+            echo(f"note: a GIF's unit of time is 0.01 s: this one shows {100 / (100 // fps):.3g} pictures a second")
         if len(animation.formats()) < len(animation.FORMATS):
-            typer.echo("note: no MP4, the program ffmpeg is not on the PATH")
+            echo("note: no MP4, the program ffmpeg is not on the PATH")

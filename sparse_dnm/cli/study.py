@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparse_dnm.cli import options as o
 from sparse_dnm.cli.console import KEEP_QUIET, errors_reported, progress, runs_progress
+from sparse_dnm.cli.streams import echo
 
 if TYPE_CHECKING:
-    from sparse_dnm.model.manifold import DynamicManifold
     from sparse_dnm.study.plan import Plan
     from sparse_dnm.timing.probes import Settings
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(o.TargetOptions, o.ReadingOptions):
     """The options of compare."""
 
     dataset: Annotated[str, typer.Argument(help=o.DATASETS)] = "digits"
@@ -72,7 +72,11 @@ class CompareOptions:
     threads: Annotated[int, o.THREADS, o.SETTING] = 0
     clock: Annotated[
         str | None,
-        typer.Option(metavar=o.CLOCKS, help="What is read on the CPU.", show_default="perf_counter"),
+        typer.Option(
+            metavar=o.TRAIN_CLOCKS,
+            help="What is read on the CPU; target: networks are timed, and the term time trained, as programs in C.",
+            show_default="perf_counter",
+        ),
     ] = None
     device: Annotated[str, typer.Option(metavar=o.DEVICES, help="Where networks are trained and timed."), o.SETTING] = (
         "cpu"
@@ -85,15 +89,26 @@ class CompareOptions:
         ),
     ] = None
     preset: Annotated[str | None, o.PRESET] = None
-    target: Annotated[str | None, o.TARGET] = None
     set_: Annotated[list[str] | None, o.SET] = None
 
     def timing(self) -> Settings:
         """How networks are timed, except the batch of a training step.  Raises ValueError for unfit values."""
+        from sparse_dnm.config import TARGET_CLOCK
         from sparse_dnm.engine import device as backend
+        from sparse_dnm.study.fastest import REPEATS
+        from sparse_dnm.timing.cost_model import ON_TARGET
         from sparse_dnm.timing.probes import Settings
 
         clock, target = o.clock_of(self.clock, self.device, "perf_counter"), backend.device_of(self.device)
+        if clock == TARGET_CLOCK:
+            if self.mode != "infer" or self.batch_size != 1:
+                raise ValueError(
+                    f"--mode {self.mode} --batch-size {self.batch_size} does not go with --clock target, whose "
+                    "programs run one sample, forward: leave them out"
+                )
+            if self.timed_with is not None:
+                raise ValueError(f"--timed-with {self.timed_with} does not go with --clock target: leave it out")
+            return Settings(ON_TARGET, "infer", 1, 1, clock, repeats=REPEATS)
         device = "cpu" if target.type == "cpu" else self.device
         executor = "columns" if self.executor == "auto" else self.executor  # where --timed-with names none
         return Settings(executor, self.mode, 1, self.threads, clock, repeats=101, device=device)
@@ -101,6 +116,7 @@ class CompareOptions:
     def plan(self, timing: Settings) -> Plan:
         """The plan of the comparison.  Raises ValueError for unfit values."""
         from sparse_dnm.study.plan import Plan, executors
+        from sparse_dnm.timing.cost_model import ON_TARGET
 
         budgets, edges = _numbers("--budgets", self.budgets), _numbers("--edges", self.edges)
         terms: tuple[str, ...] = ("none", "proxy-flat", "proxy", "time")
@@ -111,14 +127,19 @@ class CompareOptions:
         if not all(number.is_integer() for number in edges):
             raise ValueError(f"--edges {self.edges!r} must be whole numbers with commas between them")
         timed = executors(timing.device) if self.timed_with is None else tuple(self.timed_with.split(","))
+        timed = () if timing.executor == ON_TARGET else timed
         counts, factors = tuple(map(int, edges)), _numbers("--factors", self.factors)
         return Plan(terms, factors, self.seeds, timing, budgets, counts, timed)
 
     def settings(self, clock: str) -> list[str]:
         """Fields of the configs as KEY=VALUE.  Raises ValueError if --set gives a field that compare itself sets."""
-        named = {"time_mode": self.mode, **o.given(self, o.SETTING)}
+        from sparse_dnm.config import TARGET_CLOCK
+
+        named = {"time_mode": self.mode, **o.given(self, o.SETTING), **self.of_target()}
         if self.device == "cpu":
             named["clock"] = clock
+        if clock == TARGET_CLOCK:
+            named["speed"] = "time"  # of the terms that have a clock; the others leave the target out
         if self.mode == "infer":
             named["time_batch"] = self.batch_size
         own = {"seed": "--seeds", "speed": "--terms", **{name: f"--{name}" for name in named}}
@@ -136,26 +157,34 @@ def compare(options: CompareOptions) -> None:
     with errors_reported():
         from dataclasses import replace
 
+        from sparse_dnm.cli.display import show_notes
         from sparse_dnm.config import apply_settings
+        from sparse_dnm.presets import searching
         from sparse_dnm.report import comparison as report
         from sparse_dnm.study import compare as study
+        from sparse_dnm.train.costs import target_of
 
-        source = o.source_of(options.dataset, options.data_dir, options.target)
+        source = options.source(options.dataset, options.data_dir)
         out = options.out or Path("runs") / f"compare-{Path(options.dataset).stem}"
         timing, at_once = options.timing(), study.Jobs(options.jobs, options.clock_jobs)
         plan, settings = options.plan(timing), options.settings(timing.clock)
         data = source.load()
         preset = o.preset_of(source, data, options.preset)
         manifold, config = apply_settings(preset.manifold, preset.train, settings)
-        batch = config.batch_size if options.mode == "train" else options.batch_size
-        plan = replace(plan, timing=replace(timing, batch=batch))
-        typer.echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; measuring; {KEEP_QUIET}")
+        config = searching(manifold, config, settings)
+        batch = config.batch_size or len(data.x_train)
+        batch = batch if options.mode == "train" else options.batch_size
+        plan = replace(
+            plan, timing=replace(timing, batch=batch), target=target_of(config) if config.on_target else None
+        )
+        show_notes(data.notes)
+        echo(f"{len(plan.runs())} trainings of {config.steps:,} steps in {out}; measuring; {KEEP_QUIET}")
         with runs_progress(study.count_parts(plan), config.steps) as (advance, on_step):
             found = study.study(data, manifold, config, plan, out, source, advance, at_once, on_step)
         written = [out / study.RESULTS, *report.write(out, found)]
         for line in report.lines(found):
-            typer.echo(line)
-        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
+            echo(line)
+        echo(f"written to {out}: {', '.join(path.name for path in written)}")
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...]:
@@ -181,111 +210,13 @@ def bench(
         settings = study.Settings.quick(threads) if quick else study.Settings(threads=threads)
         total = study.count_points(settings, backend.check_threads(threads))
         out.mkdir(parents=True, exist_ok=True)
-        typer.echo(f"measuring; {KEEP_QUIET}")
+        echo(f"measuring; {KEEP_QUIET}")
         with progress("density", total) as advance:
             results = study.run(settings, advance)
         written = report.write(out, results)
-        typer.echo(report.caption(results))
+        echo(report.caption(results))
         for line in report.warnings(results):
-            typer.secho(line, fg="yellow", err=True)
+            echo(line, fg="yellow", err=True)
         for line in report.crossover_lines(results["crossover"]):
-            typer.echo(line)
-        typer.echo(f"written to {out}: {', '.join(path.name for path in written)}")
-
-
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """The options of calibrate."""
-
-    network: Annotated[str, typer.Argument(help="A preset, or the run directory of a training.")] = "digits"
-    executor: Annotated[str, o.TIMED_EXECUTOR] = "columns"
-    mode: Annotated[str, typer.Option(metavar=o.MODES, help="Forward + backward, or forward alone.")] = "train"
-    batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50
-    threads: Annotated[int, o.THREADS] = 0
-    clock: Annotated[
-        str | None,
-        typer.Option(metavar=o.CLOCKS, help="CPU seconds, wall, or of one thread.", show_default="process_time"),
-    ] = None
-    probes: Annotated[int, typer.Option(help="Structures to fit; half as many more to judge the fit.")] = 60
-    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 25
-    seed: Annotated[int, typer.Option(help="Of the structures.")] = 0
-    device: Annotated[
-        str,
-        typer.Option(metavar=o.DEVICES, help="Where the network is run; on CUDA, its events are the clock."),
-    ] = "cpu"
-    out: Annotated[Path, typer.Option(help="The profile, JSON; an existing file is replaced.")] = Path(
-        "runs/profile.json"
-    )
-
-
-@o.takes(CalibrateOptions)
-def calibrate(options: CalibrateOptions) -> None:
-    """Measure what an edge, a neuron and a level cost on this machine."""
-    with errors_reported():
-        from sparse_dnm.engine import device as backend
-        from sparse_dnm.io import write_json
-        from sparse_dnm.timing import calibration
-        from sparse_dnm.timing.probes import Settings
-
-        clock = o.clock_of(options.clock, options.device, "process_time")
-        out, target = options.out, backend.device_of(options.device)
-        settings = Settings(
-            *(options.executor, options.mode, options.batch_size, options.threads),
-            clock,
-            *(options.probes, options.repeats, options.seed),
-            device=target.type,
-        )
-        if out.exists() and not out.is_file():
-            raise ValueError(f"--out {out} is no file: name one for the profile")
-        backend.check_threads(options.threads)
-        model = _network(options.network)
-        out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measuring if it cannot be written
-        typer.echo(f"{options.network}: {model.topology}; {KEEP_QUIET}")
-        found = _calibration(model, settings, options.device)
-        for line in calibration.describe(found):
-            typer.secho(line, fg="yellow", err=True) if line.startswith("warning") else typer.echo(line)
-        write_json(out, {**found.as_dict(), **_about(options.network, model, options.device)})
-        typer.echo(f"written to {out}")
-
-
-def _calibration(model: DynamicManifold, settings: Settings, device: str) -> Any:
-    """Calibrate on probes derived from ``model``, with a progress bar."""
-    from sparse_dnm.engine import device as backend
-    from sparse_dnm.engine.autotune import Executor
-    from sparse_dnm.timing.calibration import calibrate
-    from sparse_dnm.timing.probes import Bench
-
-    evaluation = model.to(backend.device_of(device)).find()
-    bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
-    engine = bench.engine(Executor(settings.executor, settings.threads))
-    with progress("measuring", settings.repeats) as advance:
-        return calibrate(evaluation.structure, engine, bench.x, settings, lambda: advance("measuring"))
-
-
-def _about(network: str, model: DynamicManifold, device: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from sparse_dnm.engine import device as backend
-    from sparse_dnm.machine import machine, versions
-
-    about = {"network": network, "manifold": asdict(model.config)}
-    return {**about, "machine": machine(backend.device_of(device)), "versions": versions()}
-
-
-def _network(name: str) -> DynamicManifold:
-    """The network of a run directory, or the untrained one of a preset, seed 0."""
-    import torch
-
-    from sparse_dnm.model.manifold import DynamicManifold
-    from sparse_dnm.presets import PRESETS
-
-    if name in PRESETS:
-        return DynamicManifold(PRESETS[name].manifold, torch.Generator().manual_seed(0))
-    if not Path(name).is_dir():
-        raise ValueError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor the run directory of a training")
-    from sparse_dnm.train import checkpoint as files
-
-    manifold, *_ = files.read_config(Path(name))
-    model = DynamicManifold(manifold)
-    model.load_state_dict(files.load(Path(name) / files.CHECKPOINT).group("model"))
-    return model
+            echo(line)
+        echo(f"written to {out}: {', '.join(path.name for path in written)}")

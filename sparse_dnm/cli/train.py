@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,20 +13,45 @@ import typer
 
 from sparse_dnm.cli import options as o
 from sparse_dnm.cli.console import errors_reported
+from sparse_dnm.cli.streams import echo
 
 if TYPE_CHECKING:
     from sparse_dnm.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(o.TargetOptions, o.ReadingOptions):
     """The options of train; None means not given."""
 
     dataset: Annotated[str | None, typer.Argument(help=o.DATASETS, show_default="digits")] = None
     steps: Annotated[int | None, typer.Option(help="Updates; with --resume the new total."), o.SETTING, o.RESUMABLE] = (
         None
     )
-    batch_size: Annotated[int | None, typer.Option(help="Samples of a batch."), o.SETTING] = None
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples of a batch; 0: all of them, in their order."), o.SETTING
+    ] = None
+    class_weight: Annotated[
+        str | None,
+        typer.Option(metavar="none|balanced", help="balanced: each class weighs as much, however few its samples."),
+        o.SETTING,
+    ] = None
+    neuron: Annotated[
+        str | None,
+        typer.Option(metavar=o.NEURONS, help="Of the hidden neurons, for sequences: whether they have a state, which."),
+        o.SETTING,
+    ] = None
+    n_memory: Annotated[
+        int | None,
+        typer.Option(help="For sequences: outputs that are inputs of the next time step; --set n_neurons counts both."),
+        o.SETTING,
+    ] = None
+    tbptt: Annotated[
+        int | None,
+        typer.Option(
+            help="Of sequences: no gradient goes back over a time step that is a multiple of it; 0: through all."
+        ),
+        o.SETTING,
+    ] = None
     lr: Annotated[float | None, typer.Option(help="Adam's step size at the start."), o.SETTING] = None
     seed: Annotated[int | None, typer.Option(help="Of initial values, data order and omega."), o.SETTING] = None
     speed: Annotated[
@@ -36,7 +62,12 @@ class TrainOptions:
         o.SETTING,
     ] = None
     clock: Annotated[
-        str | None, typer.Option(metavar=o.CLOCKS, help="What --speed time reads on the CPU."), o.SETTING
+        str | None,
+        typer.Option(
+            metavar=o.TRAIN_CLOCKS,
+            help="What --speed time reads on the CPU; target: the clock of a machine that runs programs in C.",
+        ),
+        o.SETTING,
     ] = None
     edges: Annotated[
         int | None, typer.Option(help="Edges to end with; edges then grow as well, and training takes more steps.")
@@ -45,6 +76,14 @@ class TrainOptions:
     budget_us: Annotated[
         float | None, typer.Option(help="µs that a step of the trained network may take, at most."), o.SETTING
     ] = None
+    budget_bytes: Annotated[
+        int | None,
+        typer.Option(help="Bytes of flash that the network may take as a program in C, at most; see --cc."),
+        o.SETTING,
+    ] = None
+    dtype: Annotated[
+        str | None, typer.Option(metavar="float32|int8", help="Of the program that --budget-bytes is about.")
+    ] = None
     max_loss: Annotated[
         float | None,
         typer.Option(
@@ -52,8 +91,25 @@ class TrainOptions:
         ),
         o.SETTING,
     ] = None
+    early_stopping: Annotated[
+        bool | None,
+        typer.Option(
+            "--early-stopping/--no-early-stopping",
+            help="Hold out samples, keep the best parameters on them, and end when they get no better.",
+        ),
+        o.SETTING,
+    ] = None
+    patience: Annotated[
+        int | None, typer.Option(help="Evaluations without improvement before an early stop; default 10."), o.SETTING
+    ] = None
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Share of the training samples held out for --early-stopping and --budget-us; default 0.1."),
+        o.SETTING,
+    ] = None
     profile: Annotated[
-        Path | None, typer.Option(help="Train for the machine that this profile (of calibrate) comes from.")
+        Path | None,
+        typer.Option(help="Train for the machine, or the target, that this profile (of calibrate) comes from."),
     ] = None
     executor: Annotated[
         str | None,
@@ -87,7 +143,6 @@ class TrainOptions:
         ),
     ] = None
     preset: Annotated[str | None, o.PRESET] = None
-    target: Annotated[str | None, o.TARGET] = None
     snapshot_every: Annotated[
         int | None,
         typer.Option(help="Steps between snapshots of the structure; default: a hundredth of all steps."),
@@ -103,7 +158,9 @@ class TrainOptions:
 
     def settings(self) -> list[str]:
         """Fields of the configs as KEY=VALUE; options come after --set and override it."""
-        named = o.given(self, o.SETTING)
+        named = o.given(self, o.SETTING) | self.of_target()
+        if self.dtype is not None:
+            named["budget_dtype"] = self.dtype
         if self.profile is not None:
             named["profile"] = self.profile.resolve()
         return [*(self.set_ or []), *(f"{name}={value}" for name, value in named.items())]
@@ -122,13 +179,14 @@ def train(options: TrainOptions) -> None:
             run(partial(_new_trainer, options), keep=found, tensorboard=options.tensorboard)
             return
         _check_resume(options)
-        changes = o.given(options, o.SETTING, o.RESUMABLE)
+        _check_data_there(options.resume, options.data_dir)
+        changes = o.given(options, o.SETTING, o.RESUMABLE) | options.of_target()
         run(partial(_resumed_trainer, options.resume, options.data_dir, **changes), tensorboard=options.tensorboard)
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory of a training.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data, where it has moved.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data where moved, or the file.")] = None,
     device: Annotated[str, typer.Option(metavar=o.DEVICES, help="Where the network is run.")] = "cpu",
 ) -> None:
     """Evaluate a run's checkpoint on its test set and compare with its summary."""
@@ -137,24 +195,31 @@ def evaluate(
         from sparse_dnm.train import trainer as training
         from sparse_dnm.train.checkpoint import SUMMARY
 
+        _check_data_there(run, data_dir, f"; sparse-dnm predict {shlex.quote(str(run))} NEW needs no data")
         trainer = _resumed_trainer(run, data_dir, threads=0, device=device)  # all threads of this machine
         ((name, value),) = training.evaluate(trainer.model, trainer.data).items()
-        typer.echo(f"{name} {value:.6g} at step {trainer.step} of {run}")
+        echo(f"{name} {value:.6g} at step {trainer.model_step} of {run}")
         if not (run / SUMMARY).exists():
-            typer.echo(f"{run} has no {SUMMARY}: its training is not finished, nothing to compare with")
+            echo(f"{run} has no {SUMMARY}: its training is not finished, nothing to compare with")
             return
         summary = read_json(run / SUMMARY)
         promised, trained_on = summary.get(name), summary.get("device", "cpu")
         tolerance = 1e-6 if trained_on == str(trainer.model.alpha.device) else 1e-3  # bits differ between devices
         if isinstance(promised, float) and math.isclose(value, promised, rel_tol=tolerance):
-            typer.echo(f"reproduced: {SUMMARY} says {promised:.6g}")
+            echo(f"reproduced: {SUMMARY} says {promised:.6g}")
             return
-        typer.echo(f"differs: {SUMMARY} says {promised!r}", err=True)
+        echo(f"differs: {SUMMARY} says {promised!r}", err=True)
         raise typer.Exit(1)
 
 
 def _check_values(options: TrainOptions) -> None:
     """Raise ValueError for a value that no training accepts, in the spelling of the command line."""
+    from sparse_dnm.target import Target
+
+    named = {name: getattr(options, name) for name in ("cc", "copy", "run", "timeout")}
+    Target(**{name: value for name, value in named.items() if value is not None})
+    if options.budget_bytes is not None and options.budget_bytes < 1:
+        raise ValueError(f"--budget-bytes {options.budget_bytes} must be >= 1; leave it out for no budget")
     budget, every, edges, density = options.budget_us, options.snapshot_every, options.edges, options.density
     if budget is not None and not budget > 0:
         raise ValueError(f"--budget-us {budget:g} must be > 0 µs; leave it out for no budget")
@@ -175,6 +240,7 @@ def _check_values(options: TrainOptions) -> None:
 def _check_goal(options: TrainOptions) -> None:
     """Raise ValueError if more than one option says what the network must end with."""
     goals = {"--edges": options.edges, "--density": options.density, "--budget-us": options.budget_us}
+    goals["--budget-bytes"] = options.budget_bytes
     chosen = [name for name, value in goals.items() if value is not None]
     chosen += [f"--set {text}" for text in options.set_ or [] if text.startswith("target_edges")]
     if len(chosen) > 1:
@@ -199,11 +265,12 @@ def _new_trainer(options: TrainOptions) -> Trainer:
 
     from sparse_dnm.config import apply_settings
     from sparse_dnm.model.manifold import DynamicManifold
+    from sparse_dnm.presets import searching
     from sparse_dnm.timing.calibration import read_profile
     from sparse_dnm.train.checkpoint import check_free, fresh_directory
     from sparse_dnm.train.trainer import Trainer
 
-    source = o.source_of(options.dataset or "digits", options.data_dir, options.target)
+    source = options.source(options.dataset or "digits", options.data_dir)
     if options.out is not None:
         check_free(options.out)
     data = source.load()
@@ -212,7 +279,10 @@ def _new_trainer(options: TrainOptions) -> Trainer:
         manifold, _ = apply_settings(preset.manifold, preset.growing(1), settings)
         edges = max(1, round(options.density * manifold.possible_edges))
     chosen = preset.train if edges is None else preset.growing(edges)
+    if options.budget_bytes is not None:
+        chosen = replace(preset.growing(1), target_edges=0)
     manifold, config = apply_settings(preset.manifold, chosen, settings)
+    config = searching(manifold, config, settings)
     if config.profile:
         read_profile(Path(config.profile))  # a bad one must fail before the run directory is made
     generator = torch.Generator().manual_seed(config.seed)
@@ -222,18 +292,38 @@ def _new_trainer(options: TrainOptions) -> Trainer:
     return trainer
 
 
+def _check_data_there(run: Path, data_dir: Path | None, hint: str = "") -> None:
+    """Raise ValueError if the data of a run are not where they were, and no ``data_dir`` says where they are now."""
+    from sparse_dnm.train.checkpoint import read_config
+
+    source = read_config(run)[2]
+    if source is None:
+        raise ValueError(
+            f"{run} was trained from Python and does not name its data; use Trainer.resume from Python{hint}"
+        )
+    if data_dir is not None:
+        return
+    if source.is_file and not Path(source.dataset).is_file():
+        raise ValueError(
+            f"the data {source.dataset} do not exist any more; name their folder with --data-dir, or the file where it "
+            f"has another name{hint}"
+        )
+    if source.data_dir is not None and not source.is_file and not Path(source.data_dir).is_dir():
+        raise ValueError(
+            f"the folder {source.data_dir} of the data {source.dataset} does not exist any more; name the new one with "
+            f"--data-dir{hint}"
+        )
+
+
 def _resumed_trainer(run: Path, data_dir: Path | None, **changes: Any) -> Trainer:
     """The trainer of run ``run``, with changed fields of its config, and its data in ``data_dir`` if given."""
     from sparse_dnm.train.checkpoint import read_config
     from sparse_dnm.train.trainer import Trainer
 
     source = read_config(run)[2]
-    if source is None:
-        raise ValueError(f"{run} was trained from Python and does not name its data; use Trainer.resume from Python")
+    assert source is not None  # it was checked
     if data_dir is not None:
         source = source.moved(data_dir)
-    elif source.is_file and not Path(source.dataset).is_file():
-        raise ValueError(f"the data {source.dataset} do not exist any more; name their folder with --data-dir")
     trainer = Trainer.resume(run, source.load(), **changes)
     trainer.source = source
     return trainer

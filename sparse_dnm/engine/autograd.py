@@ -190,7 +190,9 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(value: Any, by_cutoff: Any, by_closeness: Any, closeness: Tensor, cutoff: Tensor) -> Tensor:
         """The value."""
-        return torch.as_tensor(value, dtype=cutoff.dtype, device=cutoff.device).clone()
+        if isinstance(value, Tensor):
+            return value.to(cutoff.device, cutoff.dtype, copy=True)
+        return cutoff.new_full((), value)  # no copy from the host
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

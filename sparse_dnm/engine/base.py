@@ -19,6 +19,7 @@ from sparse_dnm.engine.candidates import CROWDED, Candidates, Geometry, OverCapa
 from sparse_dnm.engine.costs import Cost, Gates, Prices, Stopwatch
 
 if TYPE_CHECKING:
+    from sparse_dnm.engine import recurrence
     from sparse_dnm.engine.autotune import Executor
     from sparse_dnm.engine.cpu import CpuStructure
     from sparse_dnm.engine.topology import Topology
@@ -344,6 +345,26 @@ class Engine(ABC):
     @abstractmethod
     def ring_gradient(self, ring: Ring, saved: Saved, gradients: Gradients, strengths: Array, x: Array) -> Array:
         """kappa times the sum over the batch of (dL/dx_i) m_j / (1 - c) of the ring's candidates, (n_candidates,)."""
+
+    def forward_sequence(
+        self, network: recurrence.Network, x: Array, state: Array, way: recurrence.Way, train: bool
+    ) -> tuple[Array, Array, Any]:
+        """Outputs (batch, steps, n_outputs) of sequences x (batch, steps, n_inputs), from the first ``state`` (batch,
+        n_state); the last state; and where the network is to ``train``, what `backward_sequence` needs."""
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
+
+    def check_sequences(self) -> None:
+        """Raise ValueError unless this engine runs recurrent networks."""
+        raise ValueError(
+            f"recurrent networks run by the kernels of the CPU only, not on {str(self.device)!r} with executor "
+            f"{self.executor.name!r}: move the model and its input to 'cpu', and choose executor auto or columns"
+        )
+
+    def backward_sequence(
+        self, saved: Any, by_out: Array, by_state: Array, by_input: bool
+    ) -> recurrence.SequenceGradients:
+        """Gradients from those of the outputs and of the last state."""
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
 
     # -- what a step costs -----------------------------------------------------------------------------------
 

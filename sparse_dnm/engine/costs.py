@@ -16,13 +16,15 @@ class Gates(NamedTuple):
 
 
 class Prices(NamedTuple):
-    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level, a block."""
+    """What one more of each costs: an edge, an input or another neuron that somebody reads, a level, a block; and an
+    edge that is computed by itself where that costs less than its block, 0 where all edges are in blocks."""
 
     edge: float
     input: float
     neuron: float
     level: float
     block: float = 0.0
+    lone: float = 0.0
 
 
 class Cost(NamedTuple):

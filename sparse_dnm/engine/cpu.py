@@ -21,8 +21,9 @@ from sparse_dnm.engine.base import Clock, Gradients, Neurons, Ring, Saved
 from sparse_dnm.engine.buffers import BIG
 from sparse_dnm.engine.cpu_blocks import BlockPass, PreparedPass
 from sparse_dnm.engine.cpu_blocks import backward as blocks_backward
+from sparse_dnm.engine.cpu_sequences import CpuSequences
 from sparse_dnm.engine.cpu_stopwatch import CpuStopwatch
-from sparse_dnm.engine.cpu_structure import Arrays, CpuSearch, CpuStructure
+from sparse_dnm.engine.cpu_structure import Arrays, CpuStructure
 from sparse_dnm.engine.schedule import Schedule, tile_width, tiles_of
 from sparse_dnm.engine.topology import Topology
 
@@ -54,7 +55,7 @@ def _taken(held: list[Any]) -> Any:
         return None
 
 
-class CpuEngine(CpuSearch):
+class CpuEngine(CpuSequences):
     """Numba's kernels on the threads of the CPU."""
 
     def __init__(self, executor: Executor, config: ManifoldConfig | None = None):

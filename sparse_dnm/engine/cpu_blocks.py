@@ -107,6 +107,8 @@ class BlockPass:
         n_rows = len(self.covering.graph.values["order"])
         rows = {name: pool.aligned(n_rows + LANES, dtype) for name in ("row_weight", "row_bias")}
         self.memory = {"values": values, "weight": scales[0], "bias": scales[1], **rows, "x": x, "m": m, "z": z}
+        if len(strengths) == 0:  # none at all would mean that they are packed
+            strengths = np.zeros(1, dtype)
         self.data = Block(strengths=strengths, **self.memory)
         self.graph = self.covering.graph.address
         self.run, self.run_back = KERNELS.make(self.covering.graph.kind, self.data.kind)

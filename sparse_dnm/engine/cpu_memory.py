@@ -21,9 +21,9 @@ MOVED = ("omega", "first", "second")  # numbers of a candidate that stay with it
 OF_CANDIDATES = ("d", "strengths", "by_closeness", "slopes", "gates")  # numbers of each candidate, in the model's dtype
 
 
-def make_work(engine: CpuEngine, dtype: np.dtype[Any], batch: int, y: NDArray[Any], room: int) -> Block:
-    """Memory for steps of ``batch`` samples with targets like ``y``, and for up to ``room`` candidates; of the model's
-    ``dtype``."""
+def make_work(engine: CpuEngine, dtype: np.dtype[Any], batch: int, y: NDArray[Any], room: int, weighted: bool) -> Block:
+    """Memory for steps of ``batch`` samples with targets like ``y``, and weights of their own if ``weighted``, and for
+    up to ``room`` candidates; of the model's ``dtype``."""
     tiles, n_rows = tiles_of(batch), engine.config.n_rows
     memory, free = engine.buffers.aligned, engine.geometry.free
     width = -(-room // CACHE_LINE) * CACHE_LINE  # so that each place begins at a cache line
@@ -32,6 +32,7 @@ def make_work(engine: CpuEngine, dtype: np.dtype[Any], batch: int, y: NDArray[An
         **_of_neurons(engine, dtype, batch, y),
         sources=memory(2 * width, np.int32).reshape(2, -1),  # of this structure and of the next one
         t_edges=np.empty(room, np.int64),
+        sample_weights=np.ones(batch * weighted),
         by_strength=memory(tiles * room, dtype),
         by_gate=memory(room, np.float64),
         by_omega=np.zeros(room * free, dtype),

@@ -57,11 +57,14 @@ class Term(NamedTuple):
 
 
 class CpuSteps:
-    """Memory, kernels and arguments of the steps of one model on samples x (n, n_inputs) with targets y (n, ..)."""
+    """Memory, kernels and arguments of the steps of one model on samples x (n, n_inputs) with targets y (n, ..), and
+    weights float64 (n,) or (0,): all are 1."""
 
-    def __init__(self, engine: CpuEngine, settings: StepSettings, x: NDArray[Any], y: NDArray[Any]):
+    def __init__(
+        self, engine: CpuEngine, settings: StepSettings, x: NDArray[Any], y: NDArray[Any], weights: NDArray[np.float64]
+    ):
         self.engine, self.config, self.settings = engine, engine.config, settings
-        self._x, self._y, self._y_rows = x, y, y.reshape(len(y), -1)
+        self._x, self._y, self._y_rows, self._weights = x, y, y.reshape(len(y), -1), weights
         self.candidates: Candidates | None = None  # that the following belong to
         self._shape: dict[str, Any] = {}
         self._choice: tuple[Any, Any] = None, None  # of executors, and the block of it
@@ -80,7 +83,9 @@ class CpuSteps:
         if capacity != self.capacity:
             self._shape, self._choice = self._make_shape(structure, capacity), (None, None)
             dtype = self._shape["slope"].dtype
-            self._work, self.capacity = make_work(self.engine, dtype, self.settings.batch, self._y, capacity), capacity
+            batch, weighted = self.settings.batch, self._weights.size > 0
+            self._work = make_work(self.engine, dtype, batch, self._y, capacity, weighted)
+            self.capacity = capacity
         work = self._work.values
         work["which"][0] = 0
         work["indptr"][0], work["indices"][0, :n] = candidates.indptr, candidates.indices
@@ -169,7 +174,7 @@ class CpuSteps:
                 parameters=self._parameters,
                 graph=graph,
                 work=self._work,
-                batches=Block(x=self._x, y=self._y_rows, width=self.settings.image, **batches),
+                batches=Block(x=self._x, y=self._y_rows, weights=self._weights, width=self.settings.image, **batches),
                 term=Block(
                     coefficient=float(term.coefficient),
                     tau=float(term.tau),
@@ -275,7 +280,9 @@ class CpuSteps:
                 w.sequence,
             ),
             take_batch=Entry(
-                cpu_step.take_batch, self._x, self._y_rows, longs, 1, 1, longs, bools, w.x_batch, w.y_rows
+                cpu_step.take_batch,
+                *(self._x, self._y_rows, self._weights, longs, 1, 1, longs, bools, w.x_batch, w.y_rows),
+                w.sample_weights,
             ),
             spread=Entry(cpu_step.spread, w.weight, w.weight),
             forward=Entry(
@@ -283,7 +290,7 @@ class CpuSteps:
                 *(1, 1, f.inputs, f.column, w.x_batch, f.order, f.waves, f.starts, f.sources, w.strengths, *network),
                 *(s.outputs, w.x, w.m, w.out),
             ),
-            objective=Entry(getattr(KERNELS, self.settings.objective), w.out, w.y, 1.0, w.by_output),
+            objective=Entry(getattr(KERNELS, self.settings.objective), w.out, w.y, w.sample_weights, 1.0, w.by_output),
             backward=Entry(
                 backward,
                 *(1, f.inputs, f.order, f.waves, f.starts, f.t_indptr, f.t_edges, w.strengths, *network),
@@ -333,7 +340,7 @@ class CpuSteps:
         if settings.cost:
             cost = Entry(
                 KERNELS.expected_cost,
-                *(s.n_inputs, s.n_sources, f.live, *graph, w.d, 0.5, 1.0, 0.5, *(0.0,) * 5, w.gates, w.best),
+                *(s.n_inputs, s.n_sources, f.live, *graph, w.d, 0.5, 1.0, 0.5, *(0.0,) * 6, w.gates, w.best),
                 *(w.strongest, w.depths, w.depths_back, w.picked, w.by_gate, w.slopes),
             )
         if settings.ring:

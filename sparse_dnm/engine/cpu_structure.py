@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_dnm.checks import CPU, DTYPES, check_parameters
-from sparse_dnm.config import SCALARS, ManifoldConfig
+from sparse_dnm.config import GATED, SCALARS, ManifoldConfig
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine, Evaluated, Neurons, ParameterGradients, Values
@@ -23,6 +23,7 @@ from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
 KERNELS = backend.kernels(CPU)
+IDENTITY = backend.ACTIVATION_CODES["identity"]
 FEW = 6_000  # up to so many candidates, waking other threads costs more than it saves
 NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int32)  # indptr and sources of no structure
 Floats = NDArray[np.floating]
@@ -239,7 +240,9 @@ class CpuSearch(Engine):
             kind, slope = backend.ACTIVATION_CODES[config.activation]
             n, first_linear = config.n_neurons, config.n_sources
             kinds, slopes = np.full(n, kind, np.int8), np.full(n, slope, dtype)
-            self._neurons[dtype] = Neurons(kinds, slopes, first_linear, slice(0, first_linear))
+            if config.neuron in GATED:  # the message of a hidden neuron is its value
+                kinds[config.n_inputs : first_linear], slopes[config.n_inputs : first_linear] = IDENTITY
+            self._neurons[dtype] = Neurons(kinds, slopes, first_linear, slice(0, config.n_weighted))
         return self._neurons[dtype]
 
     def edges_backward(

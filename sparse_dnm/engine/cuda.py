@@ -21,7 +21,7 @@ from sparse_dnm.engine.cuda_structure import CudaSearch, CudaStructure, on_host
 from sparse_dnm.engine.schedule import Schedule
 from sparse_dnm.engine.topology import Topology
 
-WARPS = 8  # per block, which runs one tile
+WARPS = 8 if backend.SIMULATED else 16  # per block, which runs one tile; at most the kernels' MOST_WARPS
 FORWARD, BACKWARD = "forward on CUDA", "backward on CUDA"  # phases that an Executor knows
 FINE = 100  # a measurement lasts at least this many ticks of the clock
 TOGETHER = 64  # it times at most so many steps of a network together

@@ -228,7 +228,7 @@ class CudaSearch(Engine):
         assert candidates is not None
         by_scalar = e.d.new_zeros(len(SCALARS), config.n_rows)
         by_cutoff, by_omega = e.rows.new_zeros(config.n_rows), torch.empty_like(e.omega)
-        imbalance = torch.as_tensor(by_imbalance, dtype=torch.float64, device=self.device).reshape(1)
+        imbalance = self.number(by_imbalance, e.rows).reshape(1)
         backend.launch(
             *(kernels.strength_back, -(-config.n_rows // ADDING), (kernels.WIDTH, ADDING)),
             *(e.rows, self._offsets, config.n_inputs, config.n_sources, config.period, *self._flags, e.c),
@@ -372,7 +372,9 @@ class CudaSearch(Engine):
 
     def number(self, value: Any, like: Tensor) -> Tensor:
         """See `Engine.number`."""
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
+        if isinstance(value, Tensor):
+            return value.to(like.device, like.dtype).reshape(())
+        return like.new_full((), value)  # no copy from the host
 
     def neurons(self, kind: Any, slope: Any, first_linear: int, weighted: Any) -> Neurons:
         """Uploaded."""

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from sparse_dnm.checks import INSTALL_CUDA, MissingPackageError
-from sparse_dnm.config import check_device
-from sparse_dnm.engine.threads import check_threads, use_threads
+from sparse_dnm.engine.cuda_launch import Launcher
+from sparse_dnm.engine.threads import check_threads, threads_here, use_threads
+from sparse_dnm.fields import check_device
 from sparse_dnm.kernels import cpu, jit
 from sparse_dnm.kernels.cpu_propagate import LEAKY, LOGISTIC, SILU, TANH
+from sparse_dnm.kernels.interrupts import Uninterrupted
 
-__all__ = ["check_threads", "use_threads"]  # imported from threads.py
+__all__ = ["Uninterrupted", "check_threads", "threads_here", "use_threads"]  # passed on
 
 # activation -> kind and slope below zero, as the kernels code them
 ACTIVATION_CODES = {
@@ -85,9 +87,6 @@ def on_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-_streams: dict[tuple[int, int], Any] = {}  # torch's streams as numba's objects
-
-
 def device_of(name: str) -> torch.device:
     """The device of this name: cpu, cuda or cuda:N.
 
@@ -109,23 +108,6 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-class DeviceMemory:
-    """Contiguous memory of a device by the CUDA array interface (version 2); it keeps no tensor alive."""
-
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: torch.dtype):
-        name = str(dtype).removeprefix("torch.")
-        about = {"shape": tuple(shape), "typestr": np.dtype(name).str, "data": (pointer, False), "version": 2}
-        self.__cuda_array_interface__ = about
-
-
-@functools.lru_cache(maxsize=4096)
-def _array_at(device: int, pointer: int, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """Numba's array of that memory; cached, because making one is slow and torch reuses the same addresses."""
-    from numba import cuda
-
-    return cuda.as_cuda_array(DeviceMemory(pointer, shape, dtype), sync=False)
-
-
 def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments: Any) -> None:
     """Start a CUDA kernel on contiguous tensors, without copies, on torch's current stream of their device."""
     for a in arguments:
@@ -134,18 +116,12 @@ def launch(kernel: Any, blocks: int, threads: int | tuple[int, int], *arguments:
     if SIMULATED:
         kernel[blocks, threads](*(a.detach().numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
         return
-    from numba import cuda
+    _launcher().launch(kernel, blocks, threads, arguments)
 
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    place = device.index or 0, torch.cuda.current_stream(device).cuda_stream
-    with cuda.gpus[place[0]]:
-        if place not in _streams:
-            _streams[place] = cuda.external_stream(place[1])
-        stream = _streams[place]  # numba tracks launches by this object
-        arrays = (
-            _array_at(place[0], a.data_ptr(), a.shape, a.dtype) if isinstance(a, torch.Tensor) else a for a in arguments
-        )
-        kernel[blocks, threads, stream](*arrays)
+
+@functools.cache
+def _launcher() -> Launcher:
+    return Launcher()
 
 
 def mark(device: torch.device) -> Any:

@@ -45,6 +45,7 @@ class Schedule:
     """
 
     covering: Any = None  # `cpu_blocks.Covering` of it, where one was needed
+    plans: Any = None  # `cpu_recurrent.Plan`s of it, where they were needed
 
     def __init__(self, topology: Topology):
         self.topology = t = topology

@@ -121,6 +121,12 @@ def _all() -> int:
     return max(1, min(most, math.ceil(min(quota(), most))))
 
 
+def threads_here(threads: int) -> int:
+    """``threads``, or fewer where this process may not use so many: those of a run from a larger machine."""
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return min(threads, most)
+
+
 def check_threads(threads: int) -> int:
     """``threads`` if this process may use so many, for 0 as many as are of use; 1 in a forked process.
 

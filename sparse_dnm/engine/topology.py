@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -268,9 +268,11 @@ class Topology:
                 return None
             if isinstance(nodes, (str, bytes)):
                 raise ValueError(f"{name}={nodes!r} must be a list of nodes; one node is [{nodes!r}]")
+            if not isinstance(nodes, Iterable):
+                raise ValueError(f"{name}={nodes!r} must be a list of nodes")
             nodes = list(nodes)
             for node in nodes:
-                if node not in number:
+                if not isinstance(node, Hashable) or node not in number:
                     raise ValueError(f"{name} names {node!r}, which is not a node of the graph")
             return [number[node] for node in nodes]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.timing.probes import Settings
 
 
@@ -19,6 +20,7 @@ class MeasuredMemory:
     """
 
     def __init__(self, model: DynamicManifold, mode: str = "train", batch: int = 50, tau: float = 0.3):
+        refuse_recurrent(model, "MeasuredMemory")
         self._train, self.batch, self.tau = Settings(mode=mode, batch=batch).mode == "train", batch, tau
         self.reference = self.bytes(model.evaluation)
 

@@ -1,76 +1,41 @@
-"""Measured time: seconds of the sparse step on this machine, as a term of the loss (DESIGN, 3).
-
-Measured time has no useful gradient.  The value is the measured one, the gradient that of an expected cost
-(straight-through, Bengio et al. 2013): every candidate exists with a probability, its gate; the costs of an edge,
-a neuron and a level are fitted to measurements and updated during training.
-"""
+"""Measured time: seconds of the sparse step on this machine, as a term of the loss (DESIGN, 3)."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import statistics
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from sparse_dnm.config import ABLATIONS, CLOCKS, ESTIMATORS, check_choice
 from sparse_dnm.engine.base import Engine
-from sparse_dnm.engine.costs import Prices, Stopwatch
+from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.topology import Topology
-from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.proxy import Gradient
+from sparse_dnm.loss.term import UNEXPECTED, Confirmed, TimeSettings, TimeTerm
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, check_profile, describe, fit, fit_clock
-from sparse_dnm.timing.clock import Clock, Timing
-from sparse_dnm.timing.cost_model import COUNTS, FEATURES, Refit
+from sparse_dnm.timing.clock import Clock
+from sparse_dnm.timing.cost_model import COUNTS, Refit
 from sparse_dnm.timing.pace import Pace, Sample, pace_of, sample
 from sparse_dnm.timing.probes import Bench, Settings, topology_dtype
 from sparse_dnm.timing.quiet import Quiet
-from sparse_dnm.timing.timed_steps import TimedSteps
+from sparse_dnm.timing.subprocess import Network, Processes
+from sparse_dnm.wording import words
 
-MAX_MODEL_ERROR = 0.15  # largest median relative error of recent predictions of a cost model that fits
+__all__ = ["MeasuredTime", "TimeSettings"]
 MAX_START_MEASUREMENTS = 3  # of the first step, if it is not as predicted
-UNEXPECTED = 1.5  # a first step this many times longer than predicted is measured again
 SPSA_DRAWS = 4  # pairs of structures per SPSA estimate
 SPSA_ROUNDS = 3  # rounds a b b a per pair
 
 
-@dataclass(frozen=True)
-class TimeSettings:
-    """How `MeasuredTime` measures."""
-
-    mode: str = "train"  # one of config.TIME_MODES
-    batch: int = 50  # samples; in mode "train" those of the training step
-    clock: str = "process_time"  # one of config.CLOCKS
-    every: int = 50  # calls between timed steps
-    tau: float = 0.3  # width of a gate, in closeness
-    budget: float | None = None  # s; None: no constraint
-    estimator: str = "cost-model"  # one of config.ESTIMATORS
-    ablation: str = "none"  # one of config.ABLATIONS
-    probes: int = 20  # structures to fit, and half as many to judge the fit
-    repeats: int = 5  # measurements of each
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("clock", self.clock, CLOCKS)
-        check_choice("estimator", self.estimator, ESTIMATORS)
-        check_choice("ablation", self.ablation, ABLATIONS)
-        if not (math.isfinite(self.tau) and self.tau > 0):
-            raise ValueError(f"tau={self.tau!r} must be a finite number > 0, in closeness")
-        if self.every < 1:
-            raise ValueError(f"every={self.every} must be >= 1")
-        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
-            raise ValueError(f"budget={self.budget!r} must be a finite number of seconds > 0")
-
-
-class MeasuredTime:
+class MeasuredTime(TimeTerm):
     """Measured speed: seconds of the sparse step of ``model``, relative to the budget or, without one, to the start.
 
     Creating it calibrates: structures derived from the network are timed, unless the ``profile`` of a calibration or
@@ -88,17 +53,23 @@ class MeasuredTime:
     Raises ValueError if the model runs on torch-sparse, no clock is fine enough, or the profile does not fit.
     """
 
+    where, depends_on = "in new processes", ("executor", "time_batch")
+
     def __init__(
         self,
         model: DynamicManifold,
-        settings: TimeSettings = TimeSettings(),
+        settings: TimeSettings | None = None,
         profile: Calibration | None = None,
         on_round: Callable[[], None] = lambda: None,
         state: dict[str, Any] | None = None,
     ):
         if model.executor.name == "torch-sparse":
-            raise ValueError("executor torch-sparse cannot be timed by --speed time; choose auto, columns or wavefront")
-        self.settings = settings
+            raise ValueError(
+                f"executor torch-sparse cannot be timed by {words().give('speed', 'time')}; choose auto, columns or "
+                "wavefront"
+            )
+        settings = settings or TimeSettings()
+        super().__init__(settings)
         evaluation = model.find()
         self._bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
         asked = model.executor
@@ -115,16 +86,8 @@ class MeasuredTime:
         self.clock = Clock.of(self._measuring.clock)
         self._engine: Engine = self._bench.engine(self.executor)
         self._dtype = topology_dtype(evaluation.structure)
-        self._recent: deque[float] = deque(maxlen=50)  # s, for the placebo
-        self.seconds = math.nan  # of the present structure: a median over the last timed steps
-        self.timing: Timing | None = None  # the same with its quartiles
-        self.told: tuple[Timing, float] | None = None  # that of the last `value`, and what the clock had shown last
-        self.steps = TimedSteps()
         self._before = 0  # disturbances before the caller's own step
-        self.calls = self.timed = 0
-        self._prices: Prices | None = None
         self._began = False  # a step has been timed since the calibration
-        self.calibration: Calibration | None = None
         if state is None:
             self._calibrate(evaluation, profile, on_round)
         else:
@@ -133,8 +96,6 @@ class MeasuredTime:
     def _calibrate(self, evaluation: Evaluation, profile: Calibration | None, on_round: Callable[[], None]) -> None:
         """Fit the cost model, and measure the first step."""
         wanted, ablation = self._measuring, self.settings.ablation
-        self.notes: tuple[str, ...] = ()  # about the pace of a profile
-        self._rng = np.random.default_rng(self.settings.seed)
         if profile is None:
             profile = calibrate(evaluation.structure, self._engine, self._bench.x, wanted, on_round)
         else:
@@ -158,12 +119,6 @@ class MeasuredTime:
                 break
         self._begin(start)
 
-    def _begin(self, start: float) -> None:
-        budget = self.settings.budget
-        self.start = start  # s, of a step of the network at the calibration
-        self.reference = budget or start  # s, the unit of the value
-        self.controller = None if budget is None else Controller(budget, start)
-
     # -- value -----------------------------------------------------------------------------------------------
 
     def _watch(self, evaluation: Evaluation) -> Stopwatch:
@@ -171,28 +126,31 @@ class MeasuredTime:
         e = evaluation
         return self._engine.stopwatch(e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train")
 
-    def measure(self, evaluation: Evaluation, repeats: int = 15) -> float:
-        """Median seconds of a step of this structure, run only for timing, in turns with the reference."""
-        return self.sample(evaluation, repeats).seconds
-
     def sample(self, evaluation: Evaluation, repeats: int = 15) -> Sample:
-        """The same, with the seconds that the clock showed."""
+        """See `TimeTerm.sample`; in turns with the reference."""
         watch = self._watch(evaluation)
         samples = [sample(self.pace, lambda: watch.warm(self.clock)) for _ in range(repeats)]
         kept = [one for one in samples if not one.torn] or samples
         return Sample(*(statistics.median(values) for values in zip(*((s.seconds, s.raw) for s in kept), strict=True)))
 
     def promise(self) -> Settings:
-        """Settings with which subprocesses time the network, for the summary."""
+        """Settings with which new processes time the network."""
         unit = self.pace.unit if isinstance(self.pace, Pace) else None
         return replace(self._measuring, repeats=101, device=str(self._engine.device), unit=unit)
 
-    def seconds_per(self) -> dict[str, float]:
-        """Seconds per feature in the present cost model."""
-        return dict(zip(FEATURES[self._measuring.priced], self.refit.model.coefficients, strict=True))
+    @contextlib.contextmanager
+    def confirming(self) -> Iterator[Callable[[DynamicManifold], Confirmed]]:
+        """See `TimeTerm.confirming`: new processes time it."""
+        with Processes() as processes:
+
+            def confirm(model: DynamicManifold) -> Confirmed:
+                found = processes.time({"network": Network.of(model)}, self.promise())
+                return Confirmed(found.seconds["network"], found.factor)
+
+            yield confirm
 
     def counts(self, evaluation: Evaluation) -> Floats:
-        """Features of the structure."""
+        """See `TimeTerm.counts`."""
         found: Floats = self._engine.features(evaluation.structure, self._measuring.executor)
         return found
 
@@ -203,10 +161,7 @@ class MeasuredTime:
         return self.settings.mode == "train" and self.settings.budget is None and self._measuring.device == "cpu"
 
     def value(self, evaluation: Evaluation, own: bool = False) -> float:
-        """Seconds of a step, relative to the reference; every ``every``-th call times one.
-
-        own   the caller times the model's own step, see `begin_step`
-        """
+        """See `TimeTerm.value`: every ``every``-th call times a step."""
         due = self.untimed_calls == 0
         self.calls += 1
         if due and not own:
@@ -219,8 +174,7 @@ class MeasuredTime:
         return self.seconds / self.reference
 
     def begin_step(self) -> bool:
-        """Call before the model's own step.  Where it returns True, that step is to be timed: read `clock` around its
-        passes, say ``own`` to `value`, and hand the seconds to `end_step`."""
+        """See `TimeTerm.begin_step`."""
         if not (self.takes_steps and self._began and self.untimed_calls == 0):
             return False
         self._before = self.clock.disturbances()
@@ -235,12 +189,8 @@ class MeasuredTime:
 
     @property
     def untimed_calls(self) -> int:
-        """Number of calls of `value` before the next timed step."""
+        """See `TimeTerm.untimed_calls`: those before the next timed step."""
         return 0 if math.isnan(self.seconds) else -self.calls % self.settings.every
-
-    def pass_calls(self, count: int) -> None:
-        """Count ``count`` calls of `value` as made, whose results the caller knows."""
-        self.calls += count
 
     def _time(self, evaluation: Evaluation, found: Sample, disturbed: bool) -> None:
         """A step was timed: update prices and multiplier."""
@@ -248,56 +198,15 @@ class MeasuredTime:
         if found.seconds <= 0.0 or ((disturbed or found.torn) and not math.isnan(self.seconds)):
             self.steps.fail()
             return
-        self.timed += 1
-        counts, seconds = self.counts(evaluation), found.seconds
-        self.steps.add(counts, seconds, found.raw)
-        if self.settings.ablation == "shuffled":
-            self._recent.append(seconds)
-            seconds = float(self._rng.choice(self._recent))
-        if self.settings.ablation != "no-refit":
-            self.refit.add(counts, seconds)
-        self.timing = self.steps.of(counts, self.refit.model, self.clock.name)
-        self.seconds = self.timing.median
-        self._prices = self.refit.model.prices(counts)
-        if self.controller is not None:
-            self.controller.update(self.seconds, self.settings.every)
-
-    @property
-    def multiplier(self) -> float:
-        """Factor of the term's coefficient: 1 without a budget."""
-        return 1.0 if self.controller is None else self.controller.multiplier
-
-    @property
-    def fits(self) -> bool:
-        """Whether the cost model predicts the last timed steps."""
-        return math.isnan(self.refit.error) or self.refit.error <= MAX_MODEL_ERROR
+        counts = self.counts(evaluation)
+        self._take(counts, found)
+        self._know(counts, self.settings.every)
 
     # -- gradient --------------------------------------------------------------------------------------------
 
-    def prices(self, evaluation: Evaluation) -> Prices:
-        """Seconds of one more of each, near this structure."""
-        return self.refit.model.prices(self.counts(evaluation))
-
     def gradient(self, evaluation: Evaluation) -> Gradient:
-        """Gradient of the value."""
-        if self._prices is None:  # resumed, or the first timed step was interrupted
-            self._prices = self.prices(evaluation)
-        if self.settings.estimator == "spsa":
-            return self._spsa(evaluation)
-        cost = evaluation.expected_cost(self.settings.tau, self._relative(self._prices))
-        return Gradient(cost.by_cutoff, cost.by_closeness)
-
-    def _relative(self, p: Prices) -> Prices:
-        """Prices relative to the reference."""
-        r = self.reference
-        return Prices(*(price / r for price in p))
-
-    def known_prices(self) -> Prices | None:
-        """The prices that `gradient` uses, relative to the reference; None if it uses none, or does not have them
-        yet."""
-        if self._prices is None or self.settings.estimator == "spsa":
-            return None
-        return self._relative(self._prices)
+        """See `TimeTerm.gradient`; by the cost model or without it."""
+        return self._spsa(evaluation) if self.settings.estimator == "spsa" else super().gradient(evaluation)
 
     def _spsa(self, evaluation: Evaluation) -> Gradient:
         """Simultaneous perturbation (Spall 1992), without a cost model: the closeness of every candidate is moved by
@@ -333,45 +242,19 @@ class MeasuredTime:
                 found[which].append(sample(self.pace, functools.partial(watch.warm, self.clock)).seconds)
         return statistics.median(found[0]), statistics.median(found[1])
 
-    def __call__(self, model: DynamicManifold) -> Tensor:
-        """The term, a scalar tensor with its gradient; call the model first."""
-        evaluation = model.evaluation
-        return evaluation.straight_through(self.value(evaluation), *self.gradient(evaluation))
-
     # -- state ----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, as JSON values."""
-        return {
-            "executor": self.executor.name,
-            "threads": self.executor.threads,
-            "device": self._measuring.device,
-            "clock": self._measuring.clock,
-            "start": self.start,
-            "seconds": None if math.isnan(self.seconds) else self.seconds,
-            "steps": self.steps.state(),
-            "unit": asdict(self.pace.unit) if isinstance(self.pace, Pace) and self.pace.unit else None,
-            "calls": self.calls,
-            "timed": self.timed,
-            "integral": None if self.controller is None else self.controller.integral,
-            "refit": self.refit.state(),
-        }
+        """See `TimeTerm.state`; with what seconds are relative to."""
+        unit = asdict(self.pace.unit) if isinstance(self.pace, Pace) and self.pace.unit else None
+        return {**super().state(), "unit": unit}
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, without a calibration."""
-        self._rng = np.random.default_rng((self.settings.seed, state["calls"]))
         unit = Quiet(**state["unit"]) if state.get("unit") else None
         self.pace = pace_of(self._engine, self._measuring, self._dtype, unit)
         self.pace.settle_now()
-        self.notes = ()
-        self._begin(state["start"])
-        self.refit = Refit.from_state(state["refit"])
-        self.calls, self.timed = state["calls"], state["timed"]
-        self.steps = TimedSteps.from_state(state.get("steps", []))
-        if state["seconds"] is not None:
-            self.seconds = state["seconds"]
-        if self.controller is not None:
-            self.controller.integral = state["integral"]
+        super()._restore(state)
 
     def describe(self) -> list[str]:
         """The results of the calibration, as lines."""
@@ -382,10 +265,10 @@ class MeasuredTime:
             *(() if self.calibration.notes else self.pace.describe()),
             f"  reference: {1e6 * self.reference:.4g} µs",
         ]
-        if self.settings.ablation == "none" and not 1 < UNEXPECTED * self.start / self._predicted < UNEXPECTED**2:
+        if self.settings.ablation == "none" and not self.as_predicted:
             lines.append(
                 f"warning: a step of this network takes {1e6 * self.start:.4g} µs, the calibration predicts "
                 f"{1e6 * self._predicted:.4g}: the profile is of another network, or threads wait for each other on a "
-                "busy machine; calibrate again, keep the machine quiet, or use --threads 1"
+                f"busy machine; calibrate again, keep the machine quiet, or use {words().give('threads', 1)}"
             )
         return lines

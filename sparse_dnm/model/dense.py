@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, ManifoldConfig, check_choice
 from sparse_dnm.model.init import initial_scalars
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.saved import slots_in_order
 
 METHODS = ("levels", "neurons")
@@ -68,6 +69,7 @@ class DenseManifold(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("method", method, METHODS)
+        refuse_recurrent(config, "DenseManifold")
         if config.edges != "closeness" and state is None:
             raise ValueError(
                 f'edges="{config.edges}" needs candidate edges, which DenseManifold does not search for; '

@@ -19,6 +19,7 @@ from sparse_dnm.engine.candidates import Candidates, Geometry, check_candidates,
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.model.averaging import SlotBirths
 from sparse_dnm.model.followed import Followed
+from sparse_dnm.model.recurrent import SequenceModule
 from sparse_dnm.model.saved import as_searched, names_of, saved_structure
 
 STRUCTURE = ("candidate_indptr", "candidate_indices", "candidate_slots", "structure_digest", "_reference")
@@ -33,7 +34,7 @@ MIXED = (
 )
 
 
-class EdgeSlots(nn.Module):
+class EdgeSlots(SequenceModule):
     """Holds candidates, and the slot that each owns in the parameter edge_weight (capacity,).
 
     Buffers, all of fixed length, so that whatever holds, copies or averages them keeps fitting:
@@ -81,7 +82,7 @@ class EdgeSlots(nn.Module):
     def _engine_on(self, device: torch.device) -> Engine:
         engine = self.__dict__["_engine"]
         if engine is None or engine.executor is not self.executor or not engine.serves(device):
-            engine = engine_for(self.executor, device, self.config)
+            engine = engine_for(self.executor, device, self.config.graph)
             self.__dict__["_engine"] = engine  # nn.Module.__setattr__ is slow
         return engine
 
@@ -93,7 +94,7 @@ class EdgeSlots(nn.Module):
 
     def _nothing(self) -> Candidates:
         """No candidates, in arrays of the CPU."""
-        return engine_for(self.executor, CPU, self.config).no_candidates()
+        return engine_for(self.executor, CPU, self.config.graph).no_candidates()
 
     def _hold(self, candidates: Candidates, capacity: int) -> None:
         """Register new buffers of this capacity that hold the candidates."""
@@ -174,7 +175,7 @@ class EdgeSlots(nn.Module):
         parts = self.candidate_indptr, self.candidate_indices[:n], self._reference, None if slots is None else slots[:n]
         held = Candidates.of(*(None if t is None else engine.array(t.clone()) for t in parts))
         host = held.host
-        check_candidates(self.config, host.indptr, host.indices, n)
+        check_candidates(self.config.graph, host.indptr, host.indices, n)
         if host.slots is not None:
             check_slots(host.slots, self.capacity)
         if self._held_candidates is None or not self._held_candidates.same(held):
@@ -272,7 +273,7 @@ class EdgeSlots(nn.Module):
         """
         if not self._geometry.omega_in_closeness:
             raise ValueError(f"candidates can be added in edges {OMEGA_IN_CLOSENESS} only, not {self.config.edges!r}")
-        found, filled, values = with_new_pairs(self.config, self.candidates, rows, sources, omega, self.capacity)
+        found, filled, values = with_new_pairs(self.config.graph, self.candidates, rows, sources, omega, self.capacity)
         self._write(self._on_engine(found))
         device = self._parameters_device()
         self._fill(*(torch.from_numpy(a).to(device) for a in (found.slots, filled, values)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,27 @@ from torch import Tensor
 from sparse_dnm.checks import check_input
 from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.engine.cpu import CpuEngine, Floats
+from sparse_dnm.engine.cpu_blocks import LANES
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 
 BLOCK_ROWS = 64  # rows whose pairs are scored together
 NEW_EDGE_CLOSENESS = 1.002  # |d| of a new edge, over the cutoff
 MIN_FACTOR = 0.05  # smallest closeness without omega of a new edge; below it, omega would be huge
+FREE = 0.1  # share of its price that a block costs at least where its edges are there already
 LAST_SEARCH = 0.85  # share of the steps before the trim after which searches for edges stop
 
 
 def grow_edges(
     model: DynamicManifold, x: Tensor, loss: Callable[[Tensor], Tensor], count: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, prices: tuple[float, float] | None = None,
 ) -> int:  # fmt: skip
     """Make edges of the ``count`` pairs with the largest gradient of ``loss`` (of the outputs for the batch x).
 
+    With ``prices``, of an edge alone and of a block of LANES neighbouring sources, whole blocks are made instead, about
+    ``count`` edges in all: those whose gradients, added up, are largest for what the block costs more than its edges
+    cost now, the best one of a row at most.
     With a ``generator``, pairs and signs are drawn from it instead (for comparison: SET, Mocanu et al. 2018).
     Returns the number of new edges.  Raises ValueError if closeness has no factor omega: then no single edge can be
     added.
@@ -44,6 +51,7 @@ def grow_edges(
         )
     if count < 1:
         raise ValueError(f"count={count} must be >= 1 edge")
+    refuse_recurrent(model, "a search for edges beyond the candidates")
     check_input(x, model.config.n_inputs, model.alpha.dtype)
     evaluation = model.find()
     structure, e = evaluation.host, evaluation.host_values
@@ -82,10 +90,38 @@ def grow_edges(
             linear = torch.from_numpy(readers >= model.config.n_sources)[:, None]
             given = by_value[readers]
             scores = torch.where(linear, given @ linear_messages.T, given @ messages.T)[:, : model.config.n_sources]
-        best.take(torch.where(torch.from_numpy(allowed), scores, 0.0), rows, factor)
+        scores = torch.where(torch.from_numpy(allowed), scores, 0.0)
+        if prices is not None and model.config.n_sources >= LANES:
+            scores = _best_blocks(scores, _active(structure, e, rows, model.config.n_sources), prices)
+        best.take(scores, rows, factor)
     rows, sources, slopes, factors = best.found()
     model.add_candidates(rows, sources, -np.sign(slopes) * NEW_EDGE_CLOSENESS * e.c / factors)
     return len(rows)
+
+
+def _active(structure: Any, e: Any, rows: NDArray[np.intp], n_sources: int) -> Tensor:
+    """Which sources each of some rows reads: bool (rows, n_sources)."""
+    candidates = structure.candidates
+    out = np.zeros((len(rows), n_sources), np.bool_)
+    for k, r in enumerate(rows):
+        part = slice(candidates.indptr[r], candidates.indptr[r + 1])
+        out[k, candidates.indices[part][np.abs(e.d[part]) > e.c]] = True
+    return torch.from_numpy(out)
+
+
+def _best_blocks(scores: Tensor, active: Tensor, prices: tuple[float, float]) -> Tensor:
+    """The scores of the pairs in the best block of each row, multiplied so that blocks compare by their sums for what
+    they cost; 0 elsewhere."""
+    lone, block = prices
+    windows = scores.abs().unfold(1, LANES, 1).sum(2)  # (rows, n_sources - LANES + 1)
+    reads = active.to(scores.dtype).unfold(1, LANES, 1).sum(2)
+    more = (block - torch.clamp(lone * reads, max=block)).clamp(min=FREE * block)
+    worth, start = (windows / more).max(1)
+    lanes = start[:, None] + torch.arange(LANES)
+    found = torch.zeros_like(scores)
+    inside = scores.gather(1, lanes)
+    found.scatter_(1, lanes, torch.where(inside == 0, 0.0, inside.sign() * worth[:, None] * (1 + 1e-6 * inside.abs())))
+    return found
 
 
 def reinitialize_rows(model: DynamicManifold, generator: torch.Generator) -> int:
@@ -95,7 +131,7 @@ def reinitialize_rows(model: DynamicManifold, generator: torch.Generator) -> int
     """
     evaluation = model.find()
     hidden = np.arange(model.config.n_rows) < model.config.n_hidden
-    reads = np.diff(evaluation.topology.indptr)[model.config.n_inputs :]
+    reads = np.diff(evaluation.topology.indptr)[model.config.graph.n_inputs :]
     dead = np.flatnonzero(hidden & (reads == 0))
     drawn = initial_scalars(model.config, generator, model.alpha.dtype)
     with torch.no_grad():

@@ -13,7 +13,7 @@ def initial_scalars(
     """Draw the raw scalars of ``config`` on the CPU, all normal, in the order of the dict that is returned.
 
     alpha, beta, gamma, theta, phi, sigma, mu   (n_rows,)      those that the edge mode has
-    weight, bias                                (n_sources,)
+    weight, bias                                (n_weighted,)
     cutoff                                      ()             config.cutoff, not drawn
     Each is mean + std * torch.randn(size, generator=generator, dtype=dtype), so the same seed gives different values
     in another dtype.  ``generator=None`` draws from torch's global generator.
@@ -22,7 +22,7 @@ def initial_scalars(
     scalars = {}
     for name in names:
         mean, std = getattr(config, name)
-        size = config.n_sources if name in ("weight", "bias") else config.n_rows
+        size = config.n_weighted if name in ("weight", "bias") else config.n_rows
         scalars[name] = mean + std * torch.randn(size, generator=generator, dtype=dtype)
     scalars["cutoff"] = torch.tensor(config.cutoff, dtype=dtype)
     return scalars

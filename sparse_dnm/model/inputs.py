@@ -27,6 +27,13 @@ def _autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def autocast_off(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating x in ``dtype`` where torch.autocast is on, else as it is."""
+    if torch._C._is_any_autocast_enabled() and isinstance(x, Tensor) and _autocast(x.device.type):
+        return x.to(dtype) if x.is_floating_point() else x
+    return x
+
+
 def rows_of(
     x: Tensor, n_inputs: int, dtype: torch.dtype, device: torch.device, recorded: bool = False
 ) -> tuple[Tensor, torch.Size | None, contextlib.AbstractContextManager[object] | None]:

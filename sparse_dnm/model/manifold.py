@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +16,14 @@ from sparse_dnm.engine.autograd import Found, Network, edge_strength, propagate
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Array, Engine, Ring, Update
 from sparse_dnm.engine.candidates import Geometry
+from sparse_dnm.engine.recurrence import Recurrence
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.edges import EdgeSlots
 from sparse_dnm.model.evaluation import Evaluation, Graph
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
 from sparse_dnm.model.parameters import OwnParameters, Parameters, Remembered, without_transforms
+from sparse_dnm.model.recurrent import ONE_STEP, Now, gate_parameters, refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -31,12 +34,16 @@ class DynamicManifold(EdgeSlots):
 
     model(x): x (..., n_inputs) of the model's dtype -> (..., n_outputs).  Each call finds the structure that belongs to
     the present parameters, exactly, then runs the live part of it.
+    A recurrent one, with ``neuron`` or ``n_memory`` in its config, takes sequences: model(x, lengths=None, state=None):
+    x (batch, time, n_inputs) -> (batch, time, n_outputs); see `recurrent.SequenceModule` for more, and `step`.
 
     Only one thread may use a model at a time: a call keeps its evaluation in the model.
 
     Parameters: alpha, mu, sigma (and beta, gamma, theta, phi, unless ``edges="free"``), each (n_rows,); cutoff ();
     weight, bias (n_sources,); edge_weight (capacity,), unless ``edges="closeness"``.  A candidate edge owns one slot
-    of edge_weight while it is one; free slots hold 0 (see `follow` and `grow_capacity`).
+    of edge_weight while it is one; free slots hold 0 (see `follow` and `grow_capacity`).  Hidden neurons with gates
+    have no weight and bias, but gate_weight, gate_recurrent, gate_bias; those of ctrnn also have rate: see
+    `recurrent.gate_parameters`.
     ``kappa`` (a plain number, 0 at first) is the coefficient of the gradient that candidates below the cutoff receive,
     as if they were edges: with it a network can grow, without it gradients are exact.
 
@@ -71,7 +78,14 @@ class DynamicManifold(EdgeSlots):
         with torch.device("cpu"):
             for name, value in initial_scalars(config, generator, dtype).items():
                 self.register_parameter(name, nn.Parameter(value))
-            self._begin(Geometry(config))
+            graph = config.graph
+            if config.recurrent:
+                hidden = np.arange(graph.n_inputs, graph.n_sources, dtype=np.int32)
+                cells = hidden[:0] if config.neuron == "memoryless" else hidden
+                self._recurrence = Recurrence(config.neuron, cells, config.n_memory)
+                for name, value in gate_parameters(config, len(cells), generator, dtype).items():
+                    self.register_parameter(name, nn.Parameter(value))
+            self._begin(Geometry(graph))
             self._own = OwnParameters(self)
             self._first_structure()
         self.to(where)
@@ -93,6 +107,7 @@ class DynamicManifold(EdgeSlots):
         c = self.config
         return (
             f"{c.n_inputs} inputs, {c.n_hidden} hidden, {c.n_outputs} outputs, edges={c.edges!r}, "
+            f"{f'neuron={c.neuron!r}, n_memory={c.n_memory}, ' if c.recurrent else ''}"
             f"activation={c.activation!r}, capacity={self.capacity}, executor={self.executor.name!r}"
         )
 
@@ -322,6 +337,7 @@ class DynamicManifold(EdgeSlots):
         The strengths of the edges become its edge_weight; weight and bias are copied.  It can be trained, traced and
         exported.
         """
+        refuse_recurrent(self, "to_dag (and with it export, predict and load)")
         found, named, config = self.find(), self._named(), self.config
         return SparseDAG(
             found.topology, found.engine.tensor(found.values.strengths), named["bias"], weight=named["weight"],
@@ -332,9 +348,16 @@ class DynamicManifold(EdgeSlots):
 
     # -- execution -------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (..., n_outputs).  Raises ValueError where x does not fit."""
+    def forward(self, x: Tensor, *sequence: Any, **options: Any) -> Any:
+        """Outputs (..., n_outputs).  Raises ValueError where x does not fit.
+
+        Of a recurrent network: see `SequenceModule._run_sequences` for all arguments.
+        """
         refuse_tracing(TO_DAG)
+        if self._recurrence is not None:
+            return self._run_sequences(x, *sequence, **options)
+        if sequence or options:
+            raise ValueError(ONE_STEP)
         parameters, config = self._own.present(self), self.config
         alpha = parameters.named["alpha"]
         rows, leading, precision = rows_of(x, config.n_inputs, alpha.dtype, alpha.device)
@@ -346,6 +369,21 @@ class DynamicManifold(EdgeSlots):
         return out if leading is None else restored(out, leading)
 
     forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # the structure is data: torch.compile calls it
+
+    @property
+    def _like(self) -> Tensor:
+        return self.alpha
+
+    def _widths(self) -> tuple[int, bool]:
+        return self.config.n_inputs, self.config.output == "square"
+
+    def _now(self) -> Now:
+        """See `SequenceModule`."""
+        found, named = self._evaluate(), self._own.present(self).named
+        graph = found.graph
+        assert graph is not None
+        parts = found.engine, found.structure, graph.strengths, named["weight"], named["bias"]
+        return Now(*parts, self.ring(found), graph.closeness)
 
     def _outputs(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Outputs (batch, n_outputs)."""

@@ -21,6 +21,8 @@ DAMAGED = (
     "from one state_dict"
 )
 
+INTEGERS = {"candidate_indptr": torch.int64, "candidate_indices": torch.int32, "candidate_slots": torch.int64}
+
 
 class SavedStructure(NamedTuple):
     """Candidates that a state holds, in arrays of the CPU.
@@ -51,7 +53,7 @@ def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str
     Raises ValueError if the candidates are not possible edges, or the entries do not fit each other.
     """
     free, config = geometry.free, geometry.config
-    held = {name: state[prefix + name].detach().cpu() for name in names_of(geometry, state, prefix)}
+    held = {name: _typed(name, state[prefix + name].detach().cpu()) for name in names_of(geometry, state, prefix)}
     slotted, searched = prefix + "structure_digest" in state, prefix + "_reference" in state
     indptr, indices = held["candidate_indptr"].numpy().copy(), held["candidate_indices"].numpy().copy()
     slots = np.arange(len(indices)) if free else None
@@ -80,6 +82,15 @@ def saved_structure(geometry: Geometry, state: Mapping[str, Tensor], prefix: str
     if not (searched or free):  # with edges="closeness" they are found again
         indptr, indices = np.zeros_like(indptr), indices[:0]
     return SavedStructure(Candidates(indptr, indices, slots, reference), capacity, slotted, searched)
+
+
+def _typed(name: str, entry: Tensor) -> Tensor:
+    """An entry in the type that kernels read.  Raises ValueError if it holds numbers that the type does not."""
+    wanted = INTEGERS.get(name, entry.dtype)
+    found = entry.to(wanted)
+    if not torch.equal(found.to(entry.dtype), entry):
+        raise ValueError(f"{name} of type {entry.dtype} holds numbers that are not {wanted}; take it as it was saved")
+    return found
 
 
 def slots_in_order(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

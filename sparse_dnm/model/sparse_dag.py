@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from sparse_dnm.engine.autograd import Network, propagate, unwrapped
 from sparse_dnm.engine.autotune import Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
-from sparse_dnm.engine.topology import Topology, canonical_csr
+from sparse_dnm.engine.topology import Topology
+from sparse_dnm.model.activations import as_bytes, codes_of, of_bytes, spelled
 from sparse_dnm.model.inputs import is_recorded, restored, rows_of
 
 if TYPE_CHECKING:
     import networkx as nx
+
+    from sparse_dnm.interop.labels import Labels
 
 ARRAYS = ("indptr", "indices", "inputs", "outputs")  # these define a topology
 NAMES = {"edge_weight", "bias", "weight"}
@@ -43,6 +46,8 @@ class SparseDAG(nn.Module):
 
     Parameters: edge_weight (n_edges,) in the order of ``topology.edges()``, bias (n_neurons - n_inputs,) of the
     neurons that are no inputs, ascending.  Without ``values``, weights are normal with variance 2 / sources.
+    ``activation``: a name for all neurons, or a sequence of one for each.  ``leaky_relu(0.01)`` has that slope below
+    zero.
     ``weight``: also a factor per neuron: z_i = factor_i * (sum ...) + bias_i; a parameter as long as bias.
     ``input_neurons``: inputs have the activation, a bias and the factor, too, applied to their column of x.
     ``linear_outputs``: outputs are sums of z, y_i = sum weight_ij z_j, without factor, bias and activation.  They must
@@ -61,6 +66,7 @@ class SparseDAG(nn.Module):
     edge_weight: nn.Parameter
     bias: nn.Parameter
     weight: nn.Parameter | None
+    labels: Labels | None = None  # names and attributes of a graph that it was made of
 
     @torch.inference_mode(False)  # or what is made here could not be trained
     def __init__(
@@ -70,7 +76,7 @@ class SparseDAG(nn.Module):
         bias: ArrayLike | Tensor | None = None,
         *,
         weight: ArrayLike | Tensor | None = None,
-        activation: str = "leaky_relu",
+        activation: str | Sequence[str] = "leaky_relu",
         input_neurons: bool = False,
         linear_outputs: bool = False,
         output: str = "linear",
@@ -83,15 +89,15 @@ class SparseDAG(nn.Module):
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         check_dtype(dtype)
-        check_choice("activation", activation, ACTIVATIONS)
         check_choice("output", output, OUTPUTS)
         where = torch.get_default_device() if device is None else torch.device(device)
-        self.topology, self.activation, self.output = topology, activation, output
+        self.topology, self.output = topology, output
         self.input_neurons, self.linear_outputs = bool(input_neurons), bool(linear_outputs)
+        self.activation = spelled(activation, topology, self.input_neurons)
         self.executor = Executor(executor, threads)
         n_edges, n_biased = (
             topology.n_edges,
-            _weighted(topology, activation, self.input_neurons, self.linear_outputs),
+            _weighted(topology, self.activation, self.input_neurons, self.linear_outputs),
         )
         self.n_inputs, self.n_outputs = len(topology.inputs), len(topology.outputs)
         self._shapes = {"edge_weight": (n_edges,), "bias": (n_biased,), "weight": (n_biased,)}
@@ -99,9 +105,9 @@ class SparseDAG(nn.Module):
             if values is None:
                 readers = torch.from_numpy(np.diff(topology.indptr).repeat(np.diff(topology.indptr)))
                 values = torch.randn(n_edges, generator=generator, dtype=dtype) * (2 / readers.to(dtype)).sqrt()
-            self.edge_weight = nn.Parameter(_vector("values", values, n_edges, dtype))
-            self.bias = nn.Parameter(_vector("bias", 0.0 if bias is None else bias, n_biased, dtype))
-            scaled = None if weight is None else nn.Parameter(_vector("weight", weight, n_biased, dtype))
+            self.edge_weight = nn.Parameter(vector("values", values, n_edges, dtype))
+            self.bias = nn.Parameter(vector("bias", 0.0 if bias is None else bias, n_biased, dtype))
+            scaled = None if weight is None else nn.Parameter(vector("weight", weight, n_biased, dtype))
             self.register_parameter("weight", scaled)
             self._hold(CPU)
         self._engine: Engine | None = None
@@ -110,32 +116,10 @@ class SparseDAG(nn.Module):
 
     @classmethod
     def from_linear(cls, layers: Iterable[nn.Linear], **options: Any) -> SparseDAG:
-        """The DAG of a stack of nn.Linear with the activation between them; weights that are 0 make no edge.
+        """The DAG of a stack of nn.Linear: see `sparse_dnm.interop.from_linear`."""
+        from sparse_dnm import interop
 
-        dtype and device are those of the layers unless ``options`` name others.
-        """
-        layers = list(layers)
-        if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
-            raise ValueError(f"{[type(layer).__name__ for layer in layers]} must be one nn.Linear or more")
-        sources, readers, values, biases = [], [], [], []
-        first = 0
-        for k, layer in enumerate(layers):
-            if k and layer.in_features != layers[k - 1].out_features:
-                raise ValueError(
-                    f"layer {k} reads {layer.in_features} features, layer {k - 1} gives {layers[k - 1].out_features}"
-                )
-            weight = layer.weight.detach().cpu()
-            row, column = weight.nonzero(as_tuple=True)
-            sources.append(column + first)
-            first += layer.in_features
-            readers.append(row + first)
-            values.append(weight[row, column])
-            biases.append(weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu())
-        n, n_out = first + layers[-1].out_features, layers[-1].out_features
-        edges = torch.stack([torch.cat(sources), torch.cat(readers)], dim=1).numpy()
-        topology = Topology.from_edges(edges, n, np.arange(layers[0].in_features), np.arange(n - n_out, n))
-        options = {"dtype": layers[0].weight.dtype, "device": layers[0].weight.device, **options}
-        return cls(topology, torch.cat(values), torch.cat(biases), **options)
+        return interop.from_linear(layers, network=cls, **options)
 
     @classmethod
     def from_scipy(
@@ -147,17 +131,10 @@ class SparseDAG(nn.Module):
         rows: str = "readers",
         **options: Any,
     ) -> SparseDAG:
-        """The DAG of a square scipy sparse matrix of any format, its elements being the weights of the edges.
+        """The DAG of a square scipy sparse matrix: see `sparse_dnm.interop.from_scipy`."""
+        from sparse_dnm import interop
 
-        ``rows="readers"``: [i, j] is the weight with which neuron i reads neuron j; ``rows="sources"``: that with which
-        neuron j reads neuron i, as in the adjacency matrices of networkx.  A zero that is stored is an edge of weight
-        0; elements stored twice are summed.  ``inputs`` and ``outputs`` as in `Topology.from_edges`; ``options`` are
-        those of SparseDAG.
-        """
-        csr = canonical_csr(matrix, rows)
-        if csr.dtype.kind not in "biuf":
-            raise ValueError(f"matrix of dtype {csr.dtype} must hold real numbers")
-        return cls(Topology.from_scipy(csr, inputs, outputs), csr.data.astype(np.float64), **options)
+        return interop.from_scipy(matrix, inputs, outputs, rows=rows, network=cls, **options)
 
     @classmethod
     def from_networkx(
@@ -168,27 +145,10 @@ class SparseDAG(nn.Module):
         weight: str | None = "weight",
         **options: Any,
     ) -> SparseDAG:
-        """The DAG of a directed graph, an arc u -> v meaning that v reads u with the weight that the arc has as an
-        attribute of this name; 1 where it has none, as in networkx.
+        """The DAG of a directed graph: see `sparse_dnm.interop.from_networkx`."""
+        from sparse_dnm import interop
 
-        ``weight=None``: weights are drawn, see SparseDAG.  ``inputs`` and ``outputs`` are nodes; see
-        `Topology.from_networkx`.
-        """
-        topology = Topology.from_networkx(graph, inputs, outputs)
-        if weight is None:
-            return cls(topology, **options)
-        if weight != "weight" and not any(weight in found for *_, found in graph.edges(data=True)):
-            raise ValueError(f"no arc has the attribute weight={weight!r}; weight=None draws the weights")
-        nodes, values = list(graph), []
-        for source, reader in topology.edges().tolist():
-            value = graph.edges[nodes[source], nodes[reader]].get(weight, 1)
-            try:
-                values.append(float(value))
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"arc {nodes[source]!r} -> {nodes[reader]!r} has {weight}={value!r}, which is no number"
-                ) from None
-        return cls(topology, np.array(values, np.float64), **options)
+        return interop.from_networkx(graph, inputs, outputs, weight, network=cls, **options)
 
     def extra_repr(self) -> str:
         """Sizes and functions."""
@@ -204,8 +164,11 @@ class SparseDAG(nn.Module):
 
     def _held(self) -> dict[str, Tensor]:
         """The topology and the functions of the neurons as new tensors, by the names of the buffers."""
-        places = [options.index(getattr(self, name)) for name, options in FUNCTIONS.items()]
+        chosen = [(getattr(self, name), legal) for name, legal in FUNCTIONS.items()]
+        places = [legal.index(value) if value in legal else len(legal) for value, legal in chosen]
         held = {name: torch.from_numpy(np.array(getattr(self.topology, name))) for name in ARRAYS}
+        if self.activation not in ACTIVATIONS:
+            held["activations"] = as_bytes(self.activation)
         return {**held, "functions": torch.tensor(places, device=CPU)}
 
     def _hold(self, device: torch.device) -> None:
@@ -334,8 +297,7 @@ def structure_of(engine: Engine, topology: Topology, dtype: torch.dtype, *functi
 def _neurons(topology: Topology, activation: str, input_neurons: bool, linear_outputs: bool) -> tuple[Any, ...]:
     """kind and slope of every neuron, first_linear, and the neurons that have a bias: see `engine.base.Neurons`."""
     n, n_outputs = topology.n_neurons, len(topology.outputs)
-    kind, slope = backend.ACTIVATION_CODES[activation]
-    kinds, slopes, biased = np.full(n, kind, np.int8), np.full(n, slope), np.ones(n, np.bool_)
+    (kinds, slopes), biased = codes_of(activation, n), np.ones(n, np.bool_)
     if not input_neurons:
         kinds[topology.inputs], slopes[topology.inputs] = backend.ACTIVATION_CODES["identity"]
         biased[topology.inputs] = False
@@ -366,6 +328,9 @@ def _differences(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
     """How a state's topology and functions differ from this network's, in words."""
     found = []
     for name, given in state.items():
+        if name == "activations" and not torch.equal(held[name], given.to(CPU)):
+            found.append(f"activation is {of_bytes(given)!r}, here {of_bytes(held[name])!r}")
+            continue
         here, there = held[name].tolist(), given.tolist()
         if len(here) != len(there):
             found.append(f"{name} holds {len(there)} numbers, here {len(here)}")
@@ -375,16 +340,20 @@ def _differences(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
                 found.append(f"{name}[{k}] is {there[k]}, here {here[k]}")
                 continue
             option, legal = list(FUNCTIONS.items())[k]
-            value = legal[there[k]] if 0 <= there[k] < len(legal) else there[k]
-            found.append(f"{option} is {value!r}, here {legal[here[k]]!r}")
+            one, other = (repr(legal[c[k]]) if 0 <= c[k] < len(legal) else "another" for c in (there, here))
+            found.append(f"{option} is {one}, here {other}")
     return found
 
 
-def _vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:
+def vector(name: str, values: Any, size: int, dtype: torch.dtype) -> Tensor:
     """``values`` as a new vector of ``size`` numbers on the CPU; a scalar is repeated."""
     vector = torch.as_tensor(values).detach().to(CPU, dtype)
     if vector.ndim == 0:
         vector = vector.expand(size)
     if vector.shape != (size,):
         raise ValueError(f"{name} of shape {tuple(vector.shape)} must be ({size},)")
+    bad = ~torch.isfinite(vector)
+    if bool(bad.any()):
+        place = int(bad.nonzero()[0])
+        raise ValueError(f"{name}[{place}] is {vector[place].item()} in {dtype}; give finite numbers")
     return vector.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ UNITS = {"budget": "µs", "edges": "edges"}  # of a term's goals
 def write(out: Path, found: Comparison) -> list[Path]:
     """Write compare.md and the figures into ``out``; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    caption = describe(found.about, found.timing, found.executors)
-    charts = {"pareto": pareto(found.results, found.task, found.title, caption)}
+    caption, title = describe(found.about, found.timing, found.executors), style.plain(found.title)
+    charts = {"pareto": pareto(found.results, found.task, title, caption)}
     if found.snapshots:
-        charts["along"] = density_figure(found.snapshots, f"{found.title}: time of a step along training", caption)
+        charts["along"] = density_figure(found.snapshots, f"{title}: time of a step along training", caption)
     write_atomic(out / "compare.md", markdown(found).encode())
     return [out / "compare.md", *style.save_all(charts, out)]
 
@@ -31,7 +32,7 @@ def write(out: Path, found: Comparison) -> list[Path]:
 def markdown(found: Comparison) -> str:
     """The whole comparison as a page of Markdown."""
     text = [
-        f"# {found.title}",
+        f"# {_escaped(found.title)}",
         "",
         f"{describe(found.about, found.timing, found.executors)}.",
         "",
@@ -44,6 +45,11 @@ def markdown(found: Comparison) -> str:
         rows = along_table(found.snapshots)
         text += ["## Time against density along training", "", *rows, "", "![along](along.svg)", ""]
     return "\n".join(text)
+
+
+def _escaped(name: str) -> str:
+    """A name as text in Markdown: no HTML, link or emphasis."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!])", r"\\\1", " ".join(name.split()))
 
 
 def lines(found: Comparison) -> list[str]:

@@ -70,8 +70,8 @@ def neurons_of(axis: Axes, structure: Snapshot, history: History, height: np.nda
     config, topology = history.manifold, structure.topology
     n = np.arange(config.n_neurons)
     kinds = {
-        "inputs": n < config.n_inputs,
-        "hidden": (n >= config.n_inputs) & (n < config.n_sources),
+        "inputs": n < config.graph.n_inputs,
+        "hidden": (n >= config.graph.n_inputs) & (n < config.n_sources),
         "outputs": n >= config.n_sources,
     }
     size = float(np.clip(6_000 / len(n), 1.5, 14))
@@ -107,10 +107,10 @@ def draw_network(
 def draw_strengths(axis: Axes, history: History, structure: Snapshot, limit: float) -> None:
     """The matrix of strengths: sources across, readers down."""
     config = history.manifold
-    grid = Grid.of(config)
+    grid, first = Grid.of(config), config.graph.n_inputs
     axis.imshow(
         grid.cells(structure, config), cmap=STRENGTHS, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto",
-        extent=(0, grid.columns * grid.step, config.n_inputs + grid.rows * grid.step, config.n_inputs),
+        extent=(0, grid.columns * grid.step, first + grid.rows * grid.step, first),
     )  # fmt: skip
     axis.set(xlabel="source neuron", ylabel="reading neuron")
 
@@ -120,7 +120,7 @@ def caption(history: History) -> str:
     manifold, train = history.manifold, history.train
     goal = f", {train.target_edges:,} edges asked for" if train.target_edges else ""
     parts = [f"{manifold.n_neurons:,} neurons, edges {manifold.edges}, speed {train.speed}{goal}, seed {train.seed}"]
-    return _text("; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])]))
+    return style.plain("; ".join([*parts, *([history.about["machine"]] if "machine" in history.about else [])]))
 
 
 def headline(structure: Snapshot, history: History) -> str:
@@ -132,12 +132,8 @@ def headline(structure: Snapshot, history: History) -> str:
 
 def title(history: History) -> str:
     """The run's title, shortened and with TeX disabled."""
-    return _text(textwrap.shorten(history.title, 60, placeholder=" …") if " " in history.title else history.title[:60])
-
-
-def _text(words: str) -> str:
-    """``words`` escaped for matplotlib, which would read text between two dollars as TeX."""
-    return words.replace("$", r"\$")
+    words = history.title
+    return style.plain(textwrap.shorten(words, 60, placeholder=" …") if " " in words else words[:60])
 
 
 def _sheet(history: History, width: float, height: float) -> Figure:

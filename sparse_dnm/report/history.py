@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sparse_dnm.config import ManifoldConfig, TrainConfig
-from sparse_dnm.io import CheckpointError, read_json
+from sparse_dnm.io import UNFIT, CheckpointError, read_json
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.report.views import Fields, Image, image_shape, receptive_fields
+from sparse_dnm.timing.cost_model import ON_TARGET
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train import snapshots
 from sparse_dnm.train.snapshots import Snapshot
@@ -125,9 +126,12 @@ class History:
         model = DynamicManifold(self.manifold)
         try:
             model.load_state_dict(saved.group("model"))
-        except (RuntimeError, KeyError, ValueError) as error:
+        except UNFIT as error:
             raise CheckpointError(f"{path} does not fit its run: {error}") from None
-        return model, Snapshot(saved.header["step"], model.topology, model.find().host_values.strengths)
+        early = saved.header.get("early_stopping")
+        best = early.get("best_step") if isinstance(early, dict) else None
+        step = best if isinstance(best, int) and best else files.step_of(path, saved)
+        return model, Snapshot(step, model.topology, model.find().host_values.strengths)
 
     @property
     def time_against_density(self) -> tuple[list[float], list[float], list[float]]:
@@ -217,8 +221,10 @@ class History:
         if self.time_name == "step_seconds":
             return "a whole update, wall (perf_counter), medians"
         train = self.train
+        if train.on_target or self.summary.get("measured", {}).get("executor") == ON_TARGET:
+            return "one sample as a program in C, on the target"
         kind = "forward + backward" if train.time_mode == "train" else "forward"
-        batch = train.batch_size if train.time_mode == "train" else train.time_batch
+        batch = train.batch_size or "of all samples" if train.time_mode == "train" else train.time_batch
         return f"kernels' {kind}, batch {batch}, {train.clock}"
 
 
@@ -252,7 +258,7 @@ def _record(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None if it is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None

@@ -71,7 +71,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
         "frames": frames,
         "grid": {"rows": grid.rows, "columns": grid.columns, "step": grid.step},
         "n_neurons": history.manifold.n_neurons,
-        "n_inputs": history.manifold.n_inputs,
+        "n_inputs": history.manifold.graph.n_inputs,
         "n_sources": history.manifold.n_sources,
         "limit": limit,
         "full": FULL,

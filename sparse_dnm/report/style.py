@@ -81,6 +81,11 @@ def draw_timings(axis: Axes, x: Sequence[float], timings: Sequence[Timing], **st
     axis.errorbar(x, middle, yerr=spread, capsize=3, **style)
 
 
+def plain(words: str) -> str:
+    """``words`` escaped for matplotlib, which would read text between two dollars as TeX."""
+    return words.replace("$", r"\$")
+
+
 def save(chart: Figure, path: Path) -> None:
     """Write a figure; the same figure always gives the same bytes."""
     content = io.BytesIO()

@@ -78,7 +78,7 @@ class TensorBoardLog:
 
 def _tag(name: str) -> str:
     """The tag of a column of metrics.jsonl: a heading and its name."""
-    if name.startswith(("train_", "test_")):
+    if name.startswith(("train_", "test_", "validation_")):
         return f"merit/{name}"
     if name in ("loss", "objective", "flow", "speed", "memory"):
         return f"loss/{name}"

@@ -40,7 +40,7 @@ class Grid:
     def cells(self, structure: Snapshot, config: ManifoldConfig) -> Floats:
         """The strongest edge of every cell, float32 (rows, columns); 0 in empty cells."""
         topology, strengths = structure.topology, structure.strengths
-        readers = topology.readers - config.n_inputs
+        readers = topology.readers - config.graph.n_inputs
         order = np.argsort(np.abs(strengths), kind="stable")  # the strongest of a cell is written last
         image = np.zeros((self.rows, self.columns), np.float32)
         image[readers[order] // self.step, topology.indices[order] // self.step] = strengths[order]
@@ -50,7 +50,7 @@ class Grid:
 def heights(config: ManifoldConfig) -> Floats:
     """A height in 0 .. 1 for every neuron, float32 (n,), the same in every picture whatever its level: inputs and
     outputs in order, hidden ones by the golden ratio, which separates neighbours."""
-    even = [(np.arange(k) + 0.5) / k for k in (config.n_inputs, config.n_outputs)]
+    even = [(np.arange(k) + 0.5) / k for k in (config.graph.n_inputs, config.graph.n_outputs)]
     hidden = (np.arange(config.n_hidden) + 0.5) * GOLDEN % 1
     return np.concatenate([even[0], hidden, even[1]]).astype(np.float32)
 
@@ -80,6 +80,8 @@ class Image(NamedTuple):
 def image_shape(config: ManifoldConfig, channels: int = 1) -> Image | None:
     """The shape of the data as images of so many channels, by their period; None if they are not images."""
     line = round(config.period)  # width x channels
+    if config.recurrent:  # a sample is a sequence
+        return None
     if line != config.period or line < 2 * channels or line % channels or config.n_inputs % line:
         return None
     found = Image(config.n_inputs // line, line // channels, channels)

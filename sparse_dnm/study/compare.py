@@ -24,12 +24,13 @@ from sparse_dnm.io import write_json
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.dense import DenseManifold
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.study.fastest import time_fastest
+from sparse_dnm.study.fastest import exported, time_exported, time_fastest
 from sparse_dnm.study.jobs import Job, OnStep, train_in_parallel, train_one
-from sparse_dnm.study.plan import GOALS, TERMS, Plan, has_clock, run_name, settings_of
+from sparse_dnm.study.plan import GOALS, TERMS, Plan, has_clock, run_name, settings_of, without_target
 from sparse_dnm.study.verdict import Result, Verdict, judge, judge_at_equal_time
 from sparse_dnm.timing.clock import Timing, interleave
 from sparse_dnm.timing.probes import Settings
+from sparse_dnm.timing.subprocess import Network
 from sparse_dnm.train.trainer import Trainer, one_torch_thread
 
 __all__ = ["TERMS", "Comparison", "Plan", "Snapshot", "along", "compare", "count_parts", "judge", "study"]
@@ -59,6 +60,10 @@ def jobs_of(
     manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path, source: DataSource | None = None
 ) -> dict[str, Job]:
     """The trainings of a plan, by name.  Raises ValueError if ``config`` has a goal, which terms have of their own."""
+    if config.budget_bytes:
+        raise ValueError(
+            f"budget_bytes={config.budget_bytes} steers the coefficient, and compare varies it: leave it out"
+        )
     for term, name in GOALS.items():
         if getattr(config, name):
             raise ValueError(
@@ -104,10 +109,14 @@ def compare(
     for name, job in jobs.items():
         if name not in begun:
             begin(name)
-        summaries[name], networks[name] = train_one(data, job, on_step)
+        summaries[name], networks[name] = train_one(data, job, on_step, Network.of if plan.target is None else exported)
         on_step(name, -1)
-    on_run("timing in subprocesses")
-    timed = time_fastest(networks, plan.timing, plan.timed_by)
+    if plan.target is None:
+        on_run("timing in subprocesses")
+        timed = time_fastest(networks, plan.timing, plan.timed_by)
+    else:
+        on_run("timing on the target")
+        timed = time_exported(networks, plan.target)
     results = []
     for term, level, seed in plan.runs():
         name = run_name(term, level, seed)
@@ -151,7 +160,7 @@ def along(
     stops = np.unique(np.geomspace(1, max(config.steps, 1), SNAPSHOTS - 1).astype(int)).tolist()
     config = replace(config, log_every=1, checkpoint_every=max(config.steps, 1))
     device = backend.device_of(config.device)
-    x = data.x_train[: config.batch_size].to(device)
+    x = data.x_train[: config.batch_size or None].to(device)
     found: list[Snapshot] = []
 
     def time_both(record: dict[str, Any]) -> None:
@@ -220,7 +229,7 @@ def study(
     """
     results = compare(data, manifold, config, plan, out, source, on_part, at_once, on_step)
     on_part("time against density")
-    snapshots = along(data, manifold, replace(config, budget_us=0.0, profile=""))
+    snapshots = along(data, manifold, replace(without_target(config), budget_us=0.0, profile=""))
     found = Comparison(
         title=f"Simulated against measured speed: {Path(data.name).stem}",
         task=data.task,

@@ -9,8 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparse_dnm.engine.costs import Stopwatch
+from sparse_dnm.lowering import Folded
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.target import Target, time_on_target
+from sparse_dnm.timing.cost_model import ON_TARGET
 from sparse_dnm.timing.probes import Settings
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
+
+PROGRAMS, REPEATS = 3, 51  # that time networks on a target, and how often each
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,18 @@ class Fastest:
 
     executor: str
     seconds: NDArray[np.float64]  # (processes,)
+
+
+def exported(model: DynamicManifold) -> Folded:
+    """What is exported of a model."""
+    return Folded.of(model.to_dag())
+
+
+def time_exported(networks: Mapping[str, Folded], target: Target) -> dict[str, Fastest]:
+    """Time every network as a program in C, all in turns, in PROGRAMS programs that run on the target."""
+    found = [time_on_target(networks, target, REPEATS) for _ in range(PROGRAMS)]
+    seconds = {name: np.array([np.median(one.seconds[name] / one.unit.seconds) for one in found]) for name in networks}
+    return {name: Fastest(ON_TARGET, found[-1].unit.seconds * ratios) for name, ratios in seconds.items()}
 
 
 def time_fastest(networks: Mapping[str, Network], settings: Settings, executors: Sequence[str]) -> dict[str, Fastest]:

@@ -28,12 +28,13 @@ import torch
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.data.source import DataSource
-from sparse_dnm.io import CheckpointError, read_json
+from sparse_dnm.io import CheckpointError, doing, read_json
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.study.plan import has_clock
 from sparse_dnm.timing.subprocess import Network
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.trainer import Interrupted, StopSignals, Trainer, TrainingError
+from sparse_dnm.wording import speaking, words
 
 COMMAND = "from sparse_dnm.study.jobs import main; main()"
 ERRORS: dict[str, type[ValueError]] = {"TrainingError": TrainingError, "CheckpointError": CheckpointError}
@@ -85,8 +86,14 @@ class Job:
         return Trainer(model, data, self.config, self.out, self.source)
 
 
-def train_one(data: Dataset, job: Job, on_step: OnStep = lambda name, step: None) -> tuple[dict[str, Any], Network]:
-    """Summary and network of the run in ``job.out``, trained, resumed, or read if finished.
+def train_one(
+    data: Dataset,
+    job: Job,
+    on_step: OnStep = lambda name, step: None,
+    made: Callable[[DynamicManifold], Any] = Network.of,
+) -> tuple[dict[str, Any], Any]:
+    """Summary and network of the run in ``job.out``, trained, resumed, or read if finished; ``made`` makes the network
+    of a model.
 
     Raises CheckpointError if that is another run, Interrupted after a signal, and what Trainer raises; each names it.
     """
@@ -96,7 +103,7 @@ def train_one(data: Dataset, job: Job, on_step: OnStep = lambda name, step: None
             summary = read_json(job.out / files.SUMMARY)
         else:
             summary = trainer.run(lambda record: on_step(job.name, record["step"]))
-        return summary, Network.of(trainer.model)
+        return summary, made(trainer.model)
 
 
 @contextlib.contextmanager
@@ -127,7 +134,7 @@ class _Child:
         # in a session of its own: Ctrl-C in the terminal is for the process that compares
         with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
             assert self.process.stdin is not None
-            pickle.dump((str(data), job), self.process.stdin)
+            pickle.dump((str(data), job, words()), self.process.stdin)
             self.process.stdin.flush()
         self._reader = threading.Thread(target=self._listen, args=(said,), daemon=True)
         self._reader.start()
@@ -181,7 +188,8 @@ def train_in_parallel(
     with tempfile.TemporaryDirectory() as folder, signals:
         shared = Path(folder) / "data.pickle"
         if waiting:
-            shared.write_bytes(pickle.dumps(data, protocol=5))
+            with doing("write", shared):
+                shared.write_bytes(pickle.dumps(data, protocol=5))
         try:
             while running or (waiting and not stopping):
                 while waiting and len(running) < at_once and not stopping:
@@ -221,11 +229,12 @@ def train_in_parallel(
 
 def main() -> None:
     """Train the job in standard input, and stop when standard input is closed; says what happens as lines of JSON."""
-    shared, job = pickle.load(sys.stdin.buffer)
+    shared, job, said = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
         data = pickle.loads(Path(shared).read_bytes())
-        train_one(data, job, lambda name, step: _say({"step": step}))
+        with speaking(said):
+            train_one(data, job, lambda name, step: _say({"step": step}))
         _say({"done": True})
     except KeyboardInterrupt as stop:
         _say({"stopped": str(stop)})
@@ -237,7 +246,9 @@ def main() -> None:
 
 
 def _say(record: dict[str, Any]) -> None:
-    print(json.dumps(record), flush=True)
+    """A line for the other process.  Where that is gone, the end of standard input stops the training."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), (json.dumps(record) + "\n").encode())
 
 
 def _stop_at_end_of_input() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from sparse_dnm.config import TrainConfig, check_choice
+from sparse_dnm.config import TARGET_FIELDS, TrainConfig, check_choice
 from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS
 from sparse_dnm.study.verdict import FLAT
-from sparse_dnm.timing.cost_model import FEATURES
+from sparse_dnm.target import Target
+from sparse_dnm.timing.cost_model import FEATURES, ON_TARGET
 from sparse_dnm.timing.probes import Settings
 
 ANY_LOSS = 1e9  # points
@@ -32,8 +33,8 @@ def executors(device: str = "cpu", batch: int = 1) -> tuple[str, ...]:
     Without `blocks` where the batch is so large that it runs as `columns`.
     """
     if device == "cpu":
-        small = batch <= MOST_BLOCK_COLUMNS
-        return tuple(name for name in FEATURES if not name.startswith(ON_CUDA) and (small or name != "blocks"))
+        others = (ON_TARGET,) if batch <= MOST_BLOCK_COLUMNS else (ON_TARGET, "blocks")
+        return tuple(name for name in FEATURES if not name.startswith(ON_CUDA) and name not in others)
     return tuple(name.removeprefix(ON_CUDA) for name in FEATURES if name.startswith(ON_CUDA))
 
 
@@ -53,6 +54,7 @@ class Plan:
     budgets: tuple[float, ...] = ()  # µs, of the term budget
     edges: tuple[int, ...] = ()  # of the term edges
     executors: tuple[str, ...] = ()  # each network is timed by the fastest of these for it; (): by that of ``timing``
+    target: Target | None = None  # networks are timed there, as programs in C
 
     def __post_init__(self) -> None:
         for term in self.terms:
@@ -75,6 +77,8 @@ class Plan:
     @property
     def timed_by(self) -> tuple[str, ...]:
         """The executors that final networks are timed with: of several, those that differ at this batch."""
+        if self.target is not None:
+            return (ON_TARGET,)
         differ = executors(self.timing.device, self.timing.batch)
         wanted = self.executors or (self.timing.executor,)
         return tuple(name for name in wanted if name in differ) or wanted
@@ -102,6 +106,15 @@ def _check_levels(term: str, name: str, what: str, levels: Sequence[float], term
         raise ValueError(f"{given} must name each once")
 
 
+def without_target(config: TrainConfig) -> TrainConfig:
+    """The same for a loss that asks no target."""
+    if not config.on_target:
+        return config
+    names = ("clock", *TARGET_FIELDS)
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(TrainConfig) if f.name in names}
+    return replace(config, **defaults)
+
+
 def run_name(term: str, level: float, seed: int) -> str:
     """Name of a run, and of its directory."""
     return f"{term}-{level:.12g}-{seed}" if term in GOALS else f"{term}-{level:g}-{seed}"
@@ -110,6 +123,8 @@ def run_name(term: str, level: float, seed: int) -> str:
 def settings_of(config: TrainConfig, term: str, level: float, seed: int) -> TrainConfig:
     """``config`` with this speed term at this level, and this seed."""
     changes: dict[str, Any] = {**TERMS[term], "seed": seed}
+    if changes["speed"] != "time":
+        config = without_target(config)
     if term in GOALS:
         changes[GOALS[term]] = int(level) if term == "edges" else level
     elif term == "time":

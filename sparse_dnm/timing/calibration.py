@@ -18,13 +18,14 @@ from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.engine.topology import Topology
-from sparse_dnm.io import read_json
+from sparse_dnm.io import UNFIT, check_seal, read_json
 from sparse_dnm.timing.clock import FINEST, Clock
 from sparse_dnm.timing.cost_model import BACKWARD, EARLIER, FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import Pace, Steady, pace_of
-from sparse_dnm.timing.probes import Settings, Times, edge_values, probes, time_steps, topology_dtype
+from sparse_dnm.timing.probes import ON_TARGET, Settings, Times, edge_values, probes, time_steps, topology_dtype
 from sparse_dnm.timing.quiet import Quiet
 from sparse_dnm.timing.typical import typical
+from sparse_dnm.wording import words
 
 CURVED_KINDS = [ACTIVATION_CODES[name][0] for name in ("sigmoid", "tanh", "silu")]
 NARROW = 0.03  # of a network's time: the uncertainty (see there) at which a calibration ends
@@ -135,6 +136,8 @@ def read_profile(path: Path) -> Calibration:
         counts, seconds = np.array(values["counts"], float), np.array(values["seconds"], float)
         if counts.shape != (len(seconds), len(model.coefficients)) or not (seconds > 0).all():
             raise ValueError(f"counts of shape {counts.shape} do not fit {len(seconds)} times > 0")
+        if not (np.isfinite(counts).all() and np.isfinite(seconds).all()):
+            raise ValueError("a count or a time is not finite")
         if not all(math.isfinite(c) and c >= 0 for c in model.coefficients):
             raise ValueError("a price is negative or not finite")
         about = {name: values[name] for name in ("noise", "rejected", "drift", "cpu_share")}
@@ -144,8 +147,9 @@ def read_profile(path: Path) -> Calibration:
             about |= {"pace": checked_pace(values["pace"]), "raw_seconds": np.array(values["raw_seconds"], float)}
         judged: dict[str, Any] = {name: math.nan if v is None else v for name, v in values["held_out"].items()}
         held_out = Quality(**judged)
+        check_seal(values)
         return Calibration(model, settings, settings.threads, held_out, **about, counts=counts, seconds=seconds)
-    except (KeyError, TypeError, ValueError) as error:
+    except UNFIT as error:
         raise ValueError(
             f"{path} is a damaged or an old profile: {error}; write it again with sparse-dnm calibrate --out {path}"
         ) from None
@@ -348,7 +352,8 @@ def describe(calibration: Calibration) -> list[str]:
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
         f"mean error {q.mape:.1%}, {q.within_10:.0%} within 10 %, rank correlation {q.spearman:.3f}",
         f"noise: {c.noise:.1%} of a repeat, corrected by the reference; {c.rejected} repeats measured again; the "
-        f"machine's pace changed by {c.drift - 1:.0%}; {c.cpu_share:.2f} CPU seconds a wall second",
+        f"machine's pace changed by {c.drift - 1:.0%}"
+        + ("" if s.executor == ON_TARGET else f"; {c.cpu_share:.2f} CPU seconds a wall second"),
         *([] if math.isnan(c.uncertainty) else [f"prices are known to {c.uncertainty:.1%} of the network's time"]),
         *c.notes,
         *doubts(calibration),
@@ -362,13 +367,18 @@ def doubts(calibration: Calibration) -> list[str]:
     if c.noise > MAX_NOISE:
         lines.append(
             f"warning: repeats spread by {c.noise:.1%}, more than {MAX_NOISE:.0%}: keep the machine quiet, or take "
-            "more --repeats or another --clock"
+            f"more {words().name('repeats')} or another {words().name('clock')}"
         )
-    if c.uncertainty > NARROW:
+    if c.uncertainty > NARROW and s.executor == ON_TARGET:
         lines.append(
             f"warning: prices are known to {c.uncertainty:.1%} of the network's time only, not to {NARROW:.0%}, after "
-            f"{c.rounds} rounds in {s.limit:g} CPU seconds at most: keep the machine quiet, or give a --profile of "
-            "sparse-dnm calibrate, which takes longer"
+            f"{c.rounds} rounds: keep the target quiet, or take more {words().name('repeats')}"
+        )
+    elif c.uncertainty > NARROW:
+        lines.append(
+            f"warning: prices are known to {c.uncertainty:.1%} of the network's time only, not to {NARROW:.0%}, after "
+            f"{c.rounds} rounds in {s.limit:g} CPU seconds at most: keep the machine quiet, or give a "
+            f"{words().name('profile')} of sparse-dnm calibrate, which takes longer"
         )
     if s.device != "cpu":
         pass  # clocks of the CPU are not used

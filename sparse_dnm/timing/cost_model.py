@@ -23,16 +23,31 @@ from sparse_dnm.engine.cpu_structure import Floats
 
 COUNTS = (
     "call", "input", "lone input", "neuron", "edge", "far edge", "output", "crowded row", "level", "moved line",
-    "block", "group", "crowded block",
+    "block", "group", "crowded block", "loop", "crowded edge", "crowded loop",
 )  # fmt: skip
 CROWDS = ("crowded row", "crowded block")
+IN_C = (
+    "call",
+    "input",
+    "neuron",
+    "edge",
+    "output",
+    "level",
+    "block",
+    "loop",
+    "crowded edge",
+    "crowded block",
+    "crowded loop",
+)
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
+ON_TARGET = "c"  # the executor of programs in C
 FEATURES = {  # of an executor's time
     "columns": COUNTS[:8],
     "wavefront": COUNTS[:10],
     "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block", "group", *CROWDS),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
+    ON_TARGET: IN_C,
 }
 BACKWARD = ("moved line",)  # what forward passes do not pay for
 BEFORE = {  # the features of an executor's time before all others: those in checkpoints that do not name theirs
@@ -86,10 +101,18 @@ class CostModel:
         """Seconds of one structure (n_features,), or of several (n, n_features)."""
         return counts @ np.array(self.coefficients)
 
+    def least(self, n_outputs: int) -> float:
+        """Seconds, about, of the smallest network that connects inputs and outputs."""
+        cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
+        each = ("output", "loop", "edge") if self.executor == ON_TARGET else ("neuron", "edge", "block")
+        found = cost["call"] + cost["input"] + cost["level"] + cost["group"]
+        return found + n_outputs * sum(cost[name] for name in each)
+
     def prices(self, counts: Floats) -> Prices:
         """Seconds near the structure with these ``counts``: the shares of far edges, moved lines and lone inputs stay
         the same, and crowds grow with the square of what they consist of.  Of the groups that neurons are computed in
-        a neuron pays its share of a full one, a level what its groups are more than that."""
+        a neuron pays its share of a full one, a level what its groups are more than that.  On a target a neuron pays
+        for as many loops as one has on average."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
@@ -97,6 +120,11 @@ class CostModel:
             return power * cost[part] * number[part] / whole if whole else 0.0
 
         edges, blocks, rows = number["edge"], number["block"], number["neuron"] + number["output"]
+        if self.executor == ON_TARGET:  # an edge is alone or in a block, and rows have loops over either
+            edge = cost["edge"] + share("crowded edge", edges, power=2)
+            block = cost["block"] + share("crowded block", blocks, power=2)
+            loops = share("loop", rows) + share("crowded loop", rows, power=2)
+            return Prices(0.0, cost["input"], cost["neuron"] + loops, cost["level"], max(block, edge), edge)
         full, levels = number["neuron"] / ROOM, number["level"]
         apart = max(number["group"] - full, 0.0) / levels if levels else 0.0
         return Prices(

@@ -27,6 +27,7 @@ from sparse_dnm.engine.topology import Topology
 from sparse_dnm.timing import quiet
 from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.wording import words
 
 INPUTS, HIDDEN, OUTPUTS, READS = 80, 300, 20, 7  # of the reference; READS: sources of a neuron, at most
 TORN = 1.5  # times as long as the reference before is one after a measurement that the pace changed in
@@ -233,5 +234,6 @@ def check_noise(torn: int, count: int, clock: str) -> None:
         raise NoisyMachine(
             f"in {torn} of {count} measurements by clock {clock} a reference step took over {TORN:g} times as long "
             f"after as before, or the other way round; at most {MAX_TORN:.0%} may: the machine changes its speed "
-            "faster than can be corrected. Keep it quiet, or choose another --clock, fewer --threads or --speed proxy"
+            f"faster than can be corrected. Keep it quiet, or choose another {words().name('clock')}, fewer "
+            f"{words().name('threads')} or {words().give('speed', 'proxy')}"
         )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TIME_MODES, check_choice
+from sparse_dnm.config import CLOCKS, CUDA_CLOCK, TARGET_CLOCK, TIME_MODES, check_choice
 from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
@@ -21,8 +21,9 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.timing.clock import FINEST, Clock, rounds, stolen
-from sparse_dnm.timing.cost_model import COUNTS
+from sparse_dnm.timing.cost_model import COUNTS, ON_TARGET
 from sparse_dnm.timing.pace import QUIET_OTHERS, Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
 
@@ -177,9 +178,10 @@ class Settings:
     limit: float = 20.0  # CPU seconds a thread, after which a calibration ends although its prices are not known well
 
     def __post_init__(self) -> None:
-        check_choice("executor", self.executor, ("columns", "wavefront", "blocks"))
+        check_choice("executor", self.executor, ("columns", "wavefront", "blocks", ON_TARGET))
         check_choice("mode", self.mode, TIME_MODES)
-        check_choice("clock", self.clock, (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS)
+        clocks = (TARGET_CLOCK,) if self.executor == ON_TARGET else (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS
+        check_choice("clock", self.clock, clocks)
         for name, least in (("batch", 1), ("probes", 10), ("repeats", 3), ("seed", 0), ("threads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= {least}")
@@ -262,6 +264,7 @@ class Bench:
     """Times steps of structures over the neurons of a network, on its device, with a batch of samples."""
 
     def __init__(self, evaluation: Evaluation, mode: str, batch: int, clock: str, seed: int):
+        refuse_recurrent(evaluation.config, "the measurement of time")
         self._neurons, self._device = evaluation.structure.neurons, evaluation.engine.device
         self._topology = evaluation.topology
         self._like = evaluation.engine

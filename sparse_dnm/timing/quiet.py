@@ -22,7 +22,7 @@ import numba
 from numba.misc.appdirs import user_cache_dir
 
 from sparse_dnm.engine import device as backend
-from sparse_dnm.io import write_json
+from sparse_dnm.io import UNFIT, write_json
 from sparse_dnm.machine import machine, version
 
 try:
@@ -84,7 +84,7 @@ def read(key: Mapping[str, Any]) -> tuple[Quiet | None, str]:
             raise ValueError(f"seconds={found.seconds} must be a finite number > 0")
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *UNFIT) as error:
         return None, f"the quiet reference in {path} cannot be used ({error!r}); the next one replaces it"
     return found, ""
 

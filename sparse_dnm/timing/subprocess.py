@@ -34,6 +34,7 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.timing.pace import NoisyMachine, pace_of
 from sparse_dnm.timing.probes import Settings, time_steps
 from sparse_dnm.timing.quiet import Quiet
@@ -61,6 +62,7 @@ class Network:
     @staticmethod
     def of(model: DynamicManifold) -> Network:
         """The network of a model's present parameters."""
+        refuse_recurrent(model, "the measurement of time")
         evaluation = model.find()
         topology, neurons = evaluation.topology, evaluation.host.neurons
         return Network(

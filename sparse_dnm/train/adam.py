@@ -75,8 +75,11 @@ class Adam(torch.optim.Adam):
             arrays = [t.detach().view(-1).numpy() for t in tensors]
             KERNELS.adam(*arrays, size, beta1, beta2, root, group["eps"])
 
-    def forget(self) -> None:
-        """The state was replaced: look it up again."""
+    def restored(self) -> None:
+        """The state was replaced: look it up again; parameters with equal numbers of updates share one."""
+        shared: dict[float, Tensor] = {}
+        for state in self.state.values():
+            state["step"] = shared.setdefault(state["step"].item(), state["step"])
         self._listed = [], []
 
     def _states(self, parameters: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
+from sparse_dnm.engine.device import Uninterrupted
 from sparse_dnm.train.augment import Draws
 from sparse_dnm.train.constraints import Constraint
+from sparse_dnm.train.early_stopping import EarlyStopping
 from sparse_dnm.train.fused import FusedSteps
 from sparse_dnm.train.recovery import Recovery
 from sparse_dnm.train.schedules import kappa, learning_rate
-from sparse_dnm.train.signals import Uninterrupted
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.step import KernelStep
 from sparse_dnm.train.trim import Frozen
@@ -23,8 +25,12 @@ LONGEST_CALL = 0.05  # s, about the most for a call: signals are handled only af
 class Ahead:
     """Makes steps many at a time where possible; appends the seconds of each to ``times``."""
 
-    def __init__(self, run: Run, draws: Draws, constraint: Constraint, recovery: Recovery, times: list[float]):
+    def __init__(
+        self, run: Run, draws: Draws, constraint: Constraint, recovery: Recovery, early: EarlyStopping,
+        times: deque[float],
+    ):  # fmt: skip
         self._run, self._draws, self._constraint, self._recovery, self._times = run, draws, constraint, recovery, times
+        self._early = early
         self._fused: FusedSteps | None = None
         self._alone = True  # the next step is made alone
         self._most = 1  # steps that one call makes
@@ -110,9 +116,11 @@ class Ahead:
         return max(min(limits), 0)
 
     def _lefts(self, step: int, snapshots: bool) -> list[int]:
-        """Numbers of updates until the end, and until the next checkpoint, log line, snapshot and search."""
-        config = self._run.config
+        """Numbers of updates until the end, and until the next checkpoint, log line, snapshot, search and look at the
+        validation samples."""
+        config, every = self._run.config, self._early.every
         periods = [config.checkpoint_every, config.log_every]
         periods += [config.steps_per_snapshot] if snapshots else []
         periods += [config.scan_every] if config.scan_every else []
+        periods += [every] if every else []
         return [config.steps - step, *(every - step % every for every in periods)]

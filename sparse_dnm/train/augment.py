@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data.datasets import BatchOrder, Dataset
 from sparse_dnm.engine import device as backend
+
+if TYPE_CHECKING:
+    from sparse_dnm.train.batches import AllRows
 
 KERNELS = backend.kernels(torch.device("cpu"))
 
@@ -66,13 +69,15 @@ class Augmentation:
             out, shifts = np.empty(x.shape, x.numpy().dtype), draw.shifts.numpy()
             KERNELS.shifted(x.contiguous().numpy(), self._width, shifts[0], shifts[1], out)
             x = torch.from_numpy(out)
-        return x if draw.kept is None else x * draw.kept
+        if draw.kept is None:
+            return x
+        return x * (draw.kept if x.ndim == 2 else draw.kept[:, None])  # of a sequence, for all of it
 
 
 class Draws:
     """A queue of the draws of the next steps, in their order."""
 
-    def __init__(self, order: BatchOrder, augment: Augmentation):
+    def __init__(self, order: BatchOrder | AllRows, augment: Augmentation):
         self._order, self._augment = order, augment
         self._waiting: deque[Draw] = deque()
 

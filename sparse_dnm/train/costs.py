@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,13 @@ from sparse_dnm.config import TrainConfig
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.loss.memory import MeasuredMemory
 from sparse_dnm.loss.proxy import SparsityProxy
-from sparse_dnm.loss.time import MeasuredTime, TimeSettings
+from sparse_dnm.loss.target_time import TargetTime
+from sparse_dnm.loss.term import TimeSettings, TimeTerm
+from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.target import Target
 from sparse_dnm.timing.calibration import read_profile
+from sparse_dnm.timing.cost_model import ON_TARGET
 
 
 class Terms(NamedTuple):
@@ -32,11 +37,12 @@ class Costs:
     def __init__(
         self,
         config: TrainConfig,
-        speed: SparsityProxy | MeasuredTime | None = None,
+        speed: SparsityProxy | TimeTerm | None = None,
         memory: MeasuredMemory | None = None,
-        edges: Controller | None = None,
     ):
-        self.speed, self.memory, self.edges = speed, memory, edges
+        self.speed, self.memory = speed, memory
+        self.steering: Controller | None = None  # of the coefficient, by ``steered``
+        self.steered = ""
         self.resting = False  # until the end
         self.paused = False  # for some steps
         self._speed_coefficient, self._memory_coefficient = config.speed_coefficient, config.memory_coefficient
@@ -45,16 +51,23 @@ class Costs:
         """The present coefficients of speed, times the multiplier of a controller, and of memory."""
         if self.resting or self.paused:
             return 0.0, 0.0
-        multiplier = self.speed.multiplier if isinstance(self.speed, MeasuredTime) else 1.0
-        if self.edges is not None:
-            multiplier = self.edges.multiplier
+        multiplier = self.speed.multiplier if isinstance(self.speed, TimeTerm) else 1.0
+        if self.steering is not None:
+            multiplier = self.steering.multiplier
         return self._speed_coefficient * multiplier, self._memory_coefficient
 
     def rest(self) -> None:
         """From now on only report the terms."""
         self.resting = True
 
-    def terms(self) -> tuple[SparsityProxy | MeasuredTime | None, MeasuredMemory | None]:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of measured terms."""
+        return {
+            "time": self.speed.state() if isinstance(self.speed, TimeTerm) else None,
+            "memory_reference": None if self.memory is None else self.memory.reference,
+        }
+
+    def terms(self) -> tuple[SparsityProxy | TimeTerm | None, MeasuredMemory | None]:
         """In the order of `coefficients`."""
         return self.speed, self.memory
 
@@ -70,18 +83,13 @@ def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float 
 def make_costs(config: TrainConfig, model: DynamicManifold, saved: dict[str, Any]) -> tuple[Costs, list[str]]:
     """Terms of speed and memory by the configuration, calibrated or from the checkpoint (``saved``); also the results
     of the calibration, as lines."""
-    speed: SparsityProxy | MeasuredTime | None = None
+    speed: SparsityProxy | TimeTerm | None = None
     notes: list[str] = []
     if config.speed == "proxy":
         speed = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
     elif config.speed == "time":
-        before = saved.get("time")
-        if before and _goes_on(model, before):
-            speed = MeasuredTime(model, time_settings(config), state=before)
-        else:
-            profile = read_profile(Path(config.profile)) if config.profile else None
-            speed = MeasuredTime(model, time_settings(config), profile)
-            notes = speed.describe()
+        speed = _time(config, model, saved.get("time"))
+        notes = speed.describe()
     memory = None
     if config.memory_coefficient:
         memory = MeasuredMemory(model, "train", config.batch_size, config.tau)
@@ -89,12 +97,36 @@ def make_costs(config: TrainConfig, model: DynamicManifold, saved: dict[str, Any
     return Costs(config, speed, memory), notes
 
 
+def _time(config: TrainConfig, model: DynamicManifold, before: dict[str, Any] | None) -> TimeTerm:
+    """The term of measured time, of the kernels here or of a target; as it was ``before``, if it can go on."""
+    profile = read_profile(Path(config.profile)) if config.profile else None
+    settings, elsewhere = time_settings(config), profile is not None and profile.settings.executor == ON_TARGET
+    if elsewhere and not config.on_target and config.clock != TrainConfig.clock:
+        raise ValueError(
+            f"clock={config.clock!r} reads the time of kernels here, and the profile is of a target: leave it out, or "
+            "give clock='target'"
+        )
+    if config.on_target or elsewhere:
+        settings = replace(settings, mode="infer", batch=1)
+        goes_on = before is not None and before["executor"] == ON_TARGET
+        target = target_of(config) if config.on_target else None
+        return TargetTime(model, settings, target, profile, before if goes_on else None)
+    if before and _goes_on(model, before):
+        return MeasuredTime(model, settings, state=before)
+    return MeasuredTime(model, settings, profile)
+
+
+def target_of(config: TrainConfig) -> Target:
+    """The target that programs in C are compiled for and run on."""
+    return Target(config.target_cc, config.target_copy, config.target_run, config.target_timeout)
+
+
 def time_settings(config: TrainConfig) -> TimeSettings:
     """How a training measures time."""
     return TimeSettings(
         mode=config.time_mode,
         batch=config.batch_size if config.time_mode == "train" else config.time_batch,
-        clock=config.clock,
+        clock="perf_counter" if config.on_target else config.clock,
         every=config.time_every,
         tau=config.tau,
         budget=1e-6 * config.budget_us or None,

@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.io import make_directory
+from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.state import Run
@@ -24,7 +22,7 @@ FOLDER = "descent"  # in the run directory
 class Least(NamedTuple):
     """The fastest network on the way down that keeps what is asked for, fine-tuned and measured."""
 
-    microseconds: float  # of a step, in new processes
+    microseconds: float  # of a step, as it is promised
     points: float  # of validation
     step: int  # in which it was passed
 
@@ -70,21 +68,24 @@ class Descent:
         self._kept[level] = Checkpoint(tensors, header)
         if run.out is not None:
             self._folder = run.out / FOLDER
-            self._folder.mkdir(exist_ok=True)
+            make_directory(self._folder)
             files.save(self._folder / f"{level:g}.safetensors", self._kept[level])
 
-    def least(self, points: float, term: MeasuredTime) -> Least | None:
+    def least(self, points: float, term: TimeTerm) -> Least | None:
         """Fine-tune and measure the networks that were kept, the fastest first, until one has ``points`` of
         validation; None if none has."""
         run, model = self._run, self._run.model
         for _, kept in sorted(self._kept.items()):
-            copy = DynamicManifold(model.config, executor=model.executor.name, threads=model.executor.asked)
+            executor = model.executor
+            copy = DynamicManifold(
+                model.config, dtype=model.alpha.dtype, executor=executor.name, threads=executor.asked
+            )
             copy.load_state_dict(kept.group("model"))
             run.fine_tune(copy.to(model.alpha.device))
             found = self._validation.points(copy)
             if found >= points:
-                seconds = time_in_subprocess({"network": Network.of(copy)}, term.promise())["network"]
-                return Least(1e6 * float(np.median(seconds)), found, kept.header["step"])
+                with term.confirming() as confirm:
+                    return Least(confirm(copy).microseconds, found, kept.header["step"])
         return None
 
     def forget(self) -> None:

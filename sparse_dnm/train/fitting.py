@@ -1,6 +1,6 @@
-"""Fitting: the trim of a run with a budget, until new processes confirm that a step takes little less than it.
+"""Fitting: the trim of a run with a budget, until new processes, or a target, confirm that a step takes little less.
 
-The process that trains times the network a first time.  From there on only new processes count.  A network that is too
+The process that trains times the network a first time.  From there on only these count.  A network that is too
 slow there and one that fits enclose the number of edges wanted, and the next one is cut from the slower of them.
 """
 
@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sparse_dnm.loss.time import MeasuredTime
-from sparse_dnm.timing.subprocess import CALM, Network, Processes
+from sparse_dnm.loss.term import Confirmed, TimeTerm
+from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.timing.subprocess import CALM
 from sparse_dnm.train.state import Run, TrainingError
 from sparse_dnm.train.trim import Disconnected, OverBudget, cut, fill, saliency, trim
 
@@ -26,18 +27,21 @@ MAX_TRIES = 8  # networks that are timed in new processes
 CONFIRMATIONS = 3  # timings of a network that exceeds its budget
 
 
+Confirm = Callable[[DynamicManifold], Confirmed]
+
+
 class Tried(NamedTuple):
-    """A network whose time is known or expected: its parameters and candidates, edges, and µs of a step."""
+    """A network whose size is known or expected: its parameters and candidates, edges, and µs of a step or bytes."""
 
     state: dict[str, Tensor]
     edges: int
-    microseconds: float
+    size: float
 
     @staticmethod
-    def of(run: Run, microseconds: float) -> Tried:
+    def of(run: Run, size: float) -> Tried:
         """The present network of a run."""
         state = {name: value.clone() for name, value in run.model.state_dict().items()}
-        return Tried(state, run.model.find().n_edges, microseconds)
+        return Tried(state, run.model.find().n_edges, size)
 
 
 class Fitting:
@@ -48,7 +52,7 @@ class Fitting:
     full  the network before the last trim, with its µs in this process; None once it is one of these
     """
 
-    def __init__(self, run: Run, term: MeasuredTime, ways_out: Callable[[float], str]):
+    def __init__(self, run: Run, term: TimeTerm, ways_out: Callable[[float], str]):
         self._run, self._term, self._ways_out = run, term, ways_out
         self._budget = run.config.budget_us
         self._least = math.inf  # µs, of all networks that new processes have timed
@@ -74,26 +78,26 @@ class Fitting:
 
     def confirm(self) -> float:
         """The same for a network that was trimmed."""
-        with Processes() as processes:
-            return self._confirm(processes)
+        with self._term.confirming() as confirm:
+            return self._confirm(confirm)
 
-    def _confirm(self, processes: Processes) -> float:
+    def _confirm(self, confirm: Confirm) -> float:
         for _ in range(MAX_TRIES):
-            found = in_new_processes(self._run, self._term, processes)
+            found = confirmed(self._run, confirm)
             self._least = min(self._least, found)
             self._know(found)
             if LEAST_SHARE * self._budget <= found <= self._budget or not self._change(found):
                 break
         if self.fits is None:
             raise TrainingError(
-                f"a step takes {self._least:.4g} µs in new processes, and budget_us={self._budget:g} was not met after "
-                f"{MAX_TRIES} trims: keep the machine quiet. {self._ways_out(self._least)}"
+                f"a step takes {self._least:.4g} µs {self._term.where}, and budget_us={self._budget:g} was not met "
+                f"after {MAX_TRIES} trims: keep {self._term.what} quiet. {self._ways_out(self._least)}"
             )
         before = self._run.model.find().n_edges
         self._restore(self.fits)
         if before != self.fits.edges:
-            self._note(f"back to {self.fits.edges:,} edges, {self.fits.microseconds:.4g} µs in new processes")
-        return self.fits.microseconds
+            self._note(f"back to {self.fits.edges:,} edges, {self.fits.size:.4g} µs {self._term.where}")
+        return self.fits.size
 
     def _know(self, found: float) -> None:
         """Take the present network, of ``found`` µs, as a bound; one that contradicts it goes."""
@@ -105,10 +109,10 @@ class Fitting:
         if not over:
             if self.slow is not None and self.slow.edges <= tried.edges:
                 self.slow = None
-            if self.fits is None or found >= self.fits.microseconds:
+            if self.fits is None or found >= self.fits.size:
                 self.fits = tried
-            if self.slow is None and full is not None and full.microseconds * found > budget * self._here:
-                self.slow, self.full = full._replace(microseconds=full.microseconds * found / self._here), None
+            if self.slow is None and full is not None and full.size * found > budget * self._here:
+                self.slow, self.full = full._replace(size=full.size * found / self._here), None
 
     def _change(self, found: float) -> bool:
         """Make the next network to try; False where there is none."""
@@ -117,7 +121,7 @@ class Fitting:
             return self._between(self.slow, self.fits, found)
         before = run.model.find().n_edges
         over = found > budget
-        self._note(f"{found:.4g} µs in new processes, {'over' if over else 'below'} the budget: "
+        self._note(f"{found:.4g} µs {self._term.where}, {'over' if over else 'below'} the budget: "
                    f"{'trimming further' if over else 'filling up'}")  # fmt: skip
         target = 1e6 * self._term.measure(run.model.find(), 45) * AIM * budget / found
         if self.full is not None and not over:
@@ -132,8 +136,9 @@ class Fitting:
             if self.fits is not None:
                 return False
             raise TrainingError(
-                f"a step takes {self._least:.4g} µs in new processes, over budget_us={budget:g}, and cannot be made to "
-                f"fit: trimming to {target:.4g} µs, {error}. A busy machine is slower: keep it quiet. "
+                f"a step takes {self._least:.4g} µs {self._term.where}, over budget_us={budget:g}, and cannot be made "
+                f"to fit: trimming to {target:.4g} µs, {error}. Beside other programs it is slower: keep "
+                f"{self._term.what} quiet. "
                 f"{self._ways_out(max(self._least, 1e6 * error.nearest))}"
             ) from None
         return run.model.find().n_edges != before
@@ -143,13 +148,13 @@ class Fitting:
         room = slow.edges - fits.edges
         if room <= max(1, NEAR * fits.edges):
             return False
-        share = (AIM * self._budget - fits.microseconds) / (slow.microseconds - fits.microseconds)
+        share = (AIM * self._budget - fits.size) / (slow.size - fits.size)
         if abs(self._side) > 1:  # seconds are no line between them
             share = min(share, 0.5) if self._side > 0 else max(share, 0.5)
         inner = max(1, round(INNER * room))
         wanted = min(max(fits.edges + round(share * room), fits.edges + inner), slow.edges - inner)
         self._note(
-            f"{found:.4g} µs in new processes, {'over' if found > self._budget else 'below'} the budget: "
+            f"{found:.4g} µs {self._term.where}, {'over' if found > self._budget else 'below'} the budget: "
             f"{wanted:,} edges are tried next"
         )
         self._restore(slow)
@@ -188,23 +193,23 @@ class Fitting:
         self._run.notes.append(what)
 
 
-def in_new_processes(run: Run, term: MeasuredTime, processes: Processes) -> float:
-    """Median µs of a step in new processes.
+def confirmed(run: Run, confirm: Confirm) -> float:
+    """Median µs of a step as it is promised.
 
     One above the budget is measured again, up to CONFIRMATIONS times; the least counts, of those on the machine when it
     was calm.
     """
     found: list[tuple[float, float]] = []  # factor of the machine, µs
     for _ in range(CONFIRMATIONS):
-        timed = processes.time({"network": Network.of(run.model)}, term.promise())
-        found.append((timed.factor, 1e6 * float(np.median(timed.seconds["network"]))))
+        timed = confirm(run.model)
+        found.append((timed.factor, timed.microseconds))
         calm = CALM * min(factor for factor, _ in found)
         least = min(us for factor, us in found if factor <= calm)
         if least <= run.config.budget_us:
             break
     if min(factor for factor, _ in found) > CALM:
         run.notes.append(
-            f"warning: new processes ran at {min(found)[0]:.2f} times the seconds of the quiet reference: beside other "
+            f"warning: the reference took {min(found)[0]:.2f} times its seconds on the quiet machine: beside other "
             "programs a network and the reference do not slow down alike, and its time may be a tenth off"
         )
     return least

@@ -17,10 +17,10 @@ from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_steps import CpuSteps, StepSettings, Term
 from sparse_dnm.engine.cpu_structure import CpuStructure
 from sparse_dnm.loss.proxy import SparsityProxy
-from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.train.adam import Adam, factors_of
 from sparse_dnm.train.augment import Draw
-from sparse_dnm.train.step import KernelStep
+from sparse_dnm.train.step import NO_WEIGHTS, KernelStep
 from sparse_dnm.train.trim import Frozen
 
 
@@ -45,14 +45,15 @@ class FusedSteps:
             coefficients=(config.objective, config.flow),
             omega_decay=config.omega_decay,
             gates=isinstance(speed, SparsityProxy) and not speed.flat,
-            cost=isinstance(speed, MeasuredTime),
+            cost=isinstance(speed, TimeTerm),
             ring=config.kappa > 0 and config.prunes,
             holds=config.fine_tune > 0,
         )
         tensors = data.x_train, data.y_train
         self._copied = [(t, t._version) for t in tensors if not t.is_contiguous()]
         x, y = (t.contiguous().numpy() for t in tensors)
-        self._steps = CpuSteps(making.engine, settings, x, y)
+        weights = NO_WEIGHTS if data.weights is None else data.weights.numpy()
+        self._steps = CpuSteps(making.engine, settings, x, y, weights)
         self._all = dict(making.model.named_parameters())
         self._names = [name for name in self._all if name != "edge_weight"]
         self._names += ["edge_weight"] if making.edges is not None else []
@@ -83,7 +84,7 @@ class FusedSteps:
     def most(self) -> int | None:
         """The number of steps until one is timed; None: no limit."""
         costs = self.making.costs
-        return costs.speed.untimed_calls if isinstance(costs.speed, MeasuredTime) and not costs.resting else None
+        return costs.speed.untimed_calls if isinstance(costs.speed, TimeTerm) and not costs.resting else None
 
     def run(self, draws: list[Draw], kappas: list[float], rates: list[float], frozen: Frozen | None) -> Made:
         """Make a step for each of the ``draws``, with these ``kappas`` and learning ``rates``; stops before a step

@@ -10,6 +10,7 @@ import torch
 from sparse_dnm.model.growth import reinitialize_rows
 from sparse_dnm.train.state import Run
 from sparse_dnm.train.trim import Frozen, keep_edges
+from sparse_dnm.wording import words
 
 MAX_RECOVERIES = 5
 DOUBLINGS = 8  # of the number of edges, tried one after the other
@@ -94,7 +95,8 @@ class Recovery:
         config = self.run.config
         if not self.count:
             return []
-        return [
-            f"warning: the network had to be connected again {self.count} times: a lower --set "
-            f"{config.coefficient_field}= (now {config.speed_coefficient:g}) would keep it whole"
-        ]
+        terms = {config.coefficient_field: config.speed_coefficient, "omega_decay": config.omega_decay}
+        lower = [words().now(name, value) for name, value in terms.items() if value]
+        times = "once" if self.count == 1 else f"{self.count} times"
+        way_out = f"a lower {' or '.join(lower)}" if lower else f"a lower {words().now('lr', config.lr)}"
+        return [f"warning: the network had to be connected again {times}: {way_out} would keep it whole"]

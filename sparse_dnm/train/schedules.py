@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from sparse_dnm.config import TrainConfig
 
@@ -13,6 +14,15 @@ def trimmed_after(config: TrainConfig) -> int:
     """Updates after which a network is trimmed to its budget or its number of edges, if there is one, and its
     structure stays."""
     return config.steps - math.ceil(config.fine_tune * config.steps)
+
+
+def fine_tuning(config: TrainConfig) -> TrainConfig:
+    """The settings of those last steps, for a network by itself whose samples have their weights."""
+    steps = config.steps - trimmed_after(config)
+    return replace(
+        config, steps=steps, fine_tune=1.0, speed="none", budget_us=0.0, profile="", scan_every=0,
+        memory_coefficient=0.0, checkpoint_every=max(steps, 1), early_stopping=False, class_weight="none",
+    )  # fmt: skip
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -1,50 +1,36 @@
-"""Signals: SIGINT and SIGTERM stop a training after a whole step."""
+"""Signals: SIGINT, SIGTERM and SIGHUP stop a training after a whole step, and so does a reader that is gone."""
 
 from __future__ import annotations
 
-import shlex
 import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
+
+from sparse_dnm.wording import words
+
+PIPE = int(getattr(signal, "SIGPIPE", 13))  # Windows has neither of these
+ALWAYS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (*ALWAYS, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ALWAYS
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM stopped the training after a whole step, and its checkpoint is saved."""
+    """A signal stopped the training after a whole step, and its checkpoint is saved."""
 
     def __init__(self, signum: int, step: int, out: Path) -> None:
-        command = f"sparse-dnm train --resume {shlex.quote(str(out))}"
-        super().__init__(f"stopped at step {step}; continue with: {command}")
+        super().__init__(f"stopped at step {step}; {words().stopped(out)}")
         self.signum = signum
 
 
-class Uninterrupted:
-    """Inside ``with``, Ctrl-C waits for the end, where Python would raise KeyboardInterrupt at once: what compiled code
-    has changed must be recorded, too.  Another handler of SIGINT stays in force."""
-
-    def __enter__(self) -> None:
-        self._received = False
-        on_main = threading.current_thread() is threading.main_thread()
-        self._holds = on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._holds:
-            signal.signal(signal.SIGINT, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        if self._holds:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._received:
-            raise KeyboardInterrupt
-
-    def _note(self, _signum: int, _frame: FrameType | None) -> None:
-        self._received = True
-
-
 class StopSignals:
-    """Inside ``with``, SIGINT and SIGTERM only set ``received``; a second SIGINT aborts at once.
+    """Inside ``with``, SIGINT, SIGTERM and SIGHUP only set ``received``; a second SIGINT aborts at once.
 
-    Python delivers signals to the main thread only: in other threads this does nothing.
+    A SIGHUP that is ignored, as nohup does it, stays ignored.  Python delivers signals to the main thread only: in
+    other threads only `request` sets ``received``.
     """
+
+    _active: ClassVar[list[StopSignals]] = []
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -52,13 +38,25 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
+            for signum in STOPPING:
+                if signum in ALWAYS or signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                    self._previous[signum] = signal.signal(signum, self._note)
+        self._active.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._active.remove(self)
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+    @classmethod
+    def request(cls, signum: int) -> bool:
+        """Stop what runs as if the process had received ``signum``; False if nothing runs that could be stopped."""
+        for waiting in cls._active[-1:]:
+            if waiting.received is None:
+                waiting.received = signum
+            return True
+        return False
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         if signum == self.received == signal.SIGINT:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine.topology import Topology
-from sparse_dnm.io import CheckpointError, doing, write_atomic
+from sparse_dnm.io import CheckpointError, make_directory, remove, write_atomic
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -67,9 +67,7 @@ def save(out: Path, snapshot: Snapshot) -> None:
         scale=scale,
     )
     path = path_of(out, snapshot.step)
-    if not path.parent.is_dir():
-        with doing("create the directory", path.parent):
-            path.parent.mkdir()
+    make_directory(path.parent)
     write_atomic(path, content.getvalue())
 
 
@@ -89,9 +87,7 @@ def cut(out: Path, step: int) -> None:
     """Remove the snapshots of later steps than ``step``: they are of lost updates."""
     for later in steps(out):
         if later > step:
-            path = path_of(out, later)
-            with doing("remove", path):
-                path.unlink()
+            remove(path_of(out, later))
 
 
 def load(out: Path, step: int, config: ManifoldConfig) -> Snapshot:
@@ -116,6 +112,7 @@ def _snapshot(
     step: int, config: ManifoldConfig, counts: Array, gaps: Array, strengths: Array, scale: Array
 ) -> Snapshot:
     """The snapshot that the arrays of a file hold.  Raises ValueError if they do not fit ``config``."""
+    config = config.graph  # of one time step
     n, n_edges = config.n_neurons, int(counts.sum(dtype=np.int64))
     if counts.shape != (n,) or gaps.shape != (n_edges,) or strengths.shape != (n_edges,) or scale.shape != ():
         raise ValueError(f"{counts.shape} rows, {gaps.shape} sources and {strengths.shape} strengths, for {n} neurons")

@@ -13,10 +13,11 @@ import torch
 from sparse_dnm.config import OMEGA_IN_CLOSENESS, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.candidates import OverCapacity
-from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.step import AutogradStep, Costs, KernelStep
+from sparse_dnm.wording import words
 
 SPARE = 1.25  # times the active edges: the new capacity of a model that has too few slots
 Record = dict[str, Any]
@@ -66,10 +67,10 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def time(self) -> MeasuredTime | None:
+    def time(self) -> TimeTerm | None:
         """The term of measured time, where there is one."""
         speed = self.costs and self.costs.speed
-        return speed if isinstance(speed, MeasuredTime) else None
+        return speed if isinstance(speed, TimeTerm) else None
 
     @property
     def n_edges(self) -> int:
@@ -92,7 +93,8 @@ class Run:
             self.model.grow_capacity(math.ceil(SPARE * error.n_edges))
             self.notes.append(
                 f"{error.n_edges:,} edges at step {self.step} needed more than the {before:,} slots of edge_weight: "
-                f"there are {self.model.capacity:,} now; --set capacity={self.model.capacity} gives them from the start"
+                f"there are {self.model.capacity:,} now; {words().give('capacity', self.model.capacity)} gives "
+                "them from the start"
             )
         return action()
 
@@ -100,18 +102,22 @@ class Run:
 
     def kept(self) -> str:
         """What an error message says about the last checkpoint."""
-        if self.saved is None:
-            return "Nothing was saved"
-        return f"The last good checkpoint, of step {self.saved}, is kept in {self.out} (for evaluate)"
+        return words().kept(self.saved, self.out)
 
     def diverged(self, what: str) -> TrainingError:
         """The error for numbers that are not finite."""
         last = "" if math.isnan(self.last_loss) else f"; the last finite loss was {self.last_loss:.6g}"
+        say, batch = words(), self.config.batch_size
+        larger = f"a larger {say.now('batch_size', batch)}, " if batch < len(self.data.x_train) else ""
         return TrainingError(
-            f"training diverged: {what}{last}. Start a new run, with another --out or the default, and a lower "
-            f"--lr (now {self.config.lr:g}), a larger --batch-size (now {self.config.batch_size}), or lower "
+            f"training diverged: {what}{last}. {say.again} a lower {say.now('lr', self.config.lr)}, {larger}or lower "
             f"coefficients of the loss. {self.kept()}"
         )
+
+    def lost_target(self, error: ValueError) -> TrainingError:
+        """The error for a target that fails while training is under way."""
+        on = "" if self.saved is None or self.out is None else f"; {words().resume(self.out)}"
+        return TrainingError(f"{error}. {self.kept()}{on}")
 
     def check_parameters(self) -> None:
         """Raise TrainingError if a parameter is not finite."""
@@ -128,27 +134,28 @@ class Run:
 
     def _why_cut(self) -> str:
         """Why the network is disconnected, and what to try."""
-        config, manifold, time = self.config, self.model.config, self.time
+        config, manifold, time, say = self.config, self.model.config, self.time, words()
         if self.step == 0:
             omega = (
-                f", or a larger --set omega=0,std (now {manifold.omega[1]:g})"
+                f", or a larger {say.give('omega', (0, 'std'))} (now {manifold.omega[1]:g})"
                 if manifold.edges in OMEGA_IN_CLOSENESS
                 else ""
             )
             return (
-                f"no input reaches any output at the start. Try a lower --set cutoff= (now {manifold.cutoff:g}), a "
-                f"wider --set sigma=mean,std (now {manifold.sigma[0]:g},{manifold.sigma[1]:g}){omega}"
+                f"no input reaches any output at the start. Try a lower {say.now('cutoff', manifold.cutoff)}, a wider "
+                f"{say.give('sigma', ('mean', 'std'))} (now {say.text(manifold.sigma)}){omega}"
             )
         if config.budget_us and time is not None:
             return (
                 f"budget_us={config.budget_us:g} was not reached: the network cut itself in two after step "
-                f"{self.step}, the last time before was {1e6 * time.seconds:.4g} µs. Start a new run with a larger "
-                f"--budget-us, more steps or a lower --lr (now {config.lr:g})"
+                f"{self.step}, the last time before was {1e6 * time.seconds:.4g} µs. {say.begin} with a larger "
+                f"{say.name('budget_us')}, more steps or a lower {say.now('lr', config.lr)}"
             )
+        terms = {config.coefficient_field: config.speed_coefficient, "omega_decay": config.omega_decay}
+        lower = "".join(f"a lower {say.now(name, value)}, " for name, value in terms.items() if value)
         return (
             f"the network has cut itself in two after step {self.step}: no input reaches any output. "
-            "Start a new run, with another --out or the default, and "
-            f"a lower --set {config.coefficient_field}= (now {config.speed_coefficient:g}), "
-            f"a higher --set flow= (now {config.flow:g}), a lower --set cutoff= (now "
-            f"{manifold.cutoff:g}), or a lower --lr (now {config.lr:g})"
+            f"{say.again} {lower}a higher "
+            f"{say.now('flow', config.flow)}, a lower {say.now('cutoff', manifold.cutoff)}, or a lower "
+            f"{say.now('lr', config.lr)}"
         )

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.modules import module
 
 from sparse_dnm.config import SCALARS, TrainConfig
@@ -21,23 +20,27 @@ from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.candidates import Candidates
 from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.loss.proxy import flow_loss
+from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.costs import Costs, Terms, total_of
+from sparse_dnm.train.objective import objective
 from sparse_dnm.train.trim import Frozen
 
 KERNELS = backend.kernels(torch.device("cpu"))
-
+NO_WEIGHTS = np.empty(0)
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def step_for(
-    model: DynamicManifold, task: str, config: TrainConfig, optimizer: torch.optim.Optimizer, costs: Costs | None = None
-) -> KernelStep | AutogradStep:
-    """The kind of step that fits ``model`` as it is now; ``task`` is that of a Dataset; ``costs=None`` leaves them out.
+    model: DynamicManifold, task: str, config: TrainConfig, optimizer: torch.optim.Optimizer,
+    costs: Costs | None = None, per_step: bool = False,
+) -> KernelStep | AutogradStep:  # fmt: skip
+    """The kind of step that fits ``model`` as it is now; ``task`` is that of a Dataset; ``costs=None`` leaves them out;
+    ``per_step``: sequences have a target for each time step.
 
     Raises ValueError where nothing can be trained.
     """
@@ -53,10 +56,11 @@ def step_for(
         and all(p.requires_grad for p in parameters)
         and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)
+        and not model.recurrent
     )
     if plain:
         return KernelStep(model, task, config, costs or Costs(config), optimizer)
-    return AutogradStep(model, task, config, costs or Costs(config))
+    return AutogradStep(model, task, config, costs or Costs(config), per_step)
 
 
 class CompactEdges:
@@ -125,8 +129,9 @@ class KernelStep:
         for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
             self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs of the batch x."""
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Outputs of the batch x; ``lengths`` are None, as a sequence is a matter of `AutogradStep`."""
+        assert lengths is None
         model, edges = self.model, self.edges
         self.engine = engine = model.engine
         arrays, scales, omega = model.arrays(), self._scales, None
@@ -139,35 +144,37 @@ class KernelStep:
         scales[0][: self._n_sources], scales[1][: self._n_sources] = arrays["weight"], arrays["bias"]
         self._x = engine.array(x)
         speed = self.costs.speed
-        self._timing = speed if isinstance(speed, MeasuredTime) and self._is_timed(speed) else None
+        timed = isinstance(speed, TimeTerm) and self._is_timed(speed)
+        self._timing = speed if timed and isinstance(speed, MeasuredTime) else None
         clock = None if self._timing is None else self._timing.clock.read
         self._linear, self._saved = engine.forward(e.structure, e.values.strengths, self._x, scales, clock)
         self._outputs = self._linear * self._linear if self._squared else self._linear
         return torch.from_numpy(self._outputs)
 
-    def loss(self, y: Tensor, report: bool) -> Terms:
-        """Loss of the last forward, against the targets y."""
+    def loss(self, y: Tensor, report: bool, weights: Tensor | None = None) -> Terms:
+        """Loss of the last forward, against the targets y; ``weights`` float64 (batch,) of the samples, None: all 1."""
         self._by_output = np.empty_like(self._outputs)
         kernel = getattr(KERNELS, self.objective)
         scale = self.config.objective * (2.0 if self._squared else 1.0)
-        objective = kernel(self._outputs, y.contiguous().numpy(), scale, self._by_output)
+        of_samples = NO_WEIGHTS if weights is None else weights.numpy()
+        value = kernel(self._outputs, y.contiguous().numpy(), of_samples, scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
         e = self._evaluation
         speed, memory = self._speed(e, report), self.costs.memory
         memory_value = None if memory is None else memory.value(e)
-        return total_of(self.config, self.costs, objective, e.values.imbalance**2, speed, memory_value)
+        return total_of(self.config, self.costs, value, e.values.imbalance**2, speed, memory_value)
 
     def _speed(self, e: Evaluation, report: bool) -> float | None:
         """The term for speed; one that rests is only measured for a report."""
         speed = self.costs.speed
-        if not isinstance(speed, MeasuredTime):
+        if not isinstance(speed, TimeTerm):
             return None if speed is None else speed.value(e)
         if self.costs.resting and not report:
             return None
         return speed.value(e, self._timing is not None)
 
-    def _is_timed(self, speed: MeasuredTime) -> bool:
+    def _is_timed(self, speed: TimeTerm) -> bool:
         """Whether the present step is to be timed by itself.  A term that rests is asked at single steps only."""
         if self.costs.resting:
             speed.pass_calls(speed.untimed_calls)
@@ -215,7 +222,7 @@ class KernelStep:
     def passed(self, steps: int) -> None:
         """So many steps were made by `fused.FusedSteps`."""
         speed = self.costs.speed
-        if isinstance(speed, MeasuredTime):
+        if isinstance(speed, TimeTerm):
             speed.pass_calls(steps)
 
     @property
@@ -232,40 +239,50 @@ class KernelStep:
 class AutogradStep:
     """Forward, loss and gradient through torch's graph."""
 
-    def __init__(self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs):
+    def __init__(
+        self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs, per_step: bool = False
+    ) -> None:
         self.model, self.config, self.costs = model, config, costs
         self._evaluation: Any = None
-        self._objective = F.cross_entropy if task == "classification" else F.mse_loss
+        self._task = task
+        self._lengths: Tensor | None = None
+        self._options: dict[str, Any] = {}  # of sequences
+        if model.recurrent:
+            self._options = {
+                "last": not per_step, "tbptt": config.tbptt, "recompute_every": config.recompute_every
+            }  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs of the batch x."""
-        self._outputs: Tensor = self.model(x)
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Outputs of the batch x; ``lengths`` (batch,) of its sequences, None: all time steps."""
+        self._lengths = lengths
+        self._outputs: Tensor = self.model(x, **({} if lengths is None else {"lengths": lengths}), **self._options)
         self._evaluation = self.model.evaluation
         return self._outputs
 
-    def loss(self, y: Tensor, report: bool) -> Terms:
-        """Loss of the last forward, against the targets y; a term of coefficient 0 only for a ``report``."""
+    def loss(self, y: Tensor, report: bool, weights: Tensor | None = None) -> Terms:
+        """Loss of the last forward, against the targets y; ``weights`` (batch,) of the samples, None: all 1; a term of
+        coefficient 0 only for a ``report``."""
         config = self.config
-        self._terms: list[Tensor | None] = [self._objective(self._outputs, y)]
+        self._terms: list[Tensor | None] = [objective(self._outputs, y, self._task, weights, self._lengths)]
         self._coefficients = [config.objective, config.flow, *self.costs.coefficients()]
         for coefficient, term in zip(self._coefficients[1:], (flow_loss, *self.costs.terms()), strict=True):
             value = None
             if term is not None and (coefficient or report):
-                if self.costs.resting and isinstance(term, MeasuredTime):
+                if self.costs.resting and isinstance(term, TimeTerm):
                     term.pass_calls(term.untimed_calls)  # the next call is a timed one
                 with contextlib.nullcontext() if coefficient else torch.no_grad():
                     value = term(self.model)
             self._terms.append(value)
-        objective, *others = (None if term is None else term.item() for term in self._terms)
-        assert objective is not None
-        return total_of(config, self.costs, objective, *others)
+        first, *others = (None if term is None else term.item() for term in self._terms)
+        assert first is not None
+        return total_of(config, self.costs, first, *others)
 
     def backward(self) -> None:
         """Gradient of that loss; its terms are the roots, so that adding them up makes no graph."""
         for parameter in self.model.parameters():
             parameter.grad = None
         pairs = zip(self._terms, self._coefficients, strict=True)
-        roots = [(term, term.new_tensor(c)) for term, c in pairs if term is not None and term.requires_grad]
+        roots = [(term, term.new_full((), c)) for term, c in pairs if term is not None and term.requires_grad]
         torch.autograd.backward([term for term, _ in roots], [coefficient for _, coefficient in roots])
 
     def update(self, optimizer: Adam, frozen: Frozen | None) -> None:

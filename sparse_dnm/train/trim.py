@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_blocks import Covering
 from sparse_dnm.engine.cpu_structure import Floats
-from sparse_dnm.loss.time import MeasuredTime
+from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import GATES
+from sparse_dnm.train.objective import objective
 
 MAX_CUTS = 60
 MAX_FILLS = 12
@@ -48,7 +49,7 @@ class OverBudget(ValueError):
         self.nearest = nearest
 
 
-def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Callable[[], Floats]) -> float:
+def trim(model: DynamicManifold, term: TimeTerm, target: float, saliency: Callable[[], Floats]) -> float:
     """Remove active edges of ``model`` until a step takes at most ``target`` seconds; returns what it then takes.
 
     ``saliency`` returns that of the active edges (n_edges,) of the present model.  Free edges are removed one by one:
@@ -75,7 +76,7 @@ def trim(model: DynamicManifold, term: MeasuredTime, target: float, saliency: Ca
     raise OverBudget(seconds)
 
 
-def cut(model: DynamicManifold, term: MeasuredTime, count: int, saliency: Callable[[], Floats]) -> None:
+def cut(model: DynamicManifold, term: TimeTerm, count: int, saliency: Callable[[], Floats]) -> None:
     """Remove ``count`` active edges of ``model``, those that `trim` would.  Raises Disconnected before the network
     falls apart."""
     evaluation = model.find()
@@ -93,7 +94,7 @@ def _most(order: NDArray[np.int64]) -> int:
     return math.ceil(LARGEST_CUT * len(order))
 
 
-def _order(evaluation: Evaluation, term: MeasuredTime, values: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _order(evaluation: Evaluation, term: TimeTerm, values: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The active edges, those with the least saliency per saved second first, and the seconds that each saves."""
     saved, together = _saved(evaluation, term)
     return np.argsort(_summed(values, together) / _summed(saved, together), kind="stable"), saved
@@ -120,7 +121,7 @@ def _remove(model: DynamicManifold, evaluation: Evaluation, first: NDArray[np.in
     return after
 
 
-def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
+def fill(model: DynamicManifold, term: TimeTerm, target: float) -> float:
     """Add edges to ``model`` until a step takes about ``target`` seconds, SLACK less or somewhat more; returns what it
     then takes.
 
@@ -140,7 +141,8 @@ def fill(model: DynamicManifold, term: MeasuredTime, target: float) -> float:
         readers = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr)) + model.config.n_inputs
         near = (size <= values.c) & (size > values.threshold)  # of others omega would have to become huge
         usable = np.flatnonzero(near & evaluation.topology.live[readers])
-        edge = max(term.prices(evaluation).edge, 1e-3 * seconds / max(evaluation.n_edges, 1))
+        prices = term.prices(evaluation)
+        edge = max(prices.edge, prices.lone, 1e-3 * seconds / max(evaluation.n_edges, 1))
         count = math.ceil(min(missing / edge, LARGEST_FILL * evaluation.n_edges))
         added = usable[np.argsort(-size[usable], kind="stable")[:count]]
         if len(added) == 0:
@@ -188,28 +190,27 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
 def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
     """|strength * gradient of the objective| of the active edges (n_edges,), summed over SALIENCY_BATCHES batches of
     training data."""
-    objective = F.cross_entropy if data.task == "classification" else F.mse_loss
     total = np.zeros(model.topology.n_edges)
     for k in range(min(SALIENCY_BATCHES, -(-len(data.x_train) // batch_size))):
         rows = slice(k * batch_size, (k + 1) * batch_size)
         with torch.enable_grad():
             x, y = (t[rows].to(model.alpha.device) for t in (data.x_train, data.y_train))
-            loss = objective(model(x), y)
+            loss = objective(model(x), y, data.task, None if data.weights is None else data.weights[rows])
             strengths = model.strengths
             (gradient,) = torch.autograd.grad(loss, strengths)
         total += (strengths.detach() * gradient).abs().cpu().numpy()
     return total
 
 
-def _saved(evaluation: Evaluation, term: MeasuredTime) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _saved(evaluation: Evaluation, term: TimeTerm) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Seconds that removing each active edge should save, and the block of each: edges save a block together.
 
     Those of a neuron are shared by the edges that read it, those of a block by its edges.  Where blocks cost nothing,
-    every edge stands for itself.
+    or its edges one by one cost less than a block, every edge stands for itself.
     """
     values, topology, prices = evaluation.host_values, evaluation.topology, term.prices(evaluation)
     active = np.abs(values.d) > values.c
-    found = evaluation.expected_cost(term.settings.tau, prices._replace(block=0.0))
+    found = evaluation.expected_cost(term.settings.tau, prices._replace(block=0.0, lone=0.0))
     readers = np.diff(topology.t_indptr)[topology.indices]
     unit = np.where(topology.indices < evaluation.config.n_inputs, prices.input, prices.neuron)
     saved: Any = np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
@@ -218,7 +219,13 @@ def _saved(evaluation: Evaluation, term: MeasuredTime) -> tuple[NDArray[np.float
         blocks = Covering.of(evaluation.host).blocks
         alone = blocks < 0  # an edge of a neuron that reaches no output is in no block
         together = np.where(alone, blocks.max(initial=-1) + 1 + together, blocks)
-        saved = saved + np.where(alone, 0.0, prices.block) / np.bincount(together)[together]
+        size = np.bincount(together)[together]
+        shares = np.where(alone, 0.0, prices.block) / size
+        if prices.lone > 0.0:
+            single = prices.lone * size < prices.block
+            shares = np.where(single & ~alone, prices.lone, shares)
+            together = np.where(single, together.max(initial=-1) + 1 + np.arange(len(saved)), together)
+        saved = saved + shares
     return saved, together
 
 
@@ -240,7 +247,7 @@ def _set_cutoff(model: DynamicManifold, sizes: Floats, count: int) -> None:
 class Frozen:
     """Keeps the structure of a model as it is now, while weights, biases and free edges' omega are trained."""
 
-    TRAINED = ("weight", "bias", "edge_weight")
+    TRAINED = ("weight", "bias", "edge_weight", *GATES, "rate")
     MARGIN = 1e-3  # share of the cutoff by which an active edge stays above it
 
     def __init__(self, model: DynamicManifold):

@@ -207,10 +207,12 @@
     yaxis: { visible: false, autorange: "reversed", scaleanchor: "x", constrain: "domain" },
   }), CONFIG);
 
+  // Names of classes are text: Plotly would read tags in them, links among these
+  const text = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   // gaps between fields are null in JSON; the names of tiles are spread over their pixels
   for (const f of data.fields) {
     f.names = f.picture.map((row, y) => row.map((_, x) =>
-      f.tiles[Math.floor(y / (f.height + 1))][Math.floor(x / (f.width + 1))]));
+      text(f.tiles[Math.floor(y / (f.height + 1))][Math.floor(x / (f.width + 1))])));
   }
 
   const rest = () => Promise.all([...data.panels.map(curve), density(), ...data.fields.map(field)]);

@@ -1,0 +1,133 @@
+"""A training step of a recurrent network beside torch.nn.LSTM: python -m bench.recurrent [--quick].
+
+The network is a RecurrentDAG of LSTM neurons, in a random topology that ascends, with so many sources a neuron.  Its
+peers are torch.nn.LSTM and a linear layer,
+  equal   of as many trainable scalars,
+  masked  of as many hidden units, whose weights are multiplied by masks that leave as many of them.
+A step is zero_grad, forward, the sum of the last outputs, and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparse_dnm import RecurrentDAG, Topology
+from sparse_dnm.timing.clock import compare, interleave
+
+N_INPUTS, N_OUTPUTS, STEPS, SOURCES = 8, 4, 50, 12
+HIDDEN, BATCHES = (32, 64, 128), (1, 50)
+
+
+def topology(hidden: int, sources: int, seed: int = 0) -> Topology:
+    """Inputs, hidden neurons that read ``sources`` earlier ones each, and outputs that read as many hidden ones."""
+    some, edges, first = np.random.default_rng(seed), [], N_INPUTS
+    for reader in range(first, first + hidden + N_OUTPUTS):
+        among = np.arange(min(reader, first + hidden)) if reader < first + hidden else first + np.arange(hidden)
+        edges += [(int(j), reader) for j in some.choice(among, min(sources, len(among)), replace=False)]
+    n = first + hidden + N_OUTPUTS
+    return Topology.from_edges(edges, n, list(range(first)), list(range(n - N_OUTPUTS, n)))
+
+
+def scalars(module: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(p.numel() for p in module.parameters())
+
+
+class Peer(nn.Module):
+    """torch's LSTM, and a linear layer on its last value."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.cells, self.readout = nn.LSTM(N_INPUTS, hidden, batch_first=True), nn.Linear(hidden, N_OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, n_inputs) -> (batch, n_outputs)."""
+        return self.readout(self.cells(x)[0][:, -1])
+
+
+class Mask(nn.Module):
+    """A weight times a fixed mask that leaves a share of it."""
+
+    def __init__(self, like: Tensor, share: float):
+        super().__init__()
+        self.register_buffer("mask", (torch.rand_like(like) < share).to(like.dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight."""
+        return weight * self.mask
+
+
+def equal(count: int) -> Peer:
+    """The torch LSTM of the number of scalars nearest to ``count``."""
+    sizes = range(1, 4 * math.isqrt(count))
+    return Peer(min(sizes, key=lambda h: abs(4 * h * (N_INPUTS + h + 2) + N_OUTPUTS * (h + 1) - count)))
+
+
+def masked(hidden: int, count: int) -> Peer:
+    """A torch LSTM of which masks leave ``count`` weights."""
+    peer = Peer(hidden)
+    weights = {"weight_ih_l0", "weight_hh_l0"}
+    whole = sum(getattr(peer.cells, name).numel() for name in weights)
+    for name in weights:
+        weight = getattr(peer.cells, name)
+        parametrize.register_parametrization(peer.cells, name, Mask(weight, min(count / whole, 1.0)))
+    return peer
+
+
+def step(module: nn.Module, x: Tensor, **options: Any) -> Callable[[], object]:
+    """A training step without the optimiser."""
+
+    def run() -> None:
+        module.zero_grad()
+        module(x, **options).sum().backward()
+
+    return run
+
+
+def rows(quick: bool, threads: int, clock: str, sources: int) -> list[str]:
+    """The table."""
+    out = [
+        f"{STEPS} time steps, {sources} sources a neuron, float32, {threads} thread(s), {clock}.  Ratios: the peer's "
+        "time over ours, medians of interleaved pairs with 95 % intervals.",
+        "",
+        "| hidden | batch | scalars | ours, ms | equal: hidden, ratio | masked: ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for hidden in HIDDEN[:2] if quick else HIDDEN:
+        ours = RecurrentDAG(topology(hidden, sources), threads=threads, generator=torch.Generator().manual_seed(0))
+        count = scalars(ours)
+        peers = {"equal": equal(count), "masked": masked(hidden, count)}
+        for batch in BATCHES:
+            x = torch.randn(batch, STEPS, N_INPUTS, generator=torch.Generator().manual_seed(1))
+            cells = []
+            for name, peer in peers.items():
+                f = compare(step(peer, x), step(ours, x, last=True), 5 if quick else 15, clock)
+                size = f"{peer.readout.in_features}, " if name == "equal" else ""
+                cells.append(f"{size}{f.ratio:.2f} ({f.low:.2f}–{f.high:.2f})")
+            alone = interleave({"ours": step(ours, x, last=True)}, 5 if quick else 25, clock)["ours"].median
+            out.append(f"| {hidden} | {batch} | {count:,} | {1e3 * alone:.2f} | {' | '.join(cells)} |")
+    return out
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of the kernels")
+    parser.add_argument("--sources", type=int, default=SOURCES, help="that a neuron reads, at most")
+    parser.add_argument("--clock", default="perf_counter", help="process_time beside other programs, on one thread")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("\n".join(rows(options.quick, options.threads, options.clock, options.sources)))
+
+
+if __name__ == "__main__":
+    main()

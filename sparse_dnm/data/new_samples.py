@@ -1,0 +1,84 @@
+"""Files with new samples, without labels: to predict for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_dnm.data.arrays import BAD_ZIP, NAMES
+from sparse_dnm.data.errors import DataError, check_file
+from sparse_dnm.data.table_files import SUFFIXES, is_table, read_table
+
+
+def read_samples(path: str | Path, header: str | None = None, names: Sequence[str] = ()) -> Any:
+    """The samples in a file: a DataFrame of a table, an array of a .npz or .npy.
+
+    header  as in `Reading`; "none": the columns are the features ``names`` in their order, if they are as many
+    Raises DataError naming the file and what is wrong in it.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        check_file(path)
+    if suffix not in (".npz", ".npy") and not is_table(path):
+        raise DataError(
+            f"{path}: samples to predict for are read from .npz, .npy, {', '.join(SUFFIXES)}, .csv.gz or .csv.zip; "
+            "save them as one of these"
+        )
+    check_file(path)
+    if suffix in (".npz", ".npy"):
+        return _array(path)
+    frame = read_table(path, header, least=1)
+    if header == "none" and len(frame.columns) == len(names):
+        frame.columns = list(names)
+    return frame
+
+
+def as_rows(samples: Any) -> Any:
+    """Rows whose cells have names as a DataFrame: a dict or Series of cells is one row, a list of dicts has one each,
+    and a dict of columns is a table; None for anything else."""
+    import pandas as pd
+
+    try:
+        if isinstance(samples, pd.Series):
+            texts = [name for name in samples.index if isinstance(name, str)]
+            return pd.DataFrame([samples.to_dict()]) if texts else None
+        if isinstance(samples, Mapping):
+            one = all(np.ndim(value) == 0 for value in samples.values())
+            return pd.DataFrame([dict(samples)]) if one else pd.DataFrame(dict(samples))
+        if isinstance(samples, (list, tuple)) and samples and all(isinstance(row, Mapping) for row in samples):
+            return pd.DataFrame([dict(row) for row in samples])
+    except ValueError as error:
+        raise DataError(f"the samples are no table ({error}); give a DataFrame, or a dict per row") from None
+    return None
+
+
+def _array(path: Path) -> np.ndarray:
+    """The samples of a .npy, or of a .npz: its only array, or x under any usual name."""
+    try:
+        with path.open("rb") as file:
+            held: Any = np.load(file, allow_pickle=False)
+            return held if isinstance(held, np.ndarray) else np.asarray(held[_name(path, held.files)])
+    except DataError:
+        raise
+    except (*BAD_ZIP, OSError, ValueError, EOFError, MemoryError) as error:
+        raise DataError(
+            f"{path} is truncated, or no file of plain arrays ({error}); save numbers by numpy.savez"
+        ) from None
+
+
+def _name(path: Path, names: list[str]) -> str:
+    """The name of the samples among the arrays of a .npz."""
+    if len(names) == 1:
+        return names[0]
+    for role in ("x", "x_test"):
+        found = [name for name in names if re.sub(r"[\W_]", "", name).lower() in NAMES[role]]
+        if found:
+            return found[0]
+    raise DataError(
+        f"{path} holds the arrays: {', '.join(names) or 'none'}; the samples must be its only array, or be called x"
+    )

@@ -1,0 +1,83 @@
+"""What makes a network recurrent: neurons with a state, outputs that are inputs of the next time step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sparse_dnm.engine.base import Ring
+
+STATES = {"memoryless": 0, "ctrnn": 1, "gru": 1, "lstm": 2}  # numbers of a neuron's state
+ROWS = {"memoryless": (), "ctrnn": (1,), "gru": (3, 3, 4), "lstm": (4, 4, 4)}  # of weights, recurrent weights, biases
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrence:
+    """The neurons with a state, and the memory.
+
+    neuron    kind of those neurons: one of config.NEURONS
+    cells     int32 (n_hidden,)  which neurons they are, ascending
+    n_memory  so many of the last outputs are the last inputs of the next time step
+    """
+
+    neuron: str
+    cells: NDArray[np.int32]
+    n_memory: int
+
+    @property
+    def n_state(self) -> int:
+        """Numbers of a sample's state: h of all cells, then c of all cells of an lstm, then the memory."""
+        return STATES[self.neuron] * len(self.cells) + self.n_memory
+
+    @property
+    def n_gates(self) -> int:
+        """Numbers that a cell has instead of a weight and a bias, or beside them."""
+        return sum(ROWS[self.neuron])
+
+
+class Way(NamedTuple):
+    """How a sequence is run.
+
+    lengths   int64 (batch,)  time steps of each sequence; None: all
+    truncate  time steps after which no gradient goes back; 0: it goes through all
+    every     time steps between the states that are kept for the way back, between which all else is computed again;
+              0: all is kept
+    ring      candidates below the cutoff that are to have a gradient: messages of all neurons are needed; None: none
+    """
+
+    lengths: NDArray[np.int64] | None
+    truncate: int = 0
+    every: int = 0
+    ring: Ring | None = None
+
+
+class Network(NamedTuple):
+    """A recurrent network as arrays of its engine.
+
+    strengths  (n_edges,) in CSR order
+    scales     weight and bias of every neuron
+    gates      (rows, n_hidden) of the cells
+    """
+
+    structure: Any
+    recurrence: Recurrence
+    strengths: Any
+    scales: tuple[Any, Any]
+    gates: Any
+
+
+class SequenceGradients(NamedTuple):
+    """Gradients of the strengths (n_edges,), of every neuron's weight and bias (n,), of the gates (rows, n_hidden), of
+    the first state (batch, n_state), of x (None: not wanted) and of the ring's candidates (None: no ring)."""
+
+    strengths: Any
+    weight: Any
+    bias: Any
+    gates: Any
+    state: Any
+    x: Any
+    closeness: Any

@@ -1,0 +1,225 @@
+"""Training of recurrent networks: they learn, resume to the same bits, and what does not support them says so."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_training import assert_same_bits, dataset, lines
+
+from sparse_dnm import (
+    DenseManifold,
+    DynamicManifold,
+    ManifoldConfig,
+    MeasuredMemory,
+    MeasuredTime,
+    TrainConfig,
+    Trainer,
+)
+from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.model.growth import grow_edges
+from sparse_dnm.train import checkpoint as files
+from sparse_dnm.train.metrics import evaluate
+from sparse_dnm.train.step import AutogradStep
+from sparse_dnm.train.trim import Frozen
+
+CONFIG = TrainConfig(
+    steps=40, batch_size=32, lr=0.02, flow=1e-4, fine_tune=0.0, speed="proxy", proxy_coefficient=0.1, log_every=10,
+    checkpoint_every=20,
+)  # fmt: skip
+KINDS = [("lstm", 0, 5), ("memoryless", 3, 3)]
+
+
+def first_of(count=192, time=5, per_step=False, task="classification"):
+    """Whether the first of ``time`` numbers was 1 or -1, a mark beside it; of each step, what the step before was."""
+    sign = torch.randint(0, 2, (count, time), generator=torch.Generator().manual_seed(3))
+    mark = torch.zeros(count, time)
+    mark[:, 0] = 1.0
+    x = torch.stack([2.0 * sign - 1.0, mark], 2)
+    y = torch.cat([sign[:, :1], sign[:, :-1]], 1) if per_step else sign[:, 0]
+    classes = ("minus", "plus")
+    if task == "regression":
+        y, classes = y.float()[..., None], ()
+    return Dataset("first", task, x[:128], y[:128], x[128:], y[128:], 4.0, classes)
+
+
+def trainer(out=None, config=CONFIG, neuron="lstm", n_memory=0, data=None, **changes):
+    data = first_of() if data is None else data
+    n = data.n_inputs + data.n_outputs + 2 * n_memory + 16
+    sizes = {"n_neurons": n, "n_inputs": data.n_inputs, "n_outputs": data.n_outputs, "period": 4.0}
+    free = {"edges": "free", "omega": (0.0, 0.6), "sigma": (8.0, 1.0), "mu": (0.0, 4.0)}
+    made = ManifoldConfig(**{**sizes, **free, **changes}, neuron=neuron, n_memory=n_memory)
+    return Trainer(DynamicManifold(made, torch.Generator().manual_seed(1), threads=1), data, config, out)
+
+
+@pytest.mark.parametrize(("neuron", "n_memory", "time"), KINDS)
+def test_a_network_learns_what_the_first_of_several_steps_was(neuron, n_memory, time):
+    config = dataclasses.replace(CONFIG, steps=150)
+    training = trainer(config=config, neuron=neuron, n_memory=n_memory, data=first_of(time=time))
+    before = training.model.n_edges
+    summary = training.run()
+    assert isinstance(training._run.making, AutogradStep)
+    assert summary["test_accuracy"] > 0.9
+    assert summary["edges"] < before
+    assert summary["test_f1_macro"] > 0.9
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_targets_of_every_step(task):
+    training = trainer(config=dataclasses.replace(CONFIG, steps=250), data=first_of(per_step=True, task=task))
+    first = evaluate(training.model, training.data)
+    summary = training.run()
+    name = "test_accuracy" if task == "classification" else "test_mse"
+    assert (summary[name] > first[name] + 0.2) if task == "classification" else (summary[name] < 0.7 * first[name])
+
+
+@pytest.mark.parametrize(
+    ("neuron", "n_memory", "changes"),
+    [
+        ("lstm", 0, {"tbptt": 4, "kappa": 1.0, "fine_tune": 0.3}),
+        ("gru", 2, {"recompute_every": 4, "early_stopping": True, "input_dropout": 0.1}),
+    ],
+)
+def test_a_resumed_training_gives_the_same_bits(tmp_path, neuron, n_memory, changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    trainer(tmp_path / "whole", config, neuron, n_memory).run()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "parts", config, neuron, n_memory).run(on_log=stop_at(20))
+    resumed = Trainer.resume(tmp_path / "parts", first_of())
+    assert resumed.step == 20
+    resumed.run()
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_runs_from_before_there_were_recurrent_networks_go_on(tmp_path):
+    """Their files know none of the new fields."""
+    out, data = tmp_path / "run", dataset("classification")
+    made = ManifoldConfig.for_data(data.n_inputs, data.n_outputs)
+    config = dataclasses.replace(CONFIG, steps=20)
+    Trainer(DynamicManifold(made, torch.Generator().manual_seed(1), threads=1), data, config, out).run()
+    added = {"neuron", "n_memory", "gate_weight", "gate_recurrent", "gate_bias", "rate", "tbptt", "recompute_every"}
+    values, saved = json.loads((out / files.CONFIG).read_text()), files.load(out / files.CHECKPOINT)
+    for record in (values, saved.header):
+        for part in ("manifold", "train"):
+            record[part] = {name: value for name, value in record[part].items() if name not in added}
+    (out / files.CONFIG).write_text(json.dumps(values))
+    header = {name: value for name, value in saved.header.items() if name not in ("format", "version")}
+    files.save(out / files.CHECKPOINT, files.Checkpoint(saved.tensors, header))
+    assert not Trainer.resume(out, data, steps=25).model.recurrent
+
+
+def stop_at(step):
+    def stop(record):
+        if record["step"] == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_truncation_and_recomputation_reach_the_kernels():
+    plain, cut = trainer(config=dataclasses.replace(CONFIG, steps=3)), trainer(
+        config=dataclasses.replace(CONFIG, steps=3, tbptt=2)
+    )  # fmt: skip
+    again = trainer(config=dataclasses.replace(CONFIG, steps=3, recompute_every=2))
+    for each in (plain, cut, again):
+        each.run()
+    torch.testing.assert_close(again.model.gate_weight, plain.model.gate_weight, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(cut.model.gate_weight, plain.model.gate_weight, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_are_tuned_while_the_structure_is_frozen():
+    model = trainer(neuron="ctrnn").model
+    frozen = Frozen(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    frozen.clear_gradients()
+    kept = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert kept == {"weight", "bias", "edge_weight", "rate"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"speed": "time"},
+            "speed='time' does not support recurrent networks yet: it is measured for single passes only",
+        ),
+        ({"memory_coefficient": 0.1}, "memory_coefficient=0.1 does not support recurrent networks yet"),
+        ({"scan_every": 5}, "scan_every=5 does not support recurrent networks yet"),
+        ({"shift": 1}, "shift=1 does not support recurrent networks yet: it moves images"),
+    ],
+)
+def test_settings_that_do_not_support_recurrent_networks_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(config=dataclasses.replace(CONFIG, **changes))
+
+
+def test_data_of_other_shapes_are_refused():
+    data = first_of()
+    rows = dataclasses.replace(data, x_train=data.x_train[:, 0], x_test=data.x_test[:, 0])
+    with pytest.raises(
+        ValueError, match=r"x_train has shape \(128, 2\); of a recurrent network it must be \(n, time, 2\)"
+    ):
+        trainer(data=rows)
+    with pytest.raises(ValueError, match=r"y_train is torch.int64 \(128, 4\); it must be int64 \(128, 5\): labels"):
+        trainer(data=dataclasses.replace(data, y_train=torch.zeros(128, 4, dtype=torch.int64)))
+    made = ManifoldConfig(10, 2, 2, 4.0)
+    with pytest.raises(ValueError, match=r"x_train has shape \(128, 5, 2\); it must be \(n, 2\): a row per sample"):
+        Trainer(DynamicManifold(made), data, CONFIG)
+    with pytest.raises(ValueError, match="tbptt=3 is for recurrent networks, and this one has no memory"):
+        Trainer(DynamicManifold(made), rows, dataclasses.replace(CONFIG, tbptt=3))
+
+
+def places(model):
+    from sparse_dnm.sklearn import ManifoldClassifier
+    from sparse_dnm.timing.subprocess import Network
+
+    x, y = torch.randn(40, 1).numpy(), [0, 1] * 20
+    estimator = ManifoldClassifier(manifold_params={"neuron": "lstm"})
+    return {
+        "to_dag": model.to_dag,
+        "DenseManifold": lambda: DenseManifold.from_manifold(model),
+        "the measurement of time": lambda: MeasuredTime(model),
+        "the measurement of time of new processes": lambda: Network.of(model),
+        "MeasuredMemory": lambda: MeasuredMemory(model),
+        "a search for edges": lambda: grow_edges(model, torch.zeros(1, 2), torch.sum, 1),
+        "an estimator of scikit-learn": lambda: estimator.fit(x, y),
+    }
+
+
+PLACES = (
+    *("to_dag", "DenseManifold", "the measurement of time", "the measurement of time of new processes"),
+    *("MeasuredMemory", "a search for edges", "an estimator of scikit-learn"),
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_does_not_support_recurrent_networks_says_so(place):
+    with pytest.raises(
+        ValueError, match=f"{place.removesuffix(' of new processes')}.* does not support recurrent networks"
+    ):
+        places(trainer().model)[place]()
+
+
+def test_exports_and_load_say_so(tmp_path):
+    import sparse_dnm
+    from sparse_dnm.export import to_c
+
+    training = trainer(tmp_path / "run", dataclasses.replace(CONFIG, steps=1))
+    training.run()
+    with pytest.raises(ValueError, match="does not support recurrent networks"):
+        sparse_dnm.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="does not support recurrent networks"):
+        to_c(training.model)
+
+
+def test_a_page_of_a_recurrent_run(tmp_path):
+    from sparse_dnm.report import page
+    from sparse_dnm.report.history import History
+
+    trainer(tmp_path / "run", dataclasses.replace(CONFIG, steps=4), n_memory=2).run()
+    history = History.read(tmp_path / "run", 4)
+    assert history.image is None  # a sample is a sequence, no picture
+    assert history.manifold.n_memory == 2
+    assert f'"n_inputs": {history.manifold.n_inputs + 2}' in page.page(history)
