@@ -31,6 +31,7 @@ from sparse_dnm.engine.base import Neurons
 from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu import KERNELS, CpuEngine, CpuStopwatch
 from sparse_dnm.engine.cpu_blocks import LANES, Covering
+from sparse_dnm.engine.cpu_stopwatch import LONG
 from sparse_dnm.loss.controller import Controller
 from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes
@@ -180,15 +181,17 @@ def test_a_measured_term_leaves_the_model_as_it_is(executor):
 
 
 class Passes:
-    """Stands in for a clock and for the forward passes that it times: each takes ``seconds``, a call of them 7 more."""
+    """Stands in for a clock and for the forward passes that it times: each takes ``seconds``, a call of them 7 more,
+    and the ``disturbed`` calls, by their number, another 1000."""
 
-    def __init__(self, monkeypatch, seconds):
-        self.now, self.seconds = 0.0, seconds
+    def __init__(self, monkeypatch, seconds, disturbed=()):
+        self.now, self.seconds, self.disturbed, self.calls = 0.0, seconds, disturbed, 0
         monkeypatch.setattr(CpuEngine, "passes", lambda engine, *about: self.run)
 
     def run(self, times):
         """Run some passes."""
-        self.now += times * self.seconds + 7.0
+        self.now += times * self.seconds + 7.0 + 1000.0 * (self.calls in self.disturbed)
+        self.calls += 1
 
     def read(self):
         """The time."""
@@ -237,6 +240,22 @@ def test_a_stopwatch_returns_its_seconds(monkeypatch):
         assert watch(clock) == pytest.approx(seconds, abs=1e-15)
         assert watch.warm(clock) == pytest.approx(seconds, abs=1e-15)
         assert watch.steps == together
+
+
+@pytest.mark.parametrize("many", [1, 3, 4, 7])
+@pytest.mark.parametrize("seconds", [2.0**-18, 2.0**-22])
+def test_a_disturbance_leaves_neither_nothing_nor_too_few_passes(monkeypatch, seconds, many):
+    """Of the call alone it leaves nothing of the passes; of the passes, too few of them would be chosen."""
+    evaluation = model_of().find()
+    x = evaluation.batch(np.ones((4, 5)))
+    for first in range(20):
+        passes = Passes(monkeypatch, seconds, range(first, first + many))
+        clock = timing.Clock("perf_counter", passes.read, 0.25, 1e-9)
+        watch = evaluation.engine.stopwatch(evaluation.structure, evaluation.values.strengths, x, False)
+        found = [watch.warm(clock) for _ in range(5)]
+        assert min(found) >= 0.999 * seconds  # what disturbs passes only adds
+        assert found[-1] == pytest.approx(seconds, abs=1e-12)
+        assert watch.steps * seconds >= LONG / 2
 
 
 @pytest.mark.parametrize("executor", ["columns", "wavefront", "blocks"])

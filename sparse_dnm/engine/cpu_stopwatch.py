@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WARM = 2  # unmeasured steps before measured ones
 LONG = 1e-5  # seconds that a measurement of forward passes lasts at least
 MOST = 64  # passes in one
+AGAIN = 10  # measurements at most until one lasts long enough
 
 
 class CpuStopwatch:
@@ -65,14 +66,23 @@ class CpuStopwatch:
         return max(seconds, 0.0)
 
     def _pass(self, clock: Any, passes: Callable[[int], object], tries: int) -> float:
-        """Seconds of a forward pass without those of the call: the lowest of some tries, of each."""
+        """Seconds of a forward pass without those of the call: the lowest of some tries, of each.
+
+        A disturbance makes passes look long, and then too few of them are chosen, or the call alone, and then nothing
+        is left of the passes: what lasts less than half of LONG is measured again, with twice as many passes.
+        """
         if self._times == 0:  # the first call compiles
             passes(1)
             once = _lowest(clock, passes, 1, 3) - _lowest(clock, passes, 0, 3)
             self._times = min(max(math.ceil(LONG / max(once, LONG / MOST)), 1), MOST)
-        passes(WARM)
-        taken = _lowest(clock, passes, self._times, tries)
-        return max(taken - _lowest(clock, passes, 0, 2 * tries), 0.0) / self._times
+        for _ in range(AGAIN):
+            passes(WARM)
+            times = self._times
+            seconds = _lowest(clock, passes, times, tries) - _lowest(clock, passes, 0, 2 * tries)
+            if seconds >= LONG / 2 or (times == MOST and seconds > 0.0):
+                return seconds / times
+            self._times = min(2 * times, MOST)
+        return max(seconds, 0.0) / times
 
 
 def _lowest(clock: Any, passes: Callable[[int], object], times: int, tries: int) -> float:
