@@ -492,6 +492,7 @@ def test_the_examples_of_the_documentation_run(capsys, tmp_path, monkeypatch):
         exec(block, names)
     assert names["search"].best_score_ > 0.9
     assert names["small"].model_.n_edges == 60
+    assert names["remembers"].score(names["x"][150:], names["first"][150:]) > 0.9
     capsys.readouterr()
 
 

@@ -21,7 +21,7 @@ def in_sequences(data: Dataset, train: NDArray[np.int64], test: NDArray[np.int64
     each row has one.  Shorter sequences are filled up with zeros.
     """
     (x, y, lengths), (x_test, y_test, lengths_test) = (
-        _packed(*parts, per_step) for parts in ((data.x_train, data.y_train, train), (data.x_test, data.y_test, test))
+        packed(*parts, per_step) for parts in ((data.x_train, data.y_train, train), (data.x_test, data.y_test, test))
     )
     all_lengths = torch.cat([lengths, lengths_test])
     least, most = int(all_lengths.min()), int(all_lengths.max())
@@ -35,7 +35,7 @@ def in_sequences(data: Dataset, train: NDArray[np.int64], test: NDArray[np.int64
     )  # fmt: skip
 
 
-def _packed(x: Tensor, y: Tensor, of_row: NDArray[np.int64], per_step: bool) -> tuple[Tensor, Tensor, Tensor]:
+def packed(x: Tensor, y: Tensor, of_row: NDArray[np.int64], per_step: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Sequences, their labels and their lengths."""
     _, first, which, counts = np.unique(of_row, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(first), np.int64)

@@ -25,7 +25,7 @@ from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.data.preprocessing import ArrayInputs, Preprocessing
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.sklearn import samples as reading
-from sparse_dnm.sklearn import settings
+from sparse_dnm.sklearn import sequences, settings
 from sparse_dnm.sklearn.samples import Samples, dataset_of, features_of
 from sparse_dnm.sklearn.trained import Trained
 from sparse_dnm.sklearn.wording import Parameters
@@ -77,6 +77,8 @@ class BaseManifold(BaseEstimator):
     def fit(self: E, X: Any, y: Any, sample_weight: Any = None) -> E:
         """Train a network on samples ``X`` (n, features) and their targets ``y``; ``sample_weight`` (n,) weighs them.
 
+        ``X`` (n, time, features) are sequences, of which the shorter ones end with time steps of NaN: the network is
+        then recurrent, and ``y`` has a target for each sequence.
         If an error or Ctrl-C ends it, the estimator stays as it was before.
         """
         with self._unchanged_by_errors():
@@ -127,7 +129,7 @@ class BaseManifold(BaseEstimator):
         """The samples for a training; of a network that was trained ``before``, as it reads them."""
         warned: list[str] = []
         if before is not None:
-            made = before.preprocessing.varied(samples.features, samples.weights)
+            made = before.preprocessing.varied(*sequences.in_rows(samples.features, samples.weights))
             data = dataset_of(samples, made, before.model.alpha.dtype, warned)
             self._warn(warned, partial)
             return data
@@ -220,10 +222,18 @@ class BaseManifold(BaseEstimator):
         check_is_fitted(self)
         warned: list[str] = []
         with speaking(self._words()):
-            outputs = self._trained.outputs(features_of(self, X, self._reads_tables, reset=False), warned)
+            if self._takes_sequences(X, reset=False):
+                features = sequences.features_of(self, X, reset=False)
+            else:
+                features = features_of(self, X, self._reads_tables, reset=False)
+            outputs = self._trained.outputs(features, warned)
         for text in warned:
             warnings.warn(text, stacklevel=3)
         return outputs
+
+    def _takes_sequences(self, X: Any, reset: bool) -> bool:
+        """Whether ``X`` is, or has to be, an array of sequences; of a new network it decides."""
+        return sequences.is_sequences(X) if reset else self._trained.model.recurrent
 
     @property
     def _reads_tables(self) -> bool:
@@ -232,7 +242,7 @@ class BaseManifold(BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
+        tags.input_tags.sparse = tags.input_tags.three_d_array = True
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -256,17 +266,15 @@ class BaseManifold(BaseEstimator):
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
         y = reading.plain_targets(y)
-        tables, checks = (
-            (reading.is_table(X) if reset else self._reads_tables or reading.has_gaps(self, X)),
-            self._target_checks,
-        )
-        if tables:
-            features = features_of(self, X, True, reset)
+        checks, in_time = self._target_checks, self._takes_sequences(X, reset)
+        tables = reading.is_table(X) if reset else self._reads_tables or reading.has_gaps(self, X)
+        if in_time or tables:
+            features = sequences.features_of(self, X, reset) if in_time else features_of(self, X, True, reset)
             _, targets = check_X_y(np.zeros((len(features), 1)), y, **checks)
         else:
             reading.check_names(X)
             reading.check_numbers(X)
-            checks |= {"dtype": reading.FLOATS, "accept_sparse": reading.SPARSE}
+            checks |= {"dtype": sequences.FLOATS, "accept_sparse": reading.SPARSE}
             features, targets = validate_data(self, X, y, reset=reset, **checks)
             features = reading.dense(features)
         reading.check_no_dates(targets)

@@ -21,14 +21,16 @@ from sparse_dnm.data.preprocessing import ArrayInputs, Preprocessing, Target
 from sparse_dnm.data.scales import has_squares, moments, standardised, unvaried
 from sparse_dnm.data.spelling import read_as
 from sparse_dnm.data.suspicions import identifiers, names_twice
+from sparse_dnm.sklearn import sequences
+from sparse_dnm.sklearn.sequences import FLOATS, Sequences
 
-FLOATS, SPARSE = (np.float64, np.float32), ("csr", "csc", "coo")
+SPARSE = ("csr", "csc", "coo")
 
 
 class Samples(NamedTuple):
     """Samples of positive weight.
 
-    features  DataFrame, or float (n, columns)
+    features  DataFrame, float (n, columns), or Sequences
     targets   int64 (n,) places in the classes, or float64 (n, columns)
     weights   float64 (n,); None: all 1
     """
@@ -167,7 +169,10 @@ def of_positive_weight(features: Any, targets: np.ndarray, weights: np.ndarray |
     if weights is None or weights.all():
         return Samples(features, targets, weights)
     kept = np.flatnonzero(weights)
-    rows = features.iloc[kept] if hasattr(features, "iloc") else features[kept]
+    if isinstance(features, Sequences):
+        rows: Any = features.taken(kept)
+    else:
+        rows = features.iloc[kept] if hasattr(features, "iloc") else features[kept]
     return Samples(rows, targets[kept], weights[kept])
 
 
@@ -233,11 +238,11 @@ def preprocessing_for(
         target = Target(target_names, classes=np.array(classes.tolist()))
     if hasattr(samples.features, "columns"):
         return Preprocessing(table_inputs(samples.features, samples.weights, warned), target)
-    numbers = [Cells(name, values=samples.features[:, k], kind="number") for k, name in enumerate(names)]
+    rows, weights = sequences.in_rows(samples.features, samples.weights)
+    numbers = [Cells(name, values=rows[:, k], kind="number") for k, name in enumerate(names)]
     warned += identifiers(numbers, (), leaves_out=False).warnings()
-    mean, std = _moments(samples.features, samples.weights)
-    constant = unvaried(samples.features, (0,))
-    return Preprocessing(ArrayInputs(samples.features.shape[1:], mean, std, names, constant=constant), target)
+    mean, std = _moments(rows, weights)
+    return Preprocessing(ArrayInputs(rows.shape[1:], mean, std, names, constant=unvaried(rows, (0,))), target)
 
 
 def table_inputs(frame: Any, weights: np.ndarray | None = None, warned: list[str] | None = None) -> TableInputs:
@@ -271,16 +276,19 @@ def dataset_of(
     samples: Samples, preprocessing: Preprocessing, dtype: torch.dtype, warned: list[str] | None = None
 ) -> Dataset:
     """The samples for a training, without a test set; ``warned`` gets warnings about their columns."""
-    x, target = preprocessing.inputs(samples.features, dtype, warned), preprocessing.target
+    target, own = preprocessing.target, dict[str, Any]()
+    if isinstance(samples.features, Sequences):
+        x, own["lengths_train"] = sequences.inputs(preprocessing, samples.features, dtype, warned)
+    else:
+        x = preprocessing.inputs(samples.features, dtype, warned)
     if target.classes is None:
         assert target.mean is not None
         assert target.std is not None
         y = torch.from_numpy(standardised(samples.targets, target.mean, target.std)).to(dtype)
-        own: dict[str, Any] = {}
         if has_squares(target.std):  # else the figures of the training are in standard deviations
-            own = {"target_mean": torch.from_numpy(target.mean), "target_std": torch.from_numpy(target.std)}
+            own |= {"target_mean": torch.from_numpy(target.mean), "target_std": torch.from_numpy(target.std)}
     else:
-        y, own = torch.from_numpy(samples.targets), {"classes": tuple(map(str, target.classes.tolist()))}
+        y, own["classes"] = torch.from_numpy(samples.targets), tuple(map(str, target.classes.tolist()))
     weights = samples.weights
     return Dataset(
         name="X",
@@ -289,7 +297,7 @@ def dataset_of(
         y_train=y,
         x_test=x[:0],
         y_test=y[:0],
-        period=float(x.shape[1]),
+        period=float(x.shape[-1]),
         preprocessing=preprocessing,
         weights=None if weights is None else torch.from_numpy(weights / weights.mean()),
         **own,

@@ -17,7 +17,6 @@ from sklearn.utils import check_random_state
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.presets import Preset, preset_for
 from sparse_dnm.train.validation import n_held_out
 
@@ -135,6 +134,7 @@ def configs_for(
     full = all_of_weight is not None
     preset = preset_for(data) if all_of_weight is None else small(data, all_of_weight)
     manifold = dataclasses.replace(preset.manifold, **{"seed": seed, **(values["manifold_params"] or {})})
+    _check_recurrent(manifold, data.x_train.ndim == 3)
     train = _sized(preset, values)
     if full and (train.target_edges or train.budget_us or train.budget_bytes):
         train = dataclasses.replace(train, steps=2 * train.steps)
@@ -155,6 +155,20 @@ def configs_for(
         train = dataclasses.replace(train, steps=int(values["max_iter"]) * passes)
     often = {"log_every": max(1, math.ceil(train.steps / LINES)), "checkpoint_every": max(1, train.steps)}
     return manifold, dataclasses.replace(train, **{**often, **own})
+
+
+def _check_recurrent(manifold: ManifoldConfig, sequences: bool) -> None:
+    """Raise ValueError where samples are sequences and the network has no memory, or the other way round."""
+    if sequences and not manifold.recurrent:
+        raise ValueError(
+            "X holds sequences (n, time, features), and manifold_params ask for neuron='memoryless' without n_memory: "
+            "choose a neuron such as 'lstm', or n_memory > 0"
+        )
+    if manifold.recurrent and not sequences:
+        raise ValueError(
+            f"manifold_params ask for neuron={manifold.neuron!r} and n_memory={manifold.n_memory}, a recurrent "
+            "network, which takes sequences: give X as (n, time, features)"
+        )
 
 
 def _stopping(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +199,6 @@ def one_pass(train: TrainConfig, n_samples: int, number: int) -> TrainConfig:
 
 def network_of(manifold: ManifoldConfig, train: TrainConfig, dtype: torch.dtype) -> DynamicManifold:
     """A new network; its initial values are drawn by the seed of the training."""
-    refuse_recurrent(manifold, "an estimator of scikit-learn")
     drawn = torch.Generator().manual_seed(train.seed)
     return DynamicManifold(manifold, drawn, dtype, train.executor, train.threads, "cpu")
 

@@ -20,6 +20,8 @@ from sparse_dnm.data.preprocessing import Preprocessing
 from sparse_dnm.io import UNFIT, CheckpointError, read_json, write_atomic, write_json
 from sparse_dnm.machine import versions
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.sklearn import sequences
+from sparse_dnm.sklearn.sequences import Sequences
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.checkpoint import Checkpoint
 from sparse_dnm.train.lock import alone
@@ -55,10 +57,15 @@ class Trained:
     description: dict[str, Any]
 
     def outputs(self, samples: Any, warned: list[str] | None = None) -> Tensor:
-        """Outputs (n, n_outputs) of the network for raw samples; ``warned`` gets warnings about columns of them."""
-        inputs = self.preprocessing.inputs(samples, self.model.alpha.dtype, warned)
+        """Outputs (n, n_outputs) of the network for raw samples, of `Sequences` at their ends; ``warned`` gets warnings
+        about columns of them."""
+        dtype, lengths = self.model.alpha.dtype, None
+        if isinstance(samples, Sequences):
+            inputs, lengths = sequences.inputs(self.preprocessing, samples, dtype, warned)
+        else:
+            inputs = self.preprocessing.inputs(samples, dtype, warned)
         with _lock, one_torch_thread():
-            return outputs_of(self.model, inputs)
+            return outputs_of(self.model, inputs, lengths=lengths)
 
     def copy(self) -> DynamicManifold:
         """A network with the same parameters, slots and structure."""
