@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
 import sparse_dnm
 from sparse_dnm.export import Folded
@@ -171,7 +172,32 @@ def homes(targets: dict[str, Target], out: Path, seeds: int, steps: int, jobs: i
                 )
             )
         lines.append(f"- on {home}: {judge(results, 'classification', home, other).words}")
-    return lines
+    return [*lines, *_suited(wanted, runs, times)]
+
+
+def _suited(
+    wanted: list[tuple[str, float, int]],
+    runs: dict[tuple[str, float, int], Path],
+    times: dict[str, dict[Path, np.ndarray]],
+) -> list[str]:
+    """How much better networks suit the target that they were trained for, whatever their accuracy and size."""
+    a, b = times
+
+    def share(case: tuple[str, float, int]) -> float:
+        return float(np.log(np.median(times[a][runs[case]]) / np.median(times[b][runs[case]])))
+
+    seeds = sorted({seed for _, _, seed in wanted})
+    found = [
+        float(np.mean([share((a, factor, seed)) - share((b, factor, seed)) for factor in FACTORS])) for seed in seeds
+    ]
+    words = (
+        f"- time on {a} over time on {b}, of networks trained for {a} over that of networks trained for {b} with the "
+    )
+    words += f"same coefficient and seed: {np.exp(np.mean(found)):.3f}"
+    if len(found) > 1:
+        interval = bootstrap((found,), np.mean, random_state=0).confidence_interval
+        words += f" (95 % interval {np.exp(interval.low):.3f} to {np.exp(interval.high):.3f}, {len(found)} seeds)"
+    return [f"{words}; below 1 where each suits its home"]
 
 
 def budgets(target: Target, out: Path, runs: int, steps: int) -> list[str]:

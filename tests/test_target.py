@@ -115,6 +115,31 @@ def test_a_clock_that_shows_nothing_is_an_error(toy, tmp_path, monkeypatch, cloc
         time_on_target({"a": toy}, Target(f"{QUICK} -DSPARSE_DNM_NOW=ticks {object_file(tmp_path, clock)}"))
 
 
+@compiled
+def test_a_clock_that_stands_still_for_a_while_leaves_no_time_of_nothing(toy, tmp_path):
+    """As that of a virtual machine does whose host was busy; also while the number of runs is looked for."""
+    clock = object_file(
+        tmp_path,
+        """
+#include <time.h>
+double ticks(void)
+{
+    static double last, jump;
+    static int n;
+    n++;
+    if (n % 7 == 3)
+        return last;
+    if (n % 50 == 1)
+        jump += 0.01;
+    return last = (double)clock() / CLOCKS_PER_SEC + jump;
+}
+""",
+    )
+    found = time_on_target({"a": toy}, Target(f"{QUICK} -DSPARSE_DNM_NOW=ticks {clock}"), rounds=30)
+    assert (found.raw["a"] > 0).all()
+    assert (found.seconds["a"] > 0).all()
+
+
 # -- commands ------------------------------------------------------------------------------------------------
 
 
