@@ -18,6 +18,7 @@ from sparse_dnm.report import animation, figures, style
 from sparse_dnm.report.history import History
 from sparse_dnm.report.views import heights, saturation
 from sparse_dnm.timing.clock import Timing
+from sparse_dnm.train.example import SEQUENCE
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,16 @@ def toy(tmp_path_factory):
     return History.read(train(tmp_path_factory.mktemp("figures") / "toy", "toy"), 4)
 
 
-@pytest.mark.parametrize(("run", "names"), [("digits", [*NAMES, "fields"]), ("toy", NAMES)])
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    return History.read(
+        train(tmp_path_factory.mktemp("figures") / "rows", "rows-digits", manifold={"n_neurons": 40}), 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "names"), [("digits", [*NAMES, "fields"]), ("toy", NAMES), ("sequences", [*NAMES, "along"])]
+)
 def test_every_figure_as_png_and_svg(run, names, request, tmp_path):
     seen = []
     history = request.getfixturevalue(run)
@@ -52,6 +62,15 @@ def test_every_figure_as_png_and_svg(run, names, request, tmp_path):
     figures.write(history, tmp_path / "again")
     for path in written:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_a_damaged_sequence_is_named_and_one_that_is_missing_is_left_out(sequences, tmp_path):
+    copy = shutil.copytree(sequences.path, tmp_path / "run")
+    (copy / SEQUENCE).write_bytes(b"no sequence")
+    with pytest.raises(CheckpointError, match=SEQUENCE):
+        _ = History.read(copy, 2).along
+    (copy / SEQUENCE).unlink()
+    assert History.read(copy, 2).along is None
 
 
 def test_a_figure_of_few_edges_is_vectors(toy, tmp_path):

@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from runs import train
 from typer.testing import CliRunner
 
 from sparse_dnm.cli.app import app
+from sparse_dnm.data import load
 from sparse_dnm.report import page
 from sparse_dnm.report.history import History
 
@@ -244,6 +246,25 @@ def test_a_regression_without_images(chromium, tmp_path):
         assert "Receptive fields" not in view.inner_text("main")
         assert view.inner_text("figure:has(#curve-1) h3") == "mean squared error"
         assert "3 of 7 snapshots shown" in view.inner_text("header")
+
+
+def test_a_network_that_remembers_is_shown_along_a_sequence(chromium, tmp_path):
+    manifold = {"n_neurons": 8 + 12 + 10 + 4, "neuron": "lstm", "n_memory": 2}
+    history, path = History.read(train(tmp_path / "run", "rows-digits", manifold=manifold), 2), tmp_path / "report.html"
+    page.write(history, path)
+    with opened(chromium, path) as view:
+        titles = view.locator("section[aria-labelledby=h-along] h3").all_inner_texts()
+        assert titles == ["inputs", "states of neurons", "memory", "outputs"]
+        shown = [view.evaluate(f"document.querySelector('#along-{k}').data[0].z") for k in range(4)]
+    x, model = load("rows-digits").x_test[0], history.trained()[0]
+    names = dict(history.along[1][1]._asdict())["names"]
+    with torch.no_grad():
+        for step in range(1, 9):  # the state after each part of the sequence, of the kernels for whole sequences
+            outputs, state = model(x[None, :step], return_state=True, last=True)
+            columns = [[row[step - 1] for row in rows] for rows in shown]
+            states = [state.h[0, int(name.split()[1]) - 10].item() for name in names]  # 8 inputs and the memory's
+            for found, expected in zip(columns, (x[step - 1], states, state.memory[0], outputs[0]), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_zeros_left_out_of_a_logarithmic_axis_are_reported(run, tmp_path):

@@ -22,6 +22,7 @@ from sparse_dnm.report.views import (
     MOST_OUTPUTS,
     Fields,
     Grid,
+    Rows,
     heights,
     mosaic,
     saturation,
@@ -34,6 +35,7 @@ FEW_EDGES = 2_500  # in each network of the overview
 CLASSES = 6  # of strength
 TURNS = 8  # in which the two signs alternate, per class
 FEW = 800  # up to so many edges, lines are opaque
+FEW_ROWS = 20  # that have their names beside them
 VECTORS = 5_000  # beyond so many edges, an SVG holds them as pixels
 
 
@@ -256,6 +258,26 @@ def fields_figure(history: History, step: int, hidden: Fields, outputs: Fields) 
     return chart
 
 
+def along_figure(history: History, words: str, parts: list[Rows]) -> Figure:
+    """What a recurrent network computes along a sequence."""
+    sizes = [min(max(len(part.names), 3), 30) for part in parts]
+    height = 1.6 + 0.5 * len(parts) + 0.12 * sum(sizes)  # inches
+    chart = _sheet(history, 9, height)
+    chart.set_layout_engine("none")  # that of other figures gives other last digits with many axes
+    places = {"left": 0.12, "right": 0.98, "bottom": 0.9 / height, "top": 1 - 0.9 / height, "hspace": 0.35}
+    grid = {**places, "height_ratios": sizes}
+    axes = np.atleast_1d(chart.subplots(len(parts), 1, sharex=True, gridspec_kw=grid))
+    for axis, part in zip(axes, parts, strict=True):
+        limit = float(np.abs(part.values).max(initial=0.0)) or 1.0
+        axis.imshow(part.values, cmap=STRENGTHS, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axis.set_title(f"{part.title}, colours to ±{limit:.3g}", fontsize=TITLE_SIZE)
+        names = [style.plain(name) for name in part.names] if len(part.names) <= FEW_ROWS else []
+        axis.set_yticks(range(len(names)), names, fontsize=LEGEND_SIZE)
+    axes[-1].set_xlabel("time step")
+    chart.suptitle(f"{title(history)}, {words}\nblue negative, orange positive", fontsize=TITLE_SIZE)
+    return chart
+
+
 def overview(history: History, first: Snapshot, last: Snapshot, limit: float) -> Figure:
     """The DAG before and after training, and the curves in between."""
     chart = _sheet(history, 11, 6.2)
@@ -294,6 +316,9 @@ def write(history: History, out: Path, on_figure: Callable[[str], None] = lambda
     found = history.fields
     if found is not None:
         charts["fields"] = lambda: fields_figure(history, *found)
+    along = history.along
+    if along is not None:
+        charts["along"] = lambda: along_figure(history, *along)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, make in charts.items():

@@ -13,10 +13,10 @@ from typing import Any
 from sparse_dnm.config import ManifoldConfig, TrainConfig
 from sparse_dnm.io import UNFIT, CheckpointError, read_json
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.report.views import Fields, Image, image_shape, receptive_fields
+from sparse_dnm.report.views import Fields, Image, Rows, along, image_shape, receptive_fields
 from sparse_dnm.timing.cost_model import ON_TARGET
 from sparse_dnm.train import checkpoint as files
-from sparse_dnm.train import snapshots
+from sparse_dnm.train import example, snapshots
 from sparse_dnm.train.snapshots import Snapshot
 
 LOSS = ("loss", "objective", "flow", "speed", "memory")  # columns
@@ -153,6 +153,16 @@ class History:
             return None
         model, structure = self.trained()
         return structure.step, *receptive_fields(model)
+
+    @cached_property
+    def along(self) -> tuple[str, list[Rows]] | None:
+        """Of a recurrent network: which sequence it is shown along, in words, and what it computes there."""
+        kept = example.load(self.path, self.manifold.n_inputs) if self.manifold.recurrent else None
+        if kept is None:
+            return None
+        (x, split), (model, structure) = kept, self.trained()
+        words = f"step {structure.step:,}; {len(x):,} time steps of the first sequence of the {split}"
+        return words, along(model, x, list(self.data.get("classes") or []))
 
     def promised(self, name: str) -> float | None:
         """A figure of the summary; without a summary, the last value of the column."""

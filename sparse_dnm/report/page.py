@@ -23,6 +23,7 @@ from sparse_dnm.report.views import (
     Fields,
     Grid,
     Image,
+    Rows,
     heights,
     mosaic,
     saturation,
@@ -54,7 +55,7 @@ def write(history: History, path: Path, on_frame: Callable[[], None] = lambda: N
 
 def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
     """The page as text."""
-    fields = _fields(history)  # first, because an unreadable checkpoint fails here
+    fields, along = _fields(history), _along(history)  # first, because an unreadable checkpoint fails here
     grid, height = Grid.of(history.manifold), heights(history.manifold)
     history, notes = _fitted(history, grid)
     limit = saturation(history.last())
@@ -79,6 +80,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
         "panels": [_panel(history, panel) for panel in history.panels],
         "density": _density(history),
         "fields": fields,
+        "along": along,
     }
     n_lines = len(history.metrics["step"])
     columns, rows = _table(history)
@@ -101,6 +103,7 @@ def page(history: History, on_frame: Callable[[], None] = lambda: None) -> str:
             columns=columns,
             rows=rows,
             fields=fields,
+            along=along,
             tables={**settings(history), "Machine and versions": history.about},
             run=history.path.resolve().name,
             css=style.css_variables() + _text("report.css"),
@@ -248,6 +251,27 @@ def _field(title: str, fields: Fields, shape: Image, name: Callable[[int], str],
         "height": shape.height,
         "width": shape.width,
         "aspect": f"{picture.shape[1]} / {picture.shape[0]}",
+    }
+
+
+def _along(history: History) -> list[dict[str, Any]]:
+    """What a recurrent network computes along a sequence, as pictures."""
+    if history.along is None:
+        return []
+    words, parts = history.along
+    return [_rows(part, words) for part in parts]
+
+
+def _rows(part: Rows, words: str) -> dict[str, Any]:
+    values = part.values.astype(np.float64)
+    size = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    return {
+        "title": part.title,
+        "names": part.names,
+        "values": [[float(f"{v:.4g}") if np.isfinite(v) else None for v in row] for row in values.tolist()],
+        "limit": size or 1.0,
+        "height": f"{min(36, 7 + 1.2 * len(part.names)):g}rem",
+        "summary": f"{words}; {len(part.names)} rows, the largest size is {size:.4g}.",
     }
 
 

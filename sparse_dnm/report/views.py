@@ -1,4 +1,4 @@
-"""Arrays for pictures of a network: the matrix of strengths in cells, the DAG in the plane, receptive fields.
+"""Arrays for pictures of a network: the matrix of strengths in cells, the DAG in the plane, receptive fields, states.
 
 Other modules draw them.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import spsolve_triangular
@@ -17,6 +18,7 @@ from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.snapshots import Snapshot
 
+MOST_STATES = 100  # neurons with a state that are shown
 MOST_OUTPUTS = 100  # outputs whose receptive fields are shown
 MOST_EDGES = 20_000  # the strongest edges of a DAG, which are drawn
 GOLDEN = (5**0.5 - 1) / 2
@@ -145,3 +147,43 @@ def mosaic(fields: Fields, shape: Image, columns: int) -> tuple[Floats, NDArray[
             picture[top : top + height, left : left + width] = pixels / largest
         places[i, j] = neuron
     return picture, places
+
+
+class Rows(NamedTuple):
+    """Numbers along a sequence, float32 (rows, time), and the names of the rows."""
+
+    title: str
+    names: list[str]
+    values: Floats
+
+
+def along(model: DynamicManifold, x: torch.Tensor, classes: list[str], most: int = MOST_STATES) -> list[Rows]:
+    """What a recurrent network computes along a sequence ``x`` (time, n_inputs): its inputs, the states h of its
+    neurons, its memory and its outputs.
+
+    Of the neurons with a state those that reach an output, at most ``most``, whose states vary most, by level.
+    """
+    config, topology = model.config, model.find().topology
+    parts: dict[str, list[torch.Tensor]] = {"states": [], "memory": [], "outputs": []}
+    state = None
+    with torch.no_grad():
+        for now in x.to(model.alpha.dtype).split(1):
+            outputs, state = model.step(now, state)
+            for name, values in (("states", state.h), ("memory", state.memory), ("outputs", outputs)):
+                parts[name].append(values[0])
+    found = {name: torch.stack(values, 1).float().numpy() for name, values in parts.items()}
+    graph = config.graph
+    cells = np.arange(graph.n_inputs, graph.n_inputs + len(found["states"]))
+    shown = cells[topology.live[cells]]
+    vary = found["states"][shown - graph.n_inputs].std(1)
+    shown = np.sort(shown[np.argsort(-vary, kind="stable")[:most]])
+    shown = shown[np.argsort(topology.levels[shown], kind="stable")]
+    n = len(found["outputs"])
+    names = classes or [f"output {k}" for k in range(n)]
+    rows = [
+        Rows("inputs", [f"input {k}" for k in range(x.shape[1])], x.float().numpy().T),
+        Rows("states of neurons", [f"neuron {k}" for k in shown], found["states"][shown - graph.n_inputs]),
+        Rows("memory", [f"memory {k}" for k in range(len(found["memory"]))], found["memory"]),
+        Rows("outputs", names[:MOST_OUTPUTS], found["outputs"][:MOST_OUTPUTS]),
+    ]
+    return [part for part in rows if len(part.values)]

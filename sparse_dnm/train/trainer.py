@@ -27,7 +27,7 @@ from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.target import TargetError
 from sparse_dnm.timing.pace import NoisyMachine
 from sparse_dnm.train import checkpoint as files
-from sparse_dnm.train import packing, snapshots
+from sparse_dnm.train import example, packing, snapshots
 from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.ahead import Ahead
 from sparse_dnm.train.batches import Batch, Batches
@@ -204,6 +204,8 @@ class Trainer:
             self._save()
         about = self.source, self.description, self._device, self.data.preprocessing or implied(self.data)
         files.write_config(out, self.model.config, self.config, *about)
+        if self.model.recurrent:
+            example.keep(out, self.data)
         files.cut_metrics(out / files.METRICS, self.step or -1)
         snapshots.cut(out, self.step or -1)
         remove(out / files.SUMMARY)

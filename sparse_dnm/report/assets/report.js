@@ -215,7 +215,22 @@
       text(f.tiles[Math.floor(y / (f.height + 1))][Math.floor(x / (f.width + 1))])));
   }
 
-  const rest = () => Promise.all([...data.panels.map(curve), density(), ...data.fields.map(field)]);
+  const FEW_ROWS = 20; // up to so many have their names beside them
+  const along = (part, index) => {
+    const names = part.names.map(text), numbers = names.map((_, row) => row);
+    return Plotly.react(`along-${index}`, [{
+      type: "heatmap", z: part.values, zmin: -part.limit, zmax: part.limit, colorscale: diverging(), hoverongaps: false,
+      colorbar: { thickness: 10, outlinewidth: 0 }, text: part.values.map((row, k) => row.map(() => names[k])),
+      hovertemplate: "%{text}, time step %{x}: %{z:.4~g}<extra></extra>",
+    }], layout({
+      margin: { l: 80, r: 10, t: 10, b: 40 },
+      xaxis: axis({ title: { text: "time step", standoff: 4 } }),
+      yaxis: axis({ autorange: "reversed", showgrid: false,
+        ...(names.length > FEW_ROWS ? { showticklabels: false } : { tickvals: numbers, ticktext: names }) }),
+    }), CONFIG);
+  };
+
+  const rest = () => Promise.all([...data.panels.map(curve), density(), ...data.fields.map(field), ...data.along.map(along)]);
 
   // -- what a reader can do -----------------------------------------------------------------------------------
 
