@@ -28,6 +28,7 @@ from sparse_dnm.timing.quiet import Quiet
 from sparse_dnm.timing.subprocess import Fresh, Network, Processes, time_in_subprocess
 from sparse_dnm.train.checkpoint import renewed
 from sparse_dnm.train.constraints import rounded_up
+from sparse_dnm.train.paths import widest
 from sparse_dnm.train.schedules import learning_rate, trimmed_after
 from sparse_dnm.train.state import CutTooDeep
 from sparse_dnm.train.trainer import Trainer, TrainingError
@@ -83,6 +84,26 @@ def test_trim_reaches_the_target_and_takes_what_matters_least():
     gone = before - after
     assert np.median([merit[e] for e in gone]) < np.median([merit[e] for e in after])
     assert model.connected
+
+
+@pytest.mark.parametrize("edges", ["free", "weighted", "free-closeness", "closeness"])
+def test_outputs_that_seem_to_matter_little_are_still_reached_after_a_trim(edges):
+    """A network that makes no errors has no gradient: a trim to a budget once took all edges of a class."""
+    model = model_of(edges=edges, **MANY[edges])
+    term, config = charged(model), model.config
+
+    def saliency():
+        return (model.topology.readers < config.n_neurons - 5).astype(float)  # none of the last five outputs
+
+    start = term.measure(model.find())
+    before, _ = widest(model.topology, saliency())
+    assert before.all()
+    for share in (0.95, 0.6):
+        trim(model, term, share * start, saliency)
+        assert widest(model.topology, saliency())[0].all()
+    with pytest.raises(OverBudget):
+        trim(model, term, 0.1 * CALL, saliency)
+    assert widest(model.topology, saliency())[0].all()
 
 
 def test_trim_raises_the_cutoff_where_edges_have_no_weight_of_their_own():

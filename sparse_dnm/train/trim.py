@@ -3,7 +3,8 @@
 Where a step takes less than the budget, the closest candidates below the cutoff become edges.  Where it takes more,
 edges with the least saliency per saved second go first, with executor `blocks` those of a block together.  Saliency is
 the expected change of the loss when an edge is removed, |strength * gradient| summed over batches (Molchanov et al.
-2017); the seconds are the cost model's.
+2017); the seconds are the cost model's.  An output that inputs reach keeps a path from one of them, and at most half of
+its edges go at a time, as the saliency of a network that makes no errors tells little.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from sparse_dnm.config import OMEGA_IN_CLOSENESS
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.engine.cpu_blocks import Covering
 from sparse_dnm.engine.cpu_structure import Floats
+from sparse_dnm.engine.topology import Topology
 from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.model.recurrent import GATES
 from sparse_dnm.train.objective import objective
+from sparse_dnm.train.paths import needed
 
 MAX_CUTS = 60
 MAX_FILLS = 12
@@ -62,12 +65,14 @@ def trim(model: DynamicManifold, term: TimeTerm, target: float, saliency: Callab
         if seconds <= target:
             return seconds
         predicted = float(term.refit.model.seconds(term.counts(evaluation)))
-        order, saved = _order(evaluation, term, saliency())
-        saved *= seconds / predicted if predicted > 0 else 1.0
         wanted = seconds - 0.995 * target
-        enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
         try:
-            evaluation = _remove(model, evaluation, order[: max(1, min(enough, _most(order)))])
+            values = saliency()
+            order, saved = _order(evaluation, term, values)
+            saved *= seconds / predicted if predicted > 0 else 1.0
+            enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
+            first = order[: max(1, min(enough, _most(order)))]
+            evaluation = _remove(model, evaluation, _without(evaluation, first, values))
         except Disconnected:
             raise OverBudget(seconds) from None
         seconds = term.measure(evaluation)
@@ -83,8 +88,10 @@ def cut(model: DynamicManifold, term: TimeTerm, count: int, saliency: Callable[[
     least = evaluation.n_edges - count
     while evaluation.n_edges > least:
         before = evaluation.n_edges
-        order, _ = _order(evaluation, term, saliency())
-        evaluation = _remove(model, evaluation, order[: min(before - least, _most(order))])
+        values = saliency()
+        order, _ = _order(evaluation, term, values)
+        first = _without(evaluation, order[: min(before - least, _most(order))], values)
+        evaluation = _remove(model, evaluation, first)
         if evaluation.n_edges >= before:  # a cutoff cannot rise further
             raise Disconnected
 
@@ -95,9 +102,43 @@ def _most(order: NDArray[np.int64]) -> int:
 
 
 def _order(evaluation: Evaluation, term: TimeTerm, values: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The active edges, those with the least saliency per saved second first, and the seconds that each saves."""
+    """The active edges that may go, those with the least saliency per saved second first, and the seconds that each
+    active edge saves.  Raises Disconnected if none may."""
     saved, together = _saved(evaluation, term)
-    return np.argsort(_summed(values, together) / _summed(saved, together), kind="stable"), saved
+    order = np.argsort(_summed(values, together) / _summed(saved, together), kind="stable")
+    if evaluation.config.edges not in OMEGA_IN_CLOSENESS:  # the cutoff takes what is least close
+        return order, saved
+    order = order[~_halves(evaluation.topology, values)[order]]
+    if len(order) == 0:
+        raise Disconnected
+    return order, saved
+
+
+def _halves(topology: Topology, values: Floats) -> NDArray[np.bool_]:
+    """Of the edges of each output the half with the largest ``values``, bool (n_edges,)."""
+    kept = np.zeros(topology.n_edges, np.bool_)
+    for output in topology.outputs.tolist():
+        first, last = topology.indptr[output : output + 2].tolist()
+        largest = np.argsort(-values[first:last], kind="stable")[: (last - first + 1) // 2]
+        kept[first + largest] = True
+    return kept
+
+
+def _without(evaluation: Evaluation, first: NDArray[np.int64], values: Floats) -> NDArray[np.int64]:
+    """Those of the edges ``first`` without which all outputs are reached that were; where the cutoff removes as many,
+    the least close ones, so many of ``first``.  Raises Disconnected if none is."""
+    topology = evaluation.topology
+    if evaluation.config.edges in OMEGA_IN_CLOSENESS:
+        left = np.setdiff1d(first, needed(topology, first, values))
+    else:
+        d = np.abs(evaluation.host_values.d)
+        d = d[d > evaluation.host_values.c]
+        gone = np.argsort(d, kind="stable")[: len(first)]
+        stays = np.isin(gone, needed(topology, gone, d))
+        left = first[: int(stays.argmax())] if stays.any() else first
+    if len(left) == 0:
+        raise Disconnected
+    return left
 
 
 def _remove(model: DynamicManifold, evaluation: Evaluation, first: NDArray[np.int64]) -> Evaluation:
