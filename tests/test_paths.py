@@ -2,12 +2,15 @@
 
 import networkx as nx
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import dags
+from strategies import MANY, dags
 
-from sparse_dnm import Topology
+from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
 from sparse_dnm.train.paths import needed, widest
+from sparse_dnm.train.trim import keep_edges
 
 
 def connects(topology, edges, output):
@@ -51,3 +54,26 @@ def test_what_is_needed_of_the_edges_that_go_is_on_paths_and_is_enough(drawn, se
     kept = np.setdiff1d(np.arange(topology.n_edges), gone)
     if all(connects(topology, kept, output) for output in topology.outputs.tolist()):
         assert len(found) == 0
+
+
+@pytest.mark.parametrize("edges", ["free", "free-closeness"])
+def test_a_number_of_edges_leaves_a_path_to_an_output_whose_edges_are_the_least_close(edges):
+    config = ManifoldConfig.preset("digits", edges=edges, **MANY[edges])
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), threads=1)
+    values, readers = model.find().host_values, model.topology.readers
+    active = np.flatnonzero(np.abs(values.d) > values.c)
+    last = active[readers >= config.n_neurons - 3]
+    with torch.no_grad():  # just above the cutoff
+        slots = torch.from_numpy(model.candidates.slots[last])
+        model.edge_weight[slots] *= torch.from_numpy(1.0001 * values.c / np.abs(values.d[last])).to(model.edge_weight)
+    before, n_edges = reached(model), model.topology.n_edges
+    assert before.all()
+    for share in (0.6, 0.2):
+        assert keep_edges(model, int(share * n_edges)) == int(share * n_edges)
+        assert reached(model).all()
+
+
+def reached(model):
+    """Which outputs of a model inputs reach."""
+    topology = model.find().topology
+    return widest(topology, np.zeros(topology.n_edges))[0]

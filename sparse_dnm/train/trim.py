@@ -37,6 +37,7 @@ SLACK = 0.01  # share of the target that a step may take less
 LARGEST_FILL = 0.15  # share of the present edges that are added at a time
 NEW_EDGE = 1.002  # |d| of an added edge, over the cutoff
 LARGEST_CUT = 0.04  # share of the remaining edges
+PROTECTIONS = 5  # rounds in which edges that an output needs are made closer
 SALIENCY_BATCHES = 8  # batches over which saliency is summed
 
 
@@ -179,7 +180,7 @@ def fill(model: DynamicManifold, term: TimeTerm, target: float) -> float:
         values, candidates = evaluation.host_values, evaluation.host.candidates
         assert candidates is not None
         size = np.abs(values.d)
-        readers = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr)) + model.config.n_inputs
+        readers = np.repeat(np.arange(model.config.n_rows), np.diff(candidates.indptr)) + model.config.graph.n_inputs
         near = (size <= values.c) & (size > values.threshold)  # of others omega would have to become huge
         usable = np.flatnonzero(near & evaluation.topology.live[readers])
         prices = term.prices(evaluation)
@@ -204,8 +205,11 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
     """Move the cutoff so that the ``count`` closest candidates are active; returns how many are, in the end.
 
     A cutoff near 1 would make strengths huge, and none above 1 exists: before that, the omega of the other free edges
-    becomes 0 instead.  Raises ValueError, with the network changed, if the edges do not connect inputs and outputs.
+    becomes 0 instead.  Where inputs would no longer reach an output, free edges of a path to it come closer and stay
+    instead of others.  Raises ValueError, with the network changed, if the edges do not connect inputs and outputs.
     """
+    if model.config.edges in OMEGA_IN_CLOSENESS:
+        _protect(model, count)
     for _ in range(MAX_CUTS):  # a lower cutoff may admit pairs that were not candidates
         evaluation = model.find()
         if evaluation.n_edges == count:
@@ -226,6 +230,23 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
     if not evaluation.connected:
         raise ValueError(f"the {count} closest edges do not connect inputs and outputs")
     return evaluation.n_edges
+
+
+def _protect(model: DynamicManifold, count: int) -> None:
+    """Raise omega of those active edges that the ``count`` closest do without, and some output cannot."""
+    for _ in range(PROTECTIONS):  # others take their place among the least close
+        evaluation = model.find()
+        active = np.flatnonzero(np.abs(evaluation.host_values.d) > evaluation.host_values.c)
+        size = np.abs(evaluation.host_values.d[active])
+        if len(active) <= count:
+            break
+        order = np.argsort(size, kind="stable")
+        stays = needed(evaluation.topology, order[: len(active) - count], size)
+        if len(stays) == 0:
+            break
+        factor = torch.from_numpy(NEW_EDGE * size[order[-count]] / size[stays])
+        with torch.no_grad():
+            model.edge_weight[torch.from_numpy(model.candidates.slots[active[stays]])] *= factor.to(model.edge_weight)
 
 
 def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
