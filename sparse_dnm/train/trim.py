@@ -233,12 +233,13 @@ def keep_edges(model: DynamicManifold, count: int) -> int:
 
 
 def _protect(model: DynamicManifold, count: int) -> None:
-    """Raise omega of those active edges that the ``count`` closest do without, and some output cannot."""
+    """Raise omega of those active edges that the ``count`` closest do without, and some output cannot; fewer edges than
+    outputs are not worth it."""
     for _ in range(PROTECTIONS):  # others take their place among the least close
         evaluation = model.find()
         active = np.flatnonzero(np.abs(evaluation.host_values.d) > evaluation.host_values.c)
         size = np.abs(evaluation.host_values.d[active])
-        if len(active) <= count:
+        if not model.config.graph.n_outputs <= count < len(active):
             break
         order = np.argsort(size, kind="stable")
         stays = needed(evaluation.topology, order[: len(active) - count], size)
