@@ -20,6 +20,7 @@ from sparse_dnm.data.source import DataSource
 from sparse_dnm.engine import device as backend
 from sparse_dnm.io import UNFIT, CheckpointError
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 from sparse_dnm.train import checkpoint as files
 from sparse_dnm.train.metrics import one_torch_thread
@@ -198,6 +199,7 @@ def read(
     if run.is_file():
         raise CheckpointError(f"{run} is a file, not a run directory; name the folder that a training wrote")
     manifold, train, source, description, saved = files.read_run(run)
+    refuse_recurrent(manifold, "load (and with it predict and export)")
     preprocessing, notes = _preprocessing(run, data, source and _moved(source, data_dir), description)
     state, place = saved.group("model"), backend.device_of(str(device))
     try:

@@ -36,7 +36,8 @@ def networks(draw):
         edges = draw(st.sampled_from(["closeness", "free", "weighted"]))
         activation, output = draw(st.sampled_from(["leaky_relu", "tanh"])), draw(st.sampled_from(["linear", "square"]))
         omega = (0.0, 1.0)
-        return manifold(neuron, n_memory, seed=seed, edges=edges, activation=activation, output=output, omega=omega)
+        made = manifold(neuron, n_memory, seed=seed, edges=edges, activation=activation, output=output, omega=omega)
+        return made.to_dag() if draw(st.booleans()) else made
     edges, n = draw(strategies.dags(12))
     some = np.random.default_rng(seed)
     extra = [(n + k, j) for k in range(n_memory + 1) for j in range(n) if some.random() < 0.3 and j in edges[:, 1]]
@@ -70,16 +71,21 @@ class Parts:
 
     def __init__(self, model):
         if isinstance(model, RecurrentDAG):
-            t, self.neuron, self.n_memory, self.squared = model.topology, model.neuron, model.n_memory, False
+            t, self.neuron, self.n_memory = model.topology, model.neuron, model.n_memory
+            self.squared = model.output == "square"
             n = t.n_neurons
             self.inputs, self.outputs = t.inputs.tolist(), t.outputs.tolist()
             self.hidden = [i for i in range(n) if i not in self.inputs and i not in self.outputs]
-            self.linear, self.strengths = [False] * n, model.edge_weight
+            self.linear = [i in self.outputs and model.linear_outputs for i in range(n)]
+            self.strengths = model.edge_weight
             self.weight, self.bias = torch.ones(n, dtype=F64), torch.zeros(n, dtype=F64)
-            biased = [i for i in range(n) if i in self.outputs or (i in self.hidden and self.neuron not in GATED)]
-            self.bias = self.bias.index_put((torch.tensor(biased),), model.bias)
+            gated = self.hidden if self.neuron in GATED else []
+            plain = [*(self.inputs if not model.input_neurons else []), *gated]
+            biased = torch.tensor([i for i in range(n) if i not in plain and not self.linear[i]])
+            self.bias = self.bias.index_put((biased,), model.bias)
+            if model.weight is not None:
+                self.weight = self.weight.index_put((biased,), model.weight)
             self.activations = [model.activation] * n
-            plain = [*self.inputs, *(self.hidden if self.neuron in GATED else [])]
         else:
             c, t = model.config, model.topology
             self.neuron, self.n_memory, self.squared = c.neuron, c.n_memory, c.output == "square"
@@ -463,6 +469,50 @@ def test_candidates_below_the_cutoff_have_the_gradient_of_an_edge_summed_over_ti
         assert ring[k].item() == pytest.approx(slope.item() / (1 - c), rel=1e-7, abs=1e-9)
         checked += 1
     assert checked > 3
+
+
+# -- a manifold as a RecurrentDAG ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("output", ["linear", "square"])
+def test_a_manifold_as_a_recurrent_dag_has_its_outputs_and_states(dtype, neuron, output):
+    n_memory = 2 if neuron == "memoryless" else 1
+    model = manifold(neuron, n_memory, dtype, output=output, activation="tanh", seed=3)
+    dag = model.to_dag()
+    assert (dag.neuron, dag.n_memory, dag.activation, dag.output) == (neuron, n_memory, "tanh", output)
+    assert dag.topology.n_edges == model.n_edges
+    x, lengths = sequences(model, 5, 7)
+    x, limit = x.to(dtype), {"rtol": 1e-12, "atol": 1e-12} if dtype == F64 else {"rtol": 1e-6, "atol": 1e-6}
+    state = RecurrentState(*(torch.full_like(part, 0.3) for part in model.initial_state(5).parts))
+    for options in ({}, {"lengths": lengths}, {"lengths": lengths, "state": state, "last": True}):
+        (out, after), (expected, end) = (each(x, **options, return_state=True) for each in (dag, model))
+        torch.testing.assert_close(out, expected, **limit)
+        for part, exact in zip(after.parts, end.parts, strict=True):
+            torch.testing.assert_close(part, exact, **limit)
+    (out, after), (expected, end) = (each.step(x[:, 0], state) for each in (dag, model))
+    torch.testing.assert_close(out, expected, **limit)
+    torch.testing.assert_close(after.h, end.h, **limit)
+    weights = dict(model.named_parameters())
+    assert all(p.equal(weights[name]) for name, p in dag.named_parameters() if name != "edge_weight")
+    assert all(p is not weights.get(name) for name, p in dag.named_parameters())
+    again = copy.deepcopy(dag)
+    with torch.no_grad():
+        for p in again.parameters():
+            p.zero_()
+    again.load_state_dict(dag.state_dict())
+    assert torch.equal(again(x), dag(x))
+
+
+def test_a_recurrent_dag_of_a_manifold_can_be_trained():
+    dag = manifold("gru", 1).to_dag()
+    x, lengths = sequences(dag, 4, 5)
+    before, optimizer = dag(x, lengths).square().sum(), torch.optim.SGD(dag.parameters(), 1e-3)
+    before.backward()
+    assert all(p.grad is not None for p in dag.parameters())
+    optimizer.step()
+    assert dag(x, lengths).square().sum() < before
 
 
 # -- modules -------------------------------------------------------------------------------------------------

@@ -178,7 +178,6 @@ def places(model):
     x, y = torch.randn(40, 1).numpy(), [0, 1] * 20
     estimator = ManifoldClassifier(manifold_params={"neuron": "lstm"})
     return {
-        "to_dag": model.to_dag,
         "DenseManifold": lambda: DenseManifold.from_manifold(model),
         "the measurement of time": lambda: MeasuredTime(model),
         "the measurement of time of new processes": lambda: Network.of(model),
@@ -189,7 +188,7 @@ def places(model):
 
 
 PLACES = (
-    *("to_dag", "DenseManifold", "the measurement of time", "the measurement of time of new processes"),
+    *("DenseManifold", "the measurement of time", "the measurement of time of new processes"),
     *("MeasuredMemory", "a search for edges", "an estimator of scikit-learn"),
 )
 

@@ -22,6 +22,7 @@ from sparse_dnm.lowering.int8 import Quantized
 from sparse_dnm.lowering.layout import Layout
 from sparse_dnm.lowering.network import LEAKY, Folded
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 from sparse_dnm.predictor import Predictor
 
@@ -99,6 +100,7 @@ def to_c(
             )
         features = Features(model.preprocessing)
     dag = model.model if isinstance(model, Predictor) else model
+    refuse_recurrent(dag, "an export")
     dag = dag.to_dag() if isinstance(dag, DynamicManifold) else dag
     if not isinstance(dag, SparseDAG):
         raise ValueError(f"model is a {type(dag).__name__}; give a SparseDAG, a DynamicManifold or a Predictor")

@@ -12,6 +12,7 @@ from sparse_dnm.checks import DTYPES
 from sparse_dnm.data.preprocessing import Preprocessing
 from sparse_dnm.lowering.network import Folded
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -22,6 +23,7 @@ def dag_of(model: Any) -> SparseDAG:
 
     Raises ValueError for anything else, and for networks whose forward is not that of their structure and parameters.
     """
+    refuse_recurrent(model, "an export")
     if not isinstance(model, (SparseDAG, DynamicManifold)):
         raise ValueError(
             f"a {type(model).__name__} cannot be exported; give a SparseDAG or a DynamicManifold, such as the model of "

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.lowering.rows import IDENTITY, Function, Row, Rows
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG, _neurons
 
 LEAKY, LOGISTIC, TANH, SILU = (ACTIVATION_CODES[name][0] for name in ("leaky_relu", "sigmoid", "tanh", "silu"))
@@ -96,6 +97,7 @@ class Folded:
         become biases; edges of weight 0, and what reaches no output, are left out.
         Raises ValueError if parameters are not finite.
         """
+        refuse_recurrent(model, "a program")
         return _Folding(model).folded()
 
     def outputs(self, x: Any) -> NDArray[np.float64]:

@@ -23,7 +23,8 @@ from sparse_dnm.model.evaluation import Evaluation, Graph
 from sparse_dnm.model.init import initial_scalars
 from sparse_dnm.model.inputs import refuse_tracing, restored, rows_of
 from sparse_dnm.model.parameters import OwnParameters, Parameters, Remembered, without_transforms
-from sparse_dnm.model.recurrent import ONE_STEP, Now, gate_parameters, refuse_recurrent
+from sparse_dnm.model.recurrent import ONE_STEP, Now, gate_parameters
+from sparse_dnm.model.recurrent_dag import RecurrentDAG
 from sparse_dnm.model.sparse_dag import SparseDAG
 
 TO_DAG = "the structure of a DynamicManifold follows its parameters; trace or export model.to_dag(), which freezes it"
@@ -331,20 +332,26 @@ class DynamicManifold(EdgeSlots):
         return Ring(self._kappa, found.structure, found.values) if self._kappa else None
 
     @torch.no_grad()
-    def to_dag(self) -> SparseDAG:
+    def to_dag(self) -> Any:
         """The network of the present parameters as a SparseDAG, whose structure stays as it is: the same outputs.
 
         The strengths of the edges become its edge_weight; weight and bias are copied.  It can be trained, traced and
-        exported.
+        exported.  A recurrent manifold becomes a RecurrentDAG with the same states, which can be trained.
         """
-        refuse_recurrent(self, "to_dag (and with it export, predict and load)")
         found, named, config = self.find(), self._named(), self.config
-        return SparseDAG(
-            found.topology, found.engine.tensor(found.values.strengths), named["bias"], weight=named["weight"],
-            activation=config.activation, input_neurons=True, linear_outputs=True, output=config.output,
-            dtype=self.alpha.dtype, device=self.alpha.device, executor=self.executor.name,
-            threads=self.executor.asked,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "weight": named["weight"], "activation": config.activation, "input_neurons": True, "linear_outputs": True,
+            "output": config.output, "dtype": self.alpha.dtype, "device": self.alpha.device,
+            "executor": self.executor.name, "threads": self.executor.asked,
+        }  # fmt: skip
+        topology, strengths = found.topology, found.engine.tensor(found.values.strengths)
+        if self._recurrence is None:
+            return SparseDAG(topology, strengths, named["bias"], **options)
+        options |= {"neuron": config.neuron, "n_memory": config.n_memory}
+        dag = RecurrentDAG(topology, strengths, named["bias"], **options)
+        for name in self._gate_names():
+            getattr(dag, name).copy_(getattr(self, name))
+        return dag
 
     # -- execution -------------------------------------------------------------------------------------------
 

@@ -129,6 +129,10 @@ class SequenceModule(nn.Module):
             raise ValueError(ONE_STEP)
         return self._recurrence
 
+    def _gate_names(self) -> tuple[str, ...]:
+        """The parameters of the neurons with a state."""
+        return {"memoryless": (), "ctrnn": ("rate",)}.get(self._known().neuron, GATES)
+
     @property
     def _like(self) -> Tensor:
         """A parameter of the dtype and on the device of all; to be overridden."""
