@@ -29,6 +29,8 @@ ORDER = [  # packages and modules of sparse_dnm: each may import itself and thos
     "target",
     "loss",
     "train",
+    "sample_predictor",
+    "sequence_predictor",
     "predictor",
     "export",
     "sklearn",

@@ -1,5 +1,6 @@
 """Sequences from the rows of a table: by a column, and windows in the order of time."""
 
+import io
 import json
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import sparse_dnm
+from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer
 from sparse_dnm.cli.app import app
 from sparse_dnm.data import DataError, from_frame, load
-from sparse_dnm.data.source import describe
-from sparse_dnm.presets import preset_for
+from sparse_dnm.data.options import Reading
+from sparse_dnm.data.source import DataSource, describe
+from sparse_dnm.presets import preset, preset_for
 
 
 def visits():
@@ -148,3 +152,144 @@ def test_a_table_is_trained_on_and_evaluated_on_the_command_line(tmp_path, optio
 def test_settings_of_sequences_of_a_table_remember_and_use_the_proxy():
     made = preset_for(from_frame(series(), window=4))
     assert (made.manifold.neuron, made.train.speed) == ("lstm", "proxy")
+
+
+# -- predictions ---------------------------------------------------------------------------------------------------
+
+
+def trained(frame, out, label, **options):
+    """A short training on the sequences of a table, kept in ``out``, and its data and model."""
+    frame.to_csv(out.parent / "table.csv", index=False)
+    reading = Reading(**options)
+    source = DataSource(str(out.parent / "table.csv"), target=label, reading=reading)
+    data = source.load()
+    config = ManifoldConfig.for_data(data.n_inputs, data.n_outputs, neuron="gru", n_memory=1, n_neurons=30)
+    model = DynamicManifold(config, torch.Generator().manual_seed(0), threads=1)
+    Trainer(model, data, TrainConfig(steps=3, batch_size=4, speed="none"), out, source).run()
+    return data, model
+
+
+def outputs_by_hand(data, model, rows):
+    """Outputs of the last step of each prefix of raw rows (time, features), one sequence alone, in the data's units."""
+    x = (torch.tensor(rows) - data.feature_mean) / data.feature_std
+    with torch.no_grad():
+        out = model(x.float()[None])[0].double().numpy()
+    return out if data.task == "classification" else out * data.target_std.numpy() + data.target_mean.numpy()
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("label", ["state", "score"])
+def test_new_rows_are_predicted_sequence_by_sequence(tmp_path, label, per_step):
+    frame = visits()
+    other = "score" if label == "state" else "state"
+    data, model = trained(frame, tmp_path / "run", label, sequence="patient", per_step=per_step, drop=other)
+    predictor = sparse_dnm.load(tmp_path / "run", threads=1)
+    new = frame.sample(frac=0.5, random_state=1)
+    expected = {}
+    for name, rows in new.groupby("patient", sort=False):
+        found = outputs_by_hand(data, model, rows[["pulse", "dose"]].to_numpy())
+        expected |= dict(zip(rows.index, found, strict=True)) if per_step else {name: found[-1]}
+    answers = predictor.predict(new)
+    assert set(answers.index) == set(expected)
+    if per_step:
+        assert answers.index.equals(new.index)
+    else:
+        assert answers.index.tolist() == new.patient.drop_duplicates().tolist()
+    exact = np.stack([expected[key] for key in answers.index])
+    if label == "state":
+        assert answers.tolist() == [data.classes[k] for k in exact.argmax(1)]
+        shares = predictor.predict_proba(new)
+        np.testing.assert_allclose(shares, torch.from_numpy(exact).softmax(1), atol=1e-5)
+        assert shares.index.equals(answers.index)
+    else:
+        np.testing.assert_allclose(answers, exact[:, 0], rtol=1e-4, atol=1e-4)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(tmp_path / "new.csv")])
+    assert result.exit_code == 0, result.output
+    said = pd.read_csv(io.StringIO(result.stdout))
+    assert said.columns.tolist() == ["patient", label]
+    assert said.patient.tolist() == (new.patient.tolist() if per_step else answers.index.tolist())
+    assert said[label].tolist() == (answers.tolist() if label == "state" else pytest.approx(answers.tolist()))
+    n = len(new) if per_step else len(answers)
+    assert f"score on '{label}' of {n} rows" in result.stderr
+    assert "'patient'" not in result.stderr  # which is read
+
+
+def test_new_windows_tell_the_row_after_them(tmp_path):
+    frame = series()
+    data, model = trained(frame, tmp_path / "run", "power", window=4, horizon=2)
+    predictor, new = sparse_dnm.load(tmp_path / "run", threads=1), series(30).iloc[20:]
+    answers = predictor.predict(new)
+    assert answers.index.tolist() == [*range(6, 13)]  # those after the table, too
+    for k in range(7):
+        exact = outputs_by_hand(data, model, new.to_numpy()[k : k + 4])[-1, 0]
+        assert answers.iloc[k] == pytest.approx(exact, abs=1e-4)
+    alone = predictor.predict(new.iloc[3:7])
+    assert alone.tolist() == [answers.iloc[3]]  # to the bit
+    path, out = tmp_path / "new.csv", tmp_path / "found.csv"
+    new.to_csv(path, index=False)
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(path), "--out", str(out)])
+    assert "predictions for 7 sequences" in result.output
+    assert pd.read_csv(out).row.tolist() == answers.index.tolist()
+    with pytest.raises(DataError, match="X has 3 rows; the network tells a row by the 4 before it"):
+        predictor.predict(new.iloc[:3])
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_arrays_of_sequences_are_predicted_with_their_lengths(tmp_path, per_step):
+    data, model = trained(visits(), tmp_path / "run", "state", sequence="patient", per_step=per_step, drop="score")
+    predictor, rng = sparse_dnm.load(tmp_path / "run", threads=1), np.random.default_rng(0)
+    x, lengths = rng.normal(70, 9, (70, 6, 2)), rng.integers(1, 7, 70)
+    for row, steps in enumerate(lengths):
+        x[row, steps:] = np.nan  # not read
+    answers = predictor.predict(x, lengths)
+    assert answers.shape == ((70, 6) if per_step else (70,))
+    for row in (0, 33, 69):
+        classes = [data.classes[k] for k in outputs_by_hand(data, model, x[row, : lengths[row]]).argmax(1)]
+        if per_step:
+            assert answers[row].tolist() == classes + [""] * (6 - len(classes))
+        else:
+            assert answers[row] == classes[-1]
+    np.savez(tmp_path / "new.npz", x=x, lengths=lengths)
+    assert (predictor.predict(tmp_path / "new.npz") == answers).all()
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "run"), str(tmp_path / "new.npz"), "--proba"])
+    assert result.exit_code == 0, result.output
+    said = pd.read_csv(io.StringIO(result.stdout))
+    used = np.arange(6) < lengths[:, None]
+    assert said.state.tolist() == answers[used].tolist() if per_step else answers.tolist()
+    assert ("step" in said.columns) == per_step
+    np.save(tmp_path / "new.npy", x[:3, :1])
+    assert predictor.predict(tmp_path / "new.npy").size == 3
+    with pytest.raises(DataError, match=r"lengths\[1\]=9 must be in 1 .. 6"):
+        predictor.predict(x[:2], [1, 9])
+    with pytest.raises(DataError, match=r"lengths is float64 \(2,\)"):
+        predictor.predict(x[:2], [1.0, 2.0])
+    with pytest.raises(DataError, match=r"sequences are \(n, time >= 1, features\)"):
+        predictor.predict(x[0])
+
+
+def test_tables_that_have_no_sequences_are_refused(tmp_path):
+    trained(visits(), tmp_path / "run", "state", sequence="patient")
+    predictor, new = sparse_dnm.load(tmp_path / "run"), visits()
+    with pytest.raises(DataError, match="X has 0 columns named 'patient', which in the training said what sequence"):
+        predictor.predict(new.drop(columns="patient"))
+    new.loc[3, "patient"] = None
+    with pytest.raises(DataError, match="column 'patient' has no value in row 3"):
+        predictor.predict(new)
+    with pytest.raises(DataError, match="lengths are for sequences in an array"):
+        predictor.predict(visits(), [1, 2])
+
+
+@pytest.mark.parametrize("name", ["copy", "parity"])
+def test_a_run_of_a_task_predicts_per_step_or_per_sequence_as_it_was_trained(tmp_path, name):
+    data = load(name)
+    model = DynamicManifold(preset(name).manifold, torch.Generator().manual_seed(0), threads=1)
+    Trainer(model, data, TrainConfig(steps=1, batch_size=4, speed="none"), tmp_path / "run").run()
+    predictor = sparse_dnm.load(tmp_path / "run", threads=1)
+    lengths = None if data.lengths_test is None else data.lengths_test[:5]
+    answers = predictor.predict(data.x_test[:5], lengths)
+    with torch.no_grad():
+        places = model(data.x_test[:5], lengths, last=name == "parity").argmax(-1)
+    assert answers.tolist() == np.array(data.classes)[places].tolist()
+    with pytest.raises(DataError, match="X is a table, and the training had no table whose rows make sequences"):
+        predictor.predict(pd.DataFrame({"a": [1.0]}))

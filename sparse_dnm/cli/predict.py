@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparse_dnm.predictor import Predictor
+    from sparse_dnm.sequence_predictor import SequencePredictor
 
 FORMATS = (".csv", ".npz", ".parquet")
 MANY = 50_000  # rows, for which there is a progress bar
@@ -53,8 +54,10 @@ def predict(
             out = None
         if out is not None:
             _check_out(out, new)
+        from sparse_dnm.data.new_samples import read_lengths
         from sparse_dnm.data.scores import score_note
         from sparse_dnm.predictor import read
+        from sparse_dnm.sequence_predictor import SequencePredictor
 
         predictor = read(run, data_dir=data_dir, device=device)
         for note in predictor.notes:
@@ -65,13 +68,18 @@ def predict(
         samples = _read(predictor, new)
         _say_ignored(predictor, samples)
         _say_positions(predictor, samples)
-        inputs, warned = predictor.read(samples, "standard input" if new == "-" else new)
-        for text in warned:
-            echo(f"note: {text}", err=True)
-        outputs = _print(predictor, inputs, proba) if out is None else _collected(predictor, inputs)
+        where, names, what = "standard input" if new == "-" else new, None, "row"
+        if isinstance(predictor, SequencePredictor):
+            outputs, names, samples = _of_sequences(predictor, samples, read_lengths(new), where)
+            what = "time step" if predictor.steps.per_step else "sequence"
+            if out is None:
+                _show(_csv(_columns(predictor, outputs, proba, names)))
+        else:
+            inputs = _with_notes(predictor, samples, where)
+            outputs = _print(predictor, inputs, proba) if out is None else _collected(predictor, inputs)
         if out is not None:
-            _write(out, predictor, outputs, proba)
-            echo(f"written to {out}: predictions for {len(inputs):,} rows")
+            _write(out, predictor, outputs, proba, names)
+            echo(f"written to {out}: predictions for {len(outputs):,} {what}s")
         score = score_note(predictor.preprocessing, samples, predictor.preprocessing.predictions(outputs))
         if score:
             echo(f"note: {score}", err=True)
@@ -102,9 +110,28 @@ def _read(predictor: Predictor, new: str) -> Any:
             raise ValueError(str(error).replace(str(path), "standard input")) from None
 
 
+def _with_notes(predictor: Predictor, samples: Any, where: str) -> Tensor:
+    """Inputs of the network for samples, after notes about single columns."""
+    inputs, warned = predictor.read(samples, where)
+    for text in warned:
+        echo(f"note: {text}", err=True)
+    return inputs
+
+
+def _of_sequences(
+    predictor: SequencePredictor, samples: Any, lengths: Any, where: str
+) -> tuple[Tensor, dict[str, np.ndarray], Any]:
+    """Outputs for sequences, the columns that say what each is of, and the rows of a table that have their targets."""
+    found = predictor.sequences(samples, lengths, where)
+    outputs = predictor.run(found, predictor.filled(found, _with_notes(predictor, found.rows, where)))
+    if predictor.sequence is None or not hasattr(samples, "columns"):
+        return outputs, found.names, None
+    return outputs, found.names, samples if predictor.steps.per_step else samples.iloc[found.last]
+
+
 def _say_ignored(predictor: Predictor, samples: Any) -> None:
     """Notes about the columns that are not read."""
-    ignored = predictor.preprocessing.ignored(samples)
+    ignored = [name for name in predictor.preprocessing.ignored(samples) if name != predictor.sequence]
     targets = [name for name in ignored if name in predictor.target_names]
     others = [name for name in ignored if name not in predictor.target_names]
     if targets:
@@ -125,18 +152,21 @@ def _say_positions(predictor: Predictor, samples: Any) -> None:
         echo(f"note: read by position, as the file has no names of columns: {listed}", err=True)
 
 
-def _columns(predictor: Predictor, outputs: Tensor, proba: bool) -> dict[str, np.ndarray]:
-    """The predictions as columns by name."""
-    found, names = predictor.preprocessing.predictions(outputs), predictor.target_names
+def _columns(
+    predictor: Predictor, outputs: Tensor, proba: bool, names: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """The predictions as columns by name, after those that say what they are of."""
+    found, targets = predictor.preprocessing.predictions(outputs), predictor.target_names
     if found.ndim == 1:
-        columns = {names[0] if names else "prediction": found}
+        columns = {targets[0] if targets else "prediction": found}
     else:
-        columns = {names[k] if names else f"prediction {k + 1}": found[:, k] for k in range(found.shape[1])}
+        columns = {targets[k] if targets else f"prediction {k + 1}": found[:, k] for k in range(found.shape[1])}
     if proba:
         assert predictor.classes is not None
         shares = predictor.preprocessing.probabilities(outputs)
         columns |= {f"p({name})": shares[:, k] for k, name in enumerate(predictor.classes.tolist())}
-    return columns
+    first = {f"{name} number" if name in columns else name: values for name, values in (names or {}).items()}
+    return {**first, **columns}
 
 
 @contextlib.contextmanager
@@ -150,23 +180,27 @@ def _bar(n: int) -> Iterator[Callable[[], None]]:
 
 
 def _print(predictor: Predictor, inputs: Tensor, proba: bool) -> Tensor:
-    """The predictions as .csv on standard output: UTF-8 in a pipe or file, whatever the locale is.  Returns outputs."""
+    """The predictions as .csv on standard output, which is read while it is written.  Returns outputs."""
     import torch
 
     parts = []
+    with _bar(0 if sys.stdout is None or sys.stdout.isatty() else len(inputs)) as advance:
+        for k, outputs in enumerate(predictor.chunks(inputs, ROWS)):
+            _show(_csv(_columns(predictor, outputs, proba), header=k == 0))
+            parts.append(outputs)
+            advance()
+    return torch.cat(parts)
+
+
+def _show(text: str) -> None:
+    """A text on standard output: UTF-8 in a pipe or file, whatever the locale is."""
     if sys.stdout is None:
         raise ValueError("standard output is closed: name a file with --out")
     with contextlib.suppress(AttributeError, OSError):
         if not sys.stdout.isatty():
             sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    with _bar(0 if sys.stdout.isatty() else len(inputs)) as advance:
-        for k, outputs in enumerate(predictor.chunks(inputs, ROWS)):
-            text = _csv(_columns(predictor, outputs, proba), header=k == 0)
-            sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
-            sys.stdout.flush()
-            parts.append(outputs)
-            advance()
-    return torch.cat(parts)
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def _collected(predictor: Predictor, inputs: Tensor) -> Tensor:
@@ -191,27 +225,32 @@ def _csv(columns: dict[str, np.ndarray], header: bool = True) -> str:
     return text.getvalue()
 
 
-def _write(out: Path, predictor: Predictor, outputs: Tensor, proba: bool) -> None:
+def _write(out: Path, predictor: Predictor, outputs: Tensor, proba: bool, names: dict[str, np.ndarray] | None) -> None:
     """Write the file ``out``, as its name ends."""
     from sparse_dnm.io import write_atomic
 
     content, suffix = io.BytesIO(), out.suffix.lower()
     if suffix == ".npz":
-        _save_arrays(content, predictor, outputs, proba)
+        _save_arrays(content, predictor, outputs, proba, names)
     elif suffix == ".parquet":
-        _save_parquet(content, _columns(predictor, outputs, proba))
+        _save_parquet(content, _columns(predictor, outputs, proba, names))
     else:
-        content.write(_csv(_columns(predictor, outputs, proba)).encode())
+        content.write(_csv(_columns(predictor, outputs, proba, names)).encode())
     write_atomic(out, content.getvalue())
 
 
-def _save_arrays(content: io.BytesIO, predictor: Predictor, outputs: Tensor, proba: bool) -> None:
-    """prediction (n,) or (n, targets), and where asked for probability (n, classes) and classes."""
+def _save_arrays(
+    content: io.BytesIO, predictor: Predictor, outputs: Tensor, proba: bool, names: dict[str, np.ndarray] | None
+) -> None:
+    """prediction (n,) or (n, targets), where asked for probability (n, classes) and classes, and of which sequence
+    (n,) or row (n,) each is, under the name of its column."""
     import numpy as np
 
     arrays: dict[str, Any] = {"prediction": predictor.preprocessing.predictions(outputs)}
     if proba:
         arrays |= {"probability": predictor.preprocessing.probabilities(outputs), "classes": predictor.classes}
+    texts = {name: values.astype(str) if values.dtype.kind == "O" else values for name, values in (names or {}).items()}
+    arrays |= {name: values for name, values in texts.items() if name not in arrays}
     np.savez(content, **arrays)
 
 

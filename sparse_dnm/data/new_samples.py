@@ -13,6 +13,8 @@ from sparse_dnm.data.arrays import BAD_ZIP, NAMES
 from sparse_dnm.data.errors import DataError, check_file
 from sparse_dnm.data.table_files import SUFFIXES, is_table, read_table
 
+LENGTHS = "lengths"  # of sequences, beside them in a .npz
+
 
 def read_samples(path: str | Path, header: str | None = None, names: Sequence[str] = ()) -> Any:
     """The samples in a file: a DataFrame of a table, an array of a .npz or .npy.
@@ -36,6 +38,15 @@ def read_samples(path: str | Path, header: str | None = None, names: Sequence[st
     if header == "none" and len(frame.columns) == len(names):
         frame.columns = list(names)
     return frame
+
+
+def read_lengths(path: str | Path) -> np.ndarray | None:
+    """The array ``lengths`` of a .npz, time steps of its sequences; None where there is none, or in another file."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".npz":
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        return np.asarray(held[LENGTHS]) if LENGTHS in held.files else None
 
 
 def as_rows(samples: Any) -> Any:
@@ -73,6 +84,7 @@ def _array(path: Path) -> np.ndarray:
 
 def _name(path: Path, names: list[str]) -> str:
     """The name of the samples among the arrays of a .npz."""
+    names = [name for name in names if name != LENGTHS] or names
     if len(names) == 1:
         return names[0]
     for role in ("x", "x_test"):

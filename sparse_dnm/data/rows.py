@@ -37,15 +37,9 @@ def in_sequences(data: Dataset, train: NDArray[np.int64], test: NDArray[np.int64
 
 def packed(x: Tensor, y: Tensor, of_row: NDArray[np.int64], per_step: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Sequences, their labels and their lengths."""
-    _, first, which, counts = np.unique(of_row, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))  # by the first row of each
-    of_sequence, lengths = rank[which.ravel()], np.empty_like(counts)
-    lengths[rank] = counts
-    rows = np.argsort(of_sequence, kind="stable")
+    rows, of_sequence, steps, lengths = sequences_of(of_row)
     ends = np.cumsum(lengths)
-    steps = np.arange(len(rows)) - np.repeat(ends - lengths, lengths)
-    place = torch.from_numpy(of_sequence[rows]), torch.from_numpy(steps)
+    place = torch.from_numpy(of_sequence), torch.from_numpy(steps)
     order, shape = torch.from_numpy(rows), (len(lengths), int(lengths.max()))
     out = x.new_zeros(*shape, x.shape[1])
     out[place] = x[order]
@@ -55,6 +49,22 @@ def packed(x: Tensor, y: Tensor, of_row: NDArray[np.int64], per_step: bool) -> t
     else:
         labels = y[order[torch.from_numpy(ends - 1)]]
     return out, labels, torch.from_numpy(lengths)
+
+
+def sequences_of(of_row: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """The rows of each sequence, one sequence after the other, in the order of their first rows; the sequence and the
+    time step of each of these rows; and the time steps of each sequence.
+
+    of_row  int64 (rows,): equal numbers are one sequence
+    """
+    _, first, which, counts = np.unique(of_row, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    of_sequence, lengths = rank[which.ravel()], np.empty_like(counts)
+    lengths[rank] = counts
+    rows = np.argsort(of_sequence, kind="stable")
+    ends = np.cumsum(lengths)
+    return rows, of_sequence[rows], np.arange(len(rows)) - np.repeat(ends - lengths, lengths), lengths
 
 
 def n_test_rows(name: str, n: int, size: float | None) -> int:

@@ -78,5 +78,6 @@ class Dataset:
             **({"channels": self.channels} if self.channels > 1 else {}),
             **({"n_val": len(self.x_val)} if self.x_val is not None else {}),
             **({"time_steps": self.x_train.shape[1]} if self.x_train.ndim == 3 else {}),
+            **({"per_step": True} if self.per_step else {}),
             **({"shortest": int(self.lengths_train.min())} if self.lengths_train is not None else {}),
         }
