@@ -202,10 +202,10 @@ def test_what_does_not_support_recurrent_networks_says_so(place):
 
 
 def test_exports_say_so(tmp_path):
-    from sparse_dnm.export import Folded, to_c, to_npz, to_onnx, to_program
+    from sparse_dnm.export import Folded, to_npz, to_onnx, to_program
 
     model = trainer().model
-    for export in (to_c, to_npz, to_onnx, to_program, lambda each: Folded.of(each.to_dag())):
+    for export in (to_npz, to_onnx, to_program, lambda each: Folded.of(each.to_dag())):
         with pytest.raises(ValueError, match="does not support recurrent networks"):
             export(model)
 

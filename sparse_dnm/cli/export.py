@@ -49,14 +49,17 @@ def export(
     """Write a trained network as a program that needs no Python; see docs/ship.md."""
     with errors_reported():
         from sparse_dnm.config import check_choice
+        from sparse_dnm.export.c_program import check_recurrent
         from sparse_dnm.lowering.int8 import calibration
-        from sparse_dnm.predictor import read
+        from sparse_dnm.predictor import SequencePredictor, read
 
         check_choice("format", format, FORMATS)
         predictor = read(run, data_dir=data_dir)
         for note in predictor.notes:
             echo(f"note: {note}", err=True)
         folder = out or run / f"export-{format}"
+        if format == "c" and isinstance(predictor, SequencePredictor):
+            check_recurrent(dtype, preprocessing)
         if format != "c":
             if samples is not None:
                 raise ValueError(f"--samples is for --format c --dtype int8, and this is {format}: leave it out")
@@ -94,6 +97,8 @@ def _write_c(
     echo(f"written to {written[0].parent}: {', '.join(path.name for path in written)}")
     ram = program.ram_bytes + program.stack_bytes
     echo(f"constants: {program.constant_bytes:,} bytes of flash; cells: {ram:,} bytes of RAM")
+    if program.state_bytes:
+        echo(f"state: {program.state_bytes:,} bytes of RAM for each sequence that runs")
     compiled = code_bytes(program, cc)
     if compiled is not None:
         command, n_bytes = compiled

@@ -46,16 +46,21 @@ def vectors(mark: str, samples: Any, expected: Any) -> Iterable[str]:
         yield "};"
 
 
-def check(mark: str, name: str, classes: bool, predicts: bool, exact: bool) -> Iterable[str]:
-    """check.c: exits with 1 if an output differs; ``exact``: outputs are integers."""
-    function, upper = f"{name}_{'predict' if predicts else 'run'}", name.upper()
+def check(mark: str, name: str, classes: bool, predicts: bool, exact: bool, recurrent: bool = False) -> Iterable[str]:
+    """check.c: exits with 1 if an output differs; ``exact``: outputs are integers; ``recurrent``: samples are sequences
+    of N_STEPS time steps, one after the other."""
+    function, upper = f"{name}_{'predict' if predicts else 'step' if recurrent else 'run'}", name.upper()
     yield f"/* {mark}: compares {function} with known outputs */"
     yield from (f'#include "{name}.h"', "", "#include <math.h>", "#include <stdio.h>", "", '#include "test_vectors.h"')
     yield from (
         "", "int main(void)", "{", "    double worst = 0, largest = 1e-30;", "    int n, k;",
+        *(f"    {name}_state state;",) * recurrent,
         "    for (n = 0; n < N_VECTORS; n++) {", f"        {'int32_t' if exact else 'float'} y[{upper}_OUTPUTS];",
     )  # fmt: skip
-    yield f"        {'const unsigned best = ' if classes else ''}{function}(test_samples[n], y);"
+    if recurrent:
+        yield from ("        if (n % N_STEPS == 0)", f"            {name}_reset(&state);")
+    given = "&state, " * recurrent + "test_samples[n]"
+    yield f"        {'const unsigned best = ' if classes else ''}{function}({given}, y);"
     if classes:
         yield from (f"        if (best >= {upper}_OUTPUTS)", "            return 1;")
     yield f"        for (k = 0; k < {upper}_OUTPUTS; k++) {{"
@@ -124,14 +129,17 @@ static int number(const char *text, float *value)
 """
 
 
-def main(mark: str, name: str, features: Features | None, coded: bool) -> Iterable[str]:
-    """main.c: samples from a CSV on standard input, a line of output for each; ``coded``: the network takes int8."""
+def main(mark: str, name: str, features: Features | None, coded: bool, recurrent: bool = False) -> Iterable[str]:
+    """main.c: samples from a CSV on standard input, a line of output for each; ``coded``: the network takes int8;
+    ``recurrent``: a sample is a time step, and an empty line begins a new sequence."""
     upper = name.upper()
     count = f"{upper}_{'FEATURES' if features else 'INPUTS'}"
     classes = features.classes if features else []
     yield f"/* {mark}."
     yield "   Reads samples from standard input, a line each, with commas between the numbers; a first line of names is"
-    yield f"   skipped.  Prints {'the class' if classes else 'the outputs'} of each. */"
+    yield f"   skipped.  Prints {'the class' if classes else 'the outputs'} of each.{' */' * (not recurrent)}"
+    if recurrent:
+        yield "   A line is a time step; an empty line begins a new sequence. */"
     yield from (f'#include "{name}.h"', "")
     yield from ("#include <math.h>", "#include <stdio.h>", "#include <stdlib.h>", "#include <string.h>")
     yield from MAIN.splitlines()
@@ -139,7 +147,9 @@ def main(mark: str, name: str, features: Features | None, coded: bool) -> Iterab
     yield ""
     columns = features.columns if features else ()
     yield from _texts(columns)
-    yield from ("int main(void)", "{", "    long row = 0;", "    while (fgets(line, sizeof line, stdin)) {")
+    yield from ("int main(void)", "{", "    long row = 0;")
+    yield from (f"    {name}_state state;", f"    {name}_reset(&state);") * recurrent
+    yield "    while (fgets(line, sizeof line, stdin)) {"
     raw, whole = coded and features is None, coded and (classes or features is None)
     yield f"        float x[{count}];"
     yield f"        {'int32_t' if whole else 'float'} y[{upper}_OUTPUTS];"
@@ -147,7 +157,8 @@ def main(mark: str, name: str, features: Features | None, coded: bool) -> Iterab
         yield f"        int8_t codes[{count}];"
     yield from (
         "        char *rest = line, *cell;", "        unsigned k = 0;", "        int names = 0;", "        row++;",
-        '        if (line[strspn(line, " \\t\\r\\n")] == 0)', "            continue;",
+        '        if (line[strspn(line, " \\t\\r\\n")] == 0) {', *(f"            {name}_reset(&state);",) * recurrent,
+        "            continue;", "        }",
         "        while ((cell = next_cell(&rest)) != NULL) {",
     )  # fmt: skip
     read = "read_cell(k, cell, &x[k])" if columns else "number(cell, &x[k])"
@@ -168,10 +179,13 @@ def main(mark: str, name: str, features: Features | None, coded: bool) -> Iterab
         if raw:
             yield f"        for (k = 0; k < {count}; k++)"
             yield f"            codes[k] = {name}_code(x[k]);"
-        yield f"        {name}_{'predict' if features else 'run'}({'codes' if raw else 'x'}, y);"
+        function = "predict" if features else "step" if recurrent else "run"
+        yield f"        {name}_{function}({'&state, ' * recurrent}{'codes' if raw else 'x'}, y);"
         yield f"        for (k = 0; k < {upper}_OUTPUTS; k++)"
         value = f"(double)y[k] * (double){upper}_Y_SCALE" if raw else "(double)y[k]"
         yield f"            printf(\"%.9g%c\", {value}, k + 1 < {upper}_OUTPUTS ? ',' : '\\n');"
+    if recurrent:
+        yield "        fflush(stdout);"
     yield from ("    }", "    return 0;", "}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,37 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sparse_dnm.config import check_choice
 from sparse_dnm.export import c_main
 from sparse_dnm.export.c_features import Features
-from sparse_dnm.export.c_text import MARK, Text, joined
+from sparse_dnm.export.c_text import MARK, Text, joined, recurrent_header
 from sparse_dnm.io import write_atomic
+from sparse_dnm.lowering.c_cells import RecurrentNetwork
 from sparse_dnm.lowering.c_int8 import Int8
 from sparse_dnm.lowering.c_network import Float32
 from sparse_dnm.lowering.int8 import Quantized
 from sparse_dnm.lowering.layout import Layout
 from sparse_dnm.lowering.network import LEAKY, Folded
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.model.recurrent import refuse_recurrent
+from sparse_dnm.model.recurrent_dag import RecurrentDAG
 from sparse_dnm.model.sparse_dag import SparseDAG
 from sparse_dnm.predictor import Predictor
 
 DTYPES_C = ("float32", "int8")
 VECTORS = 16  # samples in test_vectors.h
+SEQUENCES, STEPS = 4, 8  # there, of a recurrent network: so many sequences, of so many time steps at most
 RESERVED = frozenset(("main", "check", "test_vectors"))  # names of the files beside NAME.c and NAME.h
 
 
 @dataclass(frozen=True, eq=False)
 class CProgram:
-    """Files of a C program.
+    """Files of a C program.  Samples of a recurrent network are sequences, (n, time, n_inputs).
 
     files            text by file name
     n_inputs         of the network
     constant_bytes   of the tables and names, which lie in flash
     ram_bytes        of the cells, which lie on the caller's stack, or in static memory with -DNAME_STATIC
     stack_bytes      of the inputs that preprocessing makes, also on the stack
+    state_bytes      of a recurrent network's state, of which the caller has one for each sequence that runs
     outputs          outputs of the network (n, n_outputs), as the program computes them, for inputs (n, n_inputs)
     """
 
@@ -50,6 +55,7 @@ class CProgram:
     ram_bytes: int
     stack_bytes: int
     outputs: Callable[[Any], NDArray[np.float64]]
+    state_bytes: int = 0
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write the files into a folder, which is made if it is missing.
@@ -77,7 +83,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def to_c(
-    model: SparseDAG | DynamicManifold | Predictor, *, name: str = "model", dtype: str = "float32",
+    model: SparseDAG | RecurrentDAG | DynamicManifold | Predictor, *, name: str = "model", dtype: str = "float32",
     preprocessing: bool = False, samples: Any = None,
 ) -> CProgram:  # fmt: skip
     """A network as a C99 program that allocates nothing and needs no library.
@@ -87,23 +93,27 @@ def to_c(
     dtype          float32, or int8: weights and cells of a byte, sums in int32
     preprocessing  the program takes raw features and gives a class or numbers in the target's own units; needs a run
     samples        (n, n_inputs) inputs of the network: int8 takes the ranges of its numbers from them, and
-                   test_vectors.h the first ones; without them test_vectors.h has random ones, and int8 is refused
+                   test_vectors.h the first ones; without them test_vectors.h has random ones, and int8 is refused;
+                   of a recurrent network (n, time, n_inputs)
     Raises ValueError for a name that is no identifier, and what cannot be exported.
     """
     check_choice("dtype", dtype, DTYPES_C)
     check_name(name)
     features = None
+    dag = model.model if isinstance(model, Predictor) else model
+    dag = dag.to_dag() if isinstance(dag, DynamicManifold) else dag
+    if isinstance(dag, RecurrentDAG):
+        return recurrent_program(dag, name, dtype, preprocessing, samples)
     if preprocessing:
         if not isinstance(model, Predictor):
             raise ValueError(
                 f"preprocessing=True needs a run, as sparse_dnm.load(RUN) returns it; a {type(model).__name__} has none"
             )
         features = Features(model.preprocessing)
-    dag = model.model if isinstance(model, Predictor) else model
-    refuse_recurrent(dag, "an export")
-    dag = dag.to_dag() if isinstance(dag, DynamicManifold) else dag
     if not isinstance(dag, SparseDAG):
-        raise ValueError(f"model is a {type(dag).__name__}; give a SparseDAG, a DynamicManifold or a Predictor")
+        raise ValueError(
+            f"model is a {type(dag).__name__}; give a SparseDAG, a RecurrentDAG, a DynamicManifold or a Predictor"
+        )
     return _made(Folded.of(dag), features, name, dtype, samples)
 
 
@@ -166,6 +176,49 @@ def _made(folded: Folded, features: Features | None, name: str, dtype: str, samp
     exact = vectors[1].dtype.kind == "i"
     made.files["check.c"] = joined(c_main.check(MARK, name, bool(text.classes), features is not None, exact))
     made.files["main.c"] = joined(c_main.main(MARK, name, features, text.coded))
+    made.files["Makefile"] = joined(c_main.makefile(MARK, name))
+    return made
+
+
+def check_recurrent(dtype: str, preprocessing: bool) -> None:
+    """Raise ValueError for what a program of a recurrent network cannot be yet."""
+    if dtype != "float32":
+        raise ValueError(f"dtype={dtype!r} does not support recurrent networks yet; float32 does: leave it out")
+    if preprocessing:
+        raise ValueError(
+            "preprocessing=True does not support recurrent networks yet: without it the program takes inputs of the "
+            "network, as predictor.inputs(...) of sparse_dnm.load(RUN) makes them"
+        )
+
+
+def recurrent_program(dag: RecurrentDAG, name: str, dtype: str, preprocessing: bool, samples: Any) -> CProgram:
+    """A recurrent network as a C program: see `to_c`."""
+    check_recurrent(dtype, preprocessing)
+    network, exact = RecurrentNetwork(dag, name), copy.deepcopy(dag).cpu().double()
+
+    def outputs(x: Any) -> NDArray[np.float64]:
+        with torch.no_grad():
+            return np.asarray(exact(torch.from_numpy(np.asarray(x, np.float64))).numpy())
+
+    if samples is None:
+        samples = np.random.default_rng(0).standard_normal((SEQUENCES, STEPS, dag.n_inputs))
+    samples = np.asarray(samples, np.float32)[:SEQUENCES, :STEPS]
+    if samples.ndim != 3 or not samples.size or samples.shape[2] != dag.n_inputs or not np.isfinite(samples).all():
+        raise ValueError(
+            f"samples of shape {samples.shape} must be finite numbers (n, time, {dag.n_inputs}), a sequence for each"
+        )
+    made = CProgram(
+        name, {}, dag.n_inputs, network.tables.n_bytes, network.ram_bytes, 0, outputs, 4 * sum(network.state.values())
+    )
+    made.files[f"{name}.h"] = joined(recurrent_header(network))
+    source = (f"/* {MARK}: see {name}.h */", f'#include "{name}.h"', "", "#include <stdint.h>", "", *network.text())
+    made.files[f"{name}.c"] = joined(source)
+    rows, expected = (each.reshape(-1, each.shape[2]) for each in (samples, outputs(samples)))
+    made.files["test_vectors.h"] = joined(
+        (*c_main.vectors(MARK, rows, expected), "", f"#define N_STEPS {samples.shape[1]}")
+    )
+    made.files["check.c"] = joined(c_main.check(MARK, name, False, False, False, recurrent=True))
+    made.files["main.c"] = joined(c_main.main(MARK, name, None, False, recurrent=True))
     made.files["Makefile"] = joined(c_main.makefile(MARK, name))
     return made
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sparse_dnm.export.c_features import Features
+from sparse_dnm.lowering.c_cells import RecurrentNetwork
 from sparse_dnm.lowering.c_network import Network
 from sparse_dnm.lowering.layout import Layout
 from sparse_dnm.lowering.network import Folded
@@ -161,6 +162,34 @@ class Text:
             value = f"(float)out[k] * {upper}_Y_SCALE" if raw else "y[k]"
             yield f"        y[k] = {value} * target_tables.std[k] + target_tables.mean[k];"
         yield "}"
+
+
+def recurrent_header(network: RecurrentNetwork) -> Iterable[str]:
+    """Lines of NAME.h of a recurrent network."""
+    name, upper, dag = network.name, network.name.upper(), network.dag
+    state = 4 * sum(network.state.values())
+    yield f"/* {MARK}.  Do not edit: export again."
+    yield ""
+    yield f"   A recurrent network of {network.n_edges} edges, in float32."
+    yield f"   Constants: {network.tables.n_bytes} bytes of flash, besides the code."
+    yield f"   RAM: {state} bytes for each {name}_state, and {network.ram_bytes} bytes of the caller's stack; with"
+    yield f"   -D{upper}_STATIC these are static: calls must not overlap."
+    yield "   All of x must be finite numbers.  y must not overlap x. */"
+    yield from (f"#ifndef {upper}_H", f"#define {upper}_H", "")
+    yield f"#define {upper}_INPUTS {dag.n_inputs}"
+    yield f"#define {upper}_OUTPUTS {dag.n_outputs}"
+    yield ""
+    yield "/* What the network knows of a sequence after a time step. */"
+    yield "typedef struct {"
+    yield from (f"    float {array}[{size}];" for array, size in network.state.items())
+    yield from (f"}} {name}_state;", "", "/* Before the first time step of a sequence. */")
+    yield from (
+        f"void {name}_reset({name}_state *state);",
+        "",
+        "/* Outputs y for the inputs x of the next time step. */",
+    )
+    yield f"void {name}_step({name}_state *state, const float x[{upper}_INPUTS], float y[{upper}_OUTPUTS]);"
+    yield from ("", "#endif")
 
 
 def comment(text: str) -> str:

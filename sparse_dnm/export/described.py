@@ -23,7 +23,7 @@ def dag_of(model: Any) -> SparseDAG:
 
     Raises ValueError for anything else, and for networks whose forward is not that of their structure and parameters.
     """
-    refuse_recurrent(model, "an export")
+    refuse_recurrent(model, "this format", "; a program in C does: format c, in float32")
     if not isinstance(model, (SparseDAG, DynamicManifold)):
         raise ValueError(
             f"a {type(model).__name__} cannot be exported; give a SparseDAG or a DynamicManifold, such as the model of "

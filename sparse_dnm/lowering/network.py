@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import nn
 
 from sparse_dnm.engine.device import ACTIVATION_CODES
 from sparse_dnm.lowering.rows import IDENTITY, Function, Row, Rows
@@ -97,7 +98,7 @@ class Folded:
         become biases; edges of weight 0, and what reaches no output, are left out.
         Raises ValueError if parameters are not finite.
         """
-        refuse_recurrent(model, "a program")
+        refuse_recurrent(model, "the normal form of exports and of prices of a target")
         return _Folding(model).folded()
 
     def outputs(self, x: Any) -> NDArray[np.float64]:
@@ -148,10 +149,10 @@ class _Folding:
         functions = model.activation, model.input_neurons, model.linear_outputs
         self.kinds, self.slopes, self.first_linear, weighted = _neurons(model.topology, *functions)
         self.factor, self.bias = np.ones(n), np.zeros(n)
-        self.bias[weighted] = _numbers(model, "bias")
+        self.bias[weighted] = numbers_of(model, "bias")
         if model.weight is not None:
-            self.factor[weighted] = _numbers(model, "weight")
-        self.edge_weight = _numbers(model, "edge_weight")
+            self.factor[weighted] = numbers_of(model, "weight")
+        self.edge_weight = numbers_of(model, "edge_weight")
         self.column = {neuron: k for k, neuron in enumerate(self.topology.inputs.tolist())}
         self.outputs = [2 * n + k for k in range(model.n_outputs)]
 
@@ -226,7 +227,7 @@ class _Folding:
         )  # fmt: skip
 
 
-def _numbers(model: SparseDAG, name: str) -> NDArray[np.float64]:
+def numbers_of(model: nn.Module, name: str) -> NDArray[np.float64]:
     """A parameter in float64.  Raises ValueError if it is not finite."""
     values: NDArray[np.float64] = getattr(model, name).detach().cpu().double().numpy()
     bad = np.flatnonzero(~np.isfinite(values))

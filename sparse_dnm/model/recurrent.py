@@ -240,9 +240,13 @@ def _lengths(lengths: Any, batch: int, time: int) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def refuse_recurrent(model: Any, what: str) -> None:
-    """Raise ValueError where ``what`` is asked for and the model, or its config, is recurrent."""
+def refuse_recurrent(model: Any, what: str, instead: str = "") -> None:
+    """Raise ValueError where ``what`` is asked for and the model, or its config, is recurrent.
+
+    instead  what does support it, in words
+    """
     if getattr(model, "recurrent", False):
         raise ValueError(
-            f"{what} does not support recurrent networks (neuron='lstm', 'gru' or 'ctrnn', or n_memory > 0) yet"
+            f"{what} does not support recurrent networks (neuron='lstm', 'gru' or 'ctrnn', or n_memory > 0) "
+            f"yet{instead}"
         )
