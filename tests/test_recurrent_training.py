@@ -172,24 +172,20 @@ def test_data_of_other_shapes_are_refused():
 
 
 def places(model):
-    from sparse_dnm.sklearn import ManifoldClassifier
     from sparse_dnm.timing.subprocess import Network
 
-    x, y = torch.randn(40, 1).numpy(), [0, 1] * 20
-    estimator = ManifoldClassifier(manifold_params={"neuron": "lstm"})
     return {
         "DenseManifold": lambda: DenseManifold.from_manifold(model),
         "the measurement of time": lambda: MeasuredTime(model),
         "the measurement of time of new processes": lambda: Network.of(model),
         "MeasuredMemory": lambda: MeasuredMemory(model),
         "a search for edges": lambda: grow_edges(model, torch.zeros(1, 2), torch.sum, 1),
-        "an estimator of scikit-learn": lambda: estimator.fit(x, y),
     }
 
 
 PLACES = (
     *("DenseManifold", "the measurement of time", "the measurement of time of new processes"),
-    *("MeasuredMemory", "a search for edges", "an estimator of scikit-learn"),
+    *("MeasuredMemory", "a search for edges"),
 )
 
 
