@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from test_export_c import COMPILERS, check_all, library, needs_gcc, run, sizes, written
 from test_recurrent import manifold, networks
 from test_recurrent_training import CONFIG, trainer
+from test_sequence_tables import trained, visits
 from typer.testing import CliRunner
 
+import sparse_dnm
 from sparse_dnm import DynamicManifold, RecurrentDAG, Topology
 from sparse_dnm.cli.app import app
 from sparse_dnm.config import GATED, NEURONS
@@ -128,9 +131,8 @@ def test_flash_and_ram_are_the_sizes_of_the_object_file(programs, tmp_path):
         (tmp_path / program.name / "size.c").write_text(text)
         run("gcc", "-std=c99", "-c", "-o", tmp_path / "size.o", tmp_path / program.name / "size.c")
         header = program.files[f"{program.name}.h"]
-        assert (
-            f"RAM: {program.state_bytes} bytes for each {program.name}_state, and {program.ram_bytes} bytes" in header
-        )
+        assert f"State: {program.state_bytes} bytes of RAM for each {program.name}_state" in header
+        assert f"RAM: {program.ram_bytes} bytes of the caller's stack" in header
         dag_of = model.to_dag() if isinstance(model, DynamicManifold) else model
         live = int(dag_of.topology.live[dag_of._recurrence.cells].sum())
         per_cell = {"lstm": 2, "memoryless": 0}.get(dag_of.neuron, 1)
@@ -172,12 +174,41 @@ def test_a_run_is_exported_on_the_command_line(tmp_path):
     assert "outputs differ by up to" in run("make", "-s", "-C", out, "check")
     for options, message in (
         (("--dtype", "int8"), "dtype='int8' does not support recurrent networks yet; float32 does"),
-        (("--preprocessing",), "preprocessing=True does not support recurrent networks yet"),
         *((("--format", form), "a program in C does") for form in ("onnx", "npz", "torch", "torch-plain")),
     ):
         result = invoke(app, ["export", str(tmp_path / "run"), "--out", out, *options])
         assert result.exit_code == 2
         assert message in " ".join(result.stderr.split())
+
+
+@needs_gcc
+@pytest.mark.parametrize("label", ["state", "score"])
+def test_a_program_with_preprocessing_gives_the_predictions_of_a_run(label, tmp_path):
+    """Rows of a table with words and missing cells, the rows of each sequence after an empty line."""
+    frame = visits()
+    trained(frame, tmp_path / "run", label, sequence="patient", per_step=True)
+    predictor = sparse_dnm.load(tmp_path / "run", threads=1)
+    program = to_c(predictor, name="visits", preprocessing=True)
+    assert program.stack_bytes == 4 * predictor.model.n_inputs
+    flags = ("-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+    assert "outputs differ by up to" in check_all([program], tmp_path, "gcc", *flags)
+    folder = tmp_path / "visits"
+    sources = (folder / "main.c", folder / "visits.c")
+    run("gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o", folder / "main", *sources, "-lm")
+    columns = [*predictor.feature_names]
+    parts = [rows for _, rows in frame.groupby("patient", sort=False)]
+    text = "\n".join(rows[columns].to_csv(index=False, header=False) for rows in parts)
+    said = run(folder / "main", input=",".join(columns) + "\n" + text).split()
+    expected = predictor.predict(frame)[pd.concat(parts).index]
+    if label == "state":
+        assert said == expected.tolist()
+        assert len({*said}) == 2
+    else:
+        np.testing.assert_allclose([float(v) for v in said], expected, rtol=1e-4, atol=1e-4)
+    found, flash = sizes(program, tmp_path / "again")
+    assert abs(found[".rodata"] - program.constant_bytes) < 64  # what lies between tables; small ones are in the code
+    _, code = code_bytes(program, "gcc -std=c99 -Os")
+    assert code + program.constant_bytes == flash
 
 
 def test_what_cannot_be_exported_is_refused():

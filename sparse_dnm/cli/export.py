@@ -49,7 +49,7 @@ def export(
     """Write a trained network as a program that needs no Python; see docs/ship.md."""
     with errors_reported():
         from sparse_dnm.config import check_choice
-        from sparse_dnm.export.c_program import check_recurrent
+        from sparse_dnm.export.c_recurrent import check_recurrent
         from sparse_dnm.lowering.int8 import calibration
         from sparse_dnm.predictor import SequencePredictor, read
 
@@ -59,7 +59,7 @@ def export(
             echo(f"note: {note}", err=True)
         folder = out or run / f"export-{format}"
         if format == "c" and isinstance(predictor, SequencePredictor):
-            check_recurrent(dtype, preprocessing)
+            check_recurrent(dtype)
         if format != "c":
             if samples is not None:
                 raise ValueError(f"--samples is for --format c --dtype int8, and this is {format}: leave it out")

@@ -174,7 +174,8 @@ def main(mark: str, name: str, features: Features | None, coded: bool, recurrent
         "            return 1;", "        }",
     )  # fmt: skip
     if classes:
-        yield f'        printf("%s\\n", {name}_classes[{name}_predict(x, y)]);'
+        given = "&state, " * recurrent + "x, y"
+        yield f'        printf("%s\\n", {name}_classes[{name}_predict({given})]);'
     else:
         if raw:
             yield f"        for (k = 0; k < {count}; k++)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sparse_dnm.config import check_choice
 from sparse_dnm.export import c_main
 from sparse_dnm.export.c_features import Features
-from sparse_dnm.export.c_text import MARK, Text, joined, recurrent_header
+from sparse_dnm.export.c_recurrent import check_recurrent, made_of
+from sparse_dnm.export.c_text import MARK, Text, joined
 from sparse_dnm.io import write_atomic
-from sparse_dnm.lowering.c_cells import RecurrentNetwork
 from sparse_dnm.lowering.c_int8 import Int8
-from sparse_dnm.lowering.c_network import Float32
+from sparse_dnm.lowering.c_network import Float32, Network
 from sparse_dnm.lowering.int8 import Quantized
 from sparse_dnm.lowering.layout import Layout
 from sparse_dnm.lowering.network import LEAKY, Folded
@@ -31,7 +29,6 @@ from sparse_dnm.predictor import Predictor
 
 DTYPES_C = ("float32", "int8")
 VECTORS = 16  # samples in test_vectors.h
-SEQUENCES, STEPS = 4, 8  # there, of a recurrent network: so many sequences, of so many time steps at most
 RESERVED = frozenset(("main", "check", "test_vectors"))  # names of the files beside NAME.c and NAME.h
 
 
@@ -103,13 +100,16 @@ def to_c(
     dag = model.model if isinstance(model, Predictor) else model
     dag = dag.to_dag() if isinstance(dag, DynamicManifold) else dag
     if isinstance(dag, RecurrentDAG):
-        return recurrent_program(dag, name, dtype, preprocessing, samples)
+        check_recurrent(dtype)
     if preprocessing:
         if not isinstance(model, Predictor):
             raise ValueError(
                 f"preprocessing=True needs a run, as sparse_dnm.load(RUN) returns it; a {type(model).__name__} has none"
             )
         features = Features(model.preprocessing)
+    if isinstance(dag, RecurrentDAG):
+        files, sizes, outputs = made_of(dag, name, features, samples)
+        return CProgram(name, files, dag.n_inputs, *sizes[:3], outputs, sizes[3])
     if not isinstance(dag, SparseDAG):
         raise ValueError(
             f"model is a {type(dag).__name__}; give a SparseDAG, a RecurrentDAG, a DynamicManifold or a Predictor"
@@ -155,7 +155,8 @@ def _made(folded: Folded, features: Features | None, name: str, dtype: str, samp
     if dtype == "float32":
         of_features = rescaled(folded, *affine) if affine else folded
         layout = Layout.of(of_features, dtype)
-        text = Text(name, of_features, layout, Float32(of_features), features, affine is not None)
+        arithmetic: Any = Float32(of_features)
+        text = Text(name, of_features, Network(layout, arithmetic, name), arithmetic, features, affine is not None)
         vectors = _vectors(folded.outputs, np.float64, features, samples, folded.n_inputs)
         outputs: Any = folded.outputs
     else:
@@ -163,7 +164,8 @@ def _made(folded: Folded, features: Features | None, name: str, dtype: str, samp
             raise ValueError("dtype='int8' takes the ranges of its numbers from samples; give samples=, a few hundred")
         layout = Layout.of(folded, dtype)
         quantized = Quantized(folded, layout, samples.astype(np.float64))
-        text = Text(name, folded, layout, Int8(quantized), features, False)
+        arithmetic = Int8(quantized)
+        text = Text(name, folded, Network(layout, arithmetic, name), arithmetic, features, False)
         vectors = _coded_vectors(quantized, features, samples)
 
         def outputs(x: Any) -> NDArray[np.float64]:
@@ -176,49 +178,6 @@ def _made(folded: Folded, features: Features | None, name: str, dtype: str, samp
     exact = vectors[1].dtype.kind == "i"
     made.files["check.c"] = joined(c_main.check(MARK, name, bool(text.classes), features is not None, exact))
     made.files["main.c"] = joined(c_main.main(MARK, name, features, text.coded))
-    made.files["Makefile"] = joined(c_main.makefile(MARK, name))
-    return made
-
-
-def check_recurrent(dtype: str, preprocessing: bool) -> None:
-    """Raise ValueError for what a program of a recurrent network cannot be yet."""
-    if dtype != "float32":
-        raise ValueError(f"dtype={dtype!r} does not support recurrent networks yet; float32 does: leave it out")
-    if preprocessing:
-        raise ValueError(
-            "preprocessing=True does not support recurrent networks yet: without it the program takes inputs of the "
-            "network, as predictor.inputs(...) of sparse_dnm.load(RUN) makes them"
-        )
-
-
-def recurrent_program(dag: RecurrentDAG, name: str, dtype: str, preprocessing: bool, samples: Any) -> CProgram:
-    """A recurrent network as a C program: see `to_c`."""
-    check_recurrent(dtype, preprocessing)
-    network, exact = RecurrentNetwork(dag, name), copy.deepcopy(dag).cpu().double()
-
-    def outputs(x: Any) -> NDArray[np.float64]:
-        with torch.no_grad():
-            return np.asarray(exact(torch.from_numpy(np.asarray(x, np.float64))).numpy())
-
-    if samples is None:
-        samples = np.random.default_rng(0).standard_normal((SEQUENCES, STEPS, dag.n_inputs))
-    samples = np.asarray(samples, np.float32)[:SEQUENCES, :STEPS]
-    if samples.ndim != 3 or not samples.size or samples.shape[2] != dag.n_inputs or not np.isfinite(samples).all():
-        raise ValueError(
-            f"samples of shape {samples.shape} must be finite numbers (n, time, {dag.n_inputs}), a sequence for each"
-        )
-    made = CProgram(
-        name, {}, dag.n_inputs, network.tables.n_bytes, network.ram_bytes, 0, outputs, 4 * sum(network.state.values())
-    )
-    made.files[f"{name}.h"] = joined(recurrent_header(network))
-    source = (f"/* {MARK}: see {name}.h */", f'#include "{name}.h"', "", "#include <stdint.h>", "", *network.text())
-    made.files[f"{name}.c"] = joined(source)
-    rows, expected = (each.reshape(-1, each.shape[2]) for each in (samples, outputs(samples)))
-    made.files["test_vectors.h"] = joined(
-        (*c_main.vectors(MARK, rows, expected), "", f"#define N_STEPS {samples.shape[1]}")
-    )
-    made.files["check.c"] = joined(c_main.check(MARK, name, False, False, False, recurrent=True))
-    made.files["main.c"] = joined(c_main.main(MARK, name, None, False, recurrent=True))
     made.files["Makefile"] = joined(c_main.makefile(MARK, name))
     return made
 

@@ -6,10 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from sparse_dnm.export.c_features import Features
-from sparse_dnm.lowering.c_cells import RecurrentNetwork
-from sparse_dnm.lowering.c_network import Network
-from sparse_dnm.lowering.layout import Layout
-from sparse_dnm.lowering.network import Folded
 from sparse_dnm.lowering.tables import Tables, real, string
 
 MARK = "Written by sparse-dnm export"
@@ -18,16 +14,20 @@ MARK = "Written by sparse-dnm export"
 class Text:
     """The text of a program, and the tables that it defines.
 
+    folded    a `Folded`, or a RecurrentDAG: the network
+    network   what writes its tables and functions
     in_place  the network reads features as they are
     coded     inputs and cells are int8
     """
 
+    run, state = "run", False  # the name of its function, and whether that takes a state
+
     def __init__(
-        self, name: str, folded: Folded, layout: Layout, arithmetic: Any, features: Features | None, in_place: bool
+        self, name: str, folded: Any, network: Any, arithmetic: Any, features: Features | None, in_place: bool
     ) -> None:
         self.name, self.upper, self.folded, self.features = name, name.upper(), folded, features
         self.arithmetic, self.in_place, self.coded = arithmetic, in_place, arithmetic.cell == "int8_t"
-        self.network = Network(layout, arithmetic, name)
+        self.network = network
         self.classes = features.classes if features else []
         self.class_width = max((len(each.encode()) for each in self.classes), default=-1) + 1
         self.feature_tables, self.target_tables = Tables(), Tables()
@@ -53,10 +53,15 @@ class Text:
             self.coded and not self.classes
         )
 
+    @property
+    def _state(self) -> str:
+        """The parameter of a function that is the state."""
+        return f"{self.name}_state *state, " * self.state
+
     def _signature(self) -> str:
         assert self.features is not None
         output = self.arithmetic.output if self.features.classes else "float"
-        takes = f"const float features[{self.upper}_FEATURES], {output} y[{self.upper}_OUTPUTS]"
+        takes = f"{self._state}const float features[{self.upper}_FEATURES], {output} y[{self.upper}_OUTPUTS]"
         return f"{'unsigned' if self.features.classes else 'void'} {self.name}_predict({takes})"
 
     def header(self) -> Iterable[str]:
@@ -64,7 +69,7 @@ class Text:
         folded, upper = self.folded, self.upper
         yield f"/* {MARK}.  Do not edit: export again."
         yield ""
-        yield f"   A network of {folded.n_edges} edges from {len(folded.columns)} inputs, in {self.arithmetic.name}."
+        yield self._about()
         yield f"   Constants: {self.constant_bytes} bytes of flash, besides the code."
         ram = self.network.ram_bytes + self.stack_bytes
         static = self.network.ram_bytes
@@ -82,16 +87,27 @@ class Text:
             yield f"#define {upper}_FEATURES {self.features.n_features}"
         yield from self._code_docs()
         yield ""
+        yield from self._state_docs()
         if self.features is None or not self.in_place:
             a = self.arithmetic
-            yield "/* Outputs y of the network for its inputs x. */"
-            yield f"void {self.name}_run(const {a.cell} x[{upper}_INPUTS], {a.output} y[{upper}_OUTPUTS]);"
+            yield f"/* Outputs y of the network for its inputs x{' of the next time step' * self.state}. */"
+            takes = f"{self._state}const {a.cell} x[{upper}_INPUTS], {a.output} y[{upper}_OUTPUTS]"
+            yield f"void {self.name}_{self.run}({takes});"
             yield ""
         if self.features:
             yield from self._predict_docs()
             yield f"{self._signature()};"
             yield ""
         yield "#endif"
+
+    def _about(self) -> str:
+        """What the network is."""
+        folded = self.folded
+        return f"   A network of {folded.n_edges} edges from {len(folded.columns)} inputs, in {self.arithmetic.name}."
+
+    def _state_docs(self) -> Iterable[str]:
+        """Lines that declare the state: none."""
+        return ()
 
     def _code_docs(self) -> Iterable[str]:
         if not self.coded:
@@ -154,7 +170,8 @@ class Text:
         if self.classes:
             yield "    unsigned best = 0;"
         yield from ("    " + line.replace("tables.", "feature_tables.") for line in self.feature_lines)
-        yield f"    {self.name}_run({'features' if self.in_place else 'x'}, {'out' if raw else 'y'});"
+        given = f"{'state, ' * self.state}{'features' if self.in_place else 'x'}, {'out' if raw else 'y'}"
+        yield f"    {self.name}_{self.run}({given});"
         yield f"    for (k = {int(bool(self.classes))}; k < {upper}_OUTPUTS; k++)"
         if self.classes:
             yield from ("        if (y[k] > y[best])", "            best = k;", "    return best;")
@@ -162,34 +179,6 @@ class Text:
             value = f"(float)out[k] * {upper}_Y_SCALE" if raw else "y[k]"
             yield f"        y[k] = {value} * target_tables.std[k] + target_tables.mean[k];"
         yield "}"
-
-
-def recurrent_header(network: RecurrentNetwork) -> Iterable[str]:
-    """Lines of NAME.h of a recurrent network."""
-    name, upper, dag = network.name, network.name.upper(), network.dag
-    state = 4 * sum(network.state.values())
-    yield f"/* {MARK}.  Do not edit: export again."
-    yield ""
-    yield f"   A recurrent network of {network.n_edges} edges, in float32."
-    yield f"   Constants: {network.tables.n_bytes} bytes of flash, besides the code."
-    yield f"   RAM: {state} bytes for each {name}_state, and {network.ram_bytes} bytes of the caller's stack; with"
-    yield f"   -D{upper}_STATIC these are static: calls must not overlap."
-    yield "   All of x must be finite numbers.  y must not overlap x. */"
-    yield from (f"#ifndef {upper}_H", f"#define {upper}_H", "")
-    yield f"#define {upper}_INPUTS {dag.n_inputs}"
-    yield f"#define {upper}_OUTPUTS {dag.n_outputs}"
-    yield ""
-    yield "/* What the network knows of a sequence after a time step. */"
-    yield "typedef struct {"
-    yield from (f"    float {array}[{size}];" for array, size in network.state.items())
-    yield from (f"}} {name}_state;", "", "/* Before the first time step of a sequence. */")
-    yield from (
-        f"void {name}_reset({name}_state *state);",
-        "",
-        "/* Outputs y for the inputs x of the next time step. */",
-    )
-    yield f"void {name}_step({name}_state *state, const float x[{upper}_INPUTS], float y[{upper}_OUTPUTS]);"
-    yield from ("", "#endif")
 
 
 def comment(text: str) -> str:
