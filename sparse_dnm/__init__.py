@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparse_dnm.model.recurrent import RecurrentState
     from sparse_dnm.model.recurrent_dag import RecurrentDAG
     from sparse_dnm.model.sparse_dag import SparseDAG
-    from sparse_dnm.predictor import Predictor, load
+    from sparse_dnm.predictor import Predictor, SequencePredictor, load
     from sparse_dnm.train.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ __all__ = [
     "RecurrentDAG",
     "RecurrentState",
     "Schedule",
+    "SequencePredictor",
     "SparseDAG",
     "SparsityProxy",
     "TimeSettings",
@@ -55,6 +56,7 @@ _MODULES = {  # the module of each public name
     "RecurrentDAG": "model.recurrent_dag",
     "RecurrentState": "model.recurrent",
     "Schedule": "engine.schedule",
+    "SequencePredictor": "predictor",
     "SparseDAG": "model.sparse_dag",
     "SparsityProxy": "loss.proxy",
     "TimeSettings": "loss.time",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_export_c import COMPILERS, check_all, library, needs_gcc, run, sizes, written
+from test_export_c import COMPILERS, SANITIZED, check_all, library, need_sanitizers, needs_gcc, run, sizes, written
 from test_recurrent import manifold, networks
 from test_recurrent_training import CONFIG, trainer
 from test_sequence_tables import trained, visits
@@ -90,10 +90,11 @@ def test_programs_give_the_outputs_of_their_steps(programs, compiler, tmp_path):
         check_steps(loaded, model, program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_programs_pass_the_sanitizers(programs, compiler, tmp_path):
-    flags = ("-O1", "-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
-    said = check_all([program for _, program in programs.values()], tmp_path, compiler, *flags)
+    need_sanitizers(compiler, tmp_path)
+    said = check_all([program for _, program in programs.values()], tmp_path, compiler, "-g", *SANITIZED)
     assert said.count("outputs differ by up to") == len(programs)
 
 
@@ -190,8 +191,8 @@ def test_a_program_with_preprocessing_gives_the_predictions_of_a_run(label, tmp_
     predictor = sparse_dnm.load(tmp_path / "run", threads=1)
     program = to_c(predictor, name="visits", preprocessing=True)
     assert program.stack_bytes == 4 * predictor.model.n_inputs
-    flags = ("-O1", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
-    assert "outputs differ by up to" in check_all([program], tmp_path, "gcc", *flags)
+    need_sanitizers("gcc", tmp_path)
+    assert "outputs differ by up to" in check_all([program], tmp_path, "gcc", *SANITIZED)
     folder = tmp_path / "visits"
     sources = (folder / "main.c", folder / "visits.c")
     run("gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-o", folder / "main", *sources, "-lm")

@@ -172,12 +172,18 @@ def test_data_of_other_shapes_are_refused():
 
 
 def places(model):
+    from sparse_dnm.target import Target, calibrate_target, time_on_target
     from sparse_dnm.timing.subprocess import Network
 
     return {
         "DenseManifold": lambda: DenseManifold.from_manifold(model),
         "the measurement of time": lambda: MeasuredTime(model),
         "the measurement of time of new processes": lambda: Network.of(model),
+        "the clock of programs in C": lambda: calibrate_target(model, Target()),
+        "the clock of programs in C of a given graph": lambda: time_on_target({"network": model.to_dag()}, Target()),
+        "a budget of bytes": lambda: trainer(
+            config=dataclasses.replace(CONFIG, budget_bytes=5000, fine_tune=0.5)
+        ).run(),
         "MeasuredMemory": lambda: MeasuredMemory(model),
         "a search for edges": lambda: grow_edges(model, torch.zeros(1, 2), torch.sum, 1),
     }
@@ -185,15 +191,15 @@ def places(model):
 
 PLACES = (
     *("DenseManifold", "the measurement of time", "the measurement of time of new processes"),
+    *("the clock of programs in C", "the clock of programs in C of a given graph", "a budget of bytes"),
     *("MeasuredMemory", "a search for edges"),
 )
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_does_not_support_recurrent_networks_says_so(place):
-    with pytest.raises(
-        ValueError, match=f"{place.removesuffix(' of new processes')}.* does not support recurrent networks"
-    ):
+    name = place.removesuffix(" of new processes").removesuffix(" of a given graph")
+    with pytest.raises(ValueError, match=f"{name}.* does not support recurrent networks"):
         places(trainer().model)[place]()
 
 

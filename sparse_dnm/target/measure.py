@@ -16,6 +16,7 @@ from sparse_dnm.lowering.c_network import Network
 from sparse_dnm.lowering.network import Folded
 from sparse_dnm.machine import machine
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 from sparse_dnm.target import program
 from sparse_dnm.target.launch import Target
@@ -66,6 +67,7 @@ def made(model: Any) -> Network:
     """The C of a network, a `Folded`, SparseDAG or DynamicManifold."""
     if isinstance(model, Network):
         return model
+    refuse_recurrent(model, "the clock of programs in C")
     dag = model.to_dag() if isinstance(model, DynamicManifold) else model
     return program.made(Folded.of(dag) if isinstance(dag, SparseDAG) else dag)
 

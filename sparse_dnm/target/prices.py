@@ -14,6 +14,7 @@ from sparse_dnm.engine.cpu_structure import Floats
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.lowering.c_network import Network
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.model.sparse_dag import SparseDAG
 from sparse_dnm.target.launch import Target
 from sparse_dnm.target.measure import Measured, made, time_on_target
@@ -71,6 +72,7 @@ def calibrate_target(
     Returns the calibration, the times of the probes by number and of the network as "network", and its features.
     Raises TargetError where the target fails.
     """
+    refuse_recurrent(model, "the clock of programs in C")
     settings = Settings(ON_TARGET, "infer", 1, 1, TARGET_CLOCK, n_probes, rounds, seed)
     dag = model.to_dag() if isinstance(model, DynamicManifold) else model
     n_held = n_probes // 2

@@ -43,7 +43,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 # These may change within a run:
 CHANGEABLE = ("steps", "executor", "threads", "device", "log_every", "checkpoint_every", "snapshot_every")
-DATA_CHANGEABLE = ("name",)  # the path of a file that has moved
+DATA_CHANGEABLE = ("name", "per_step")  # the path of a file that has moved; what the first versions did not say
 RUN_FILES = (CONFIG, CHECKPOINT, METRICS, SUMMARY)
 
 

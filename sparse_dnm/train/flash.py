@@ -10,6 +10,7 @@ import torch
 
 from sparse_dnm.lowering.int8 import calibration
 from sparse_dnm.lowering.network import Folded
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.target.flash import flash_bytes, lowered
 from sparse_dnm.train.costs import target_of
 from sparse_dnm.train.fitting import LEAST_SHARE, Tried
@@ -29,6 +30,7 @@ class Flash:
     """Bytes of the network of a run as the file NAME.c of an export, without raw features."""
 
     def __init__(self, run: Run):
+        refuse_recurrent(run.model, "a budget of bytes")
         self._run, config = run, run.config
         self._target, self._dtype = target_of(config), config.budget_dtype
         self._samples = calibration(run.data.x_train) if self._dtype == "int8" else None
