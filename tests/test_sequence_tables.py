@@ -14,8 +14,10 @@ from sparse_dnm import DynamicManifold, ManifoldConfig, TrainConfig, Trainer
 from sparse_dnm.cli.app import app
 from sparse_dnm.data import DataError, from_frame, load
 from sparse_dnm.data.options import Reading
+from sparse_dnm.data.preprocessing import ArrayInputs, Preprocessing, Target
 from sparse_dnm.data.source import DataSource, describe
 from sparse_dnm.presets import preset, preset_for
+from sparse_dnm.sequence_predictor import SequencePredictor, Steps
 
 
 def visits():
@@ -293,3 +295,19 @@ def test_a_run_of_a_task_predicts_per_step_or_per_sequence_as_it_was_trained(tmp
     assert answers.tolist() == np.array(data.classes)[places].tolist()
     with pytest.raises(DataError, match="X is a table, and the training had no table whose rows make sequences"):
         predictor.predict(pd.DataFrame({"a": [1.0]}))
+
+
+@pytest.mark.parametrize(("neuron", "n_memory"), [("lstm", 0), ("gru", 2), ("memoryless", 1)])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_a_prediction_depends_on_no_other_sequence_to_the_bit(neuron, n_memory, per_step):
+    units = ArrayInputs((2,), np.zeros(2), np.ones(2)), Target(mean=np.zeros(2), std=np.ones(2))
+    config = ManifoldConfig.for_data(2, 2, neuron=neuron, n_memory=n_memory, n_neurons=40)
+    dag = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float32, threads=1).to_dag()
+    predictor, rng = SequencePredictor(dag, Preprocessing(*units), steps=Steps(per_step)), np.random.default_rng(0)
+    x, lengths = rng.normal(size=(130, 17, 2)), rng.integers(2, 18, 130)
+    lengths[:2] = 1, 17
+    whole = predictor.predict(x, lengths)
+    assert len(np.unique(predictor.predict(x[:, :1]))) > 1
+    for k in (0, 1, 63, 64, 127, 129):
+        alone = predictor.predict(x[k : k + 1, : lengths[k]])
+        assert np.array_equal(alone[0], whole[k, : lengths[k]] if per_step else whole[k])
