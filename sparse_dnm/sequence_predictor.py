@@ -90,7 +90,6 @@ class SequencePredictor(Predictor):
             lengths = read_lengths(X)
         X = self.samples(X)
         if not hasattr(X, "columns"):
-            X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
             lengths = lengths.detach().cpu().numpy() if isinstance(lengths, Tensor) else lengths
             return of_array(X, lengths, self.steps.per_step, where)
         if lengths is not None:

@@ -270,6 +270,17 @@ def test_arrays_of_sequences_are_predicted_with_their_lengths(tmp_path, per_step
         predictor.predict(x[0])
 
 
+def test_words_and_missing_cells_are_read_in_arrays_as_in_tables(tmp_path):
+    trained(visits(), tmp_path / "run", "score", sequence="patient", per_step=True, drop="dose")
+    predictor = sparse_dnm.load(tmp_path / "run", threads=1)
+    x = np.array([[[70.0, "ill"], [61.5, "well"]], [[np.nan, "well"], [None, None]]], object)
+    rows = pd.DataFrame({"patient": [1, 1, 2], "pulse": [70.0, 61.5, np.nan], "state": ["ill", "well", "well"]})
+    answers = predictor.predict(rows)
+    np.testing.assert_array_equal(predictor.predict(x, [2, 1]), [[answers[0], answers[1]], [answers[2], np.nan]])
+    assert predictor.predict(rows.to_dict("records")).tolist() == answers.tolist()
+    assert len(predictor.predict(rows.iloc[:0])) == 0
+
+
 def test_tables_that_have_no_sequences_are_refused(tmp_path):
     trained(visits(), tmp_path / "run", "state", sequence="patient")
     predictor, new = sparse_dnm.load(tmp_path / "run"), visits()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparse_dnm.data.cells import DECIMAL, cells_of
 from sparse_dnm.data.errors import DataError, counted
 from sparse_dnm.data.labels import groups_of
-from sparse_dnm.data.preprocessing import as_numbers
+from sparse_dnm.data.plain import plain
 from sparse_dnm.data.rows import sequences_of
 from sparse_dnm.data.spelling import as_codes
 
@@ -91,7 +91,7 @@ def of_array(x: Any, lengths: Any, per_step: bool, where: str = "X") -> NewSeque
 
     What is beyond them is not read.  Raises DataError for other shapes.
     """
-    x = as_numbers(where, x)
+    x = plain(where, x)
     if x.ndim != 3 or x.shape[1] == 0:
         raise DataError(f"{where} has shape {x.shape}; sequences are (n, time >= 1, features)")
     n, time = x.shape[:2]
