@@ -1,5 +1,6 @@
 """Estimators of scikit-learn on sequences: arrays (n, time, features) of which the shorter ones end with NaN."""
 
+import json
 import pickle
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
+import sparse_dnm
+from sparse_dnm.io import CheckpointError
 from sparse_dnm.sklearn import ManifoldClassifier, ManifoldRegressor
 
 pytestmark = pytest.mark.slow  # kernels of sequences, in two dtypes, are compiled
@@ -58,6 +61,19 @@ def test_files_pickles_and_copies_predict_the_same(fitted, tmp_path):
     expected = model.predict_proba(x)
     for same in (ManifoldClassifier.load(tmp_path / "run"), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(same.predict_proba(x), expected)
+
+
+def test_a_run_directory_is_read_as_one_of_sequences_and_one_with_a_target_per_step_is_refused(fitted, tmp_path):
+    model, x, _, lengths = fitted
+    model.save(tmp_path / "run")
+    predictor = sparse_dnm.load(tmp_path / "run", threads=1)
+    found = predictor.predict_proba(np.nan_to_num(x), lengths)
+    np.testing.assert_allclose(found, model.predict_proba(x), rtol=1e-9)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["per_step"] = True
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="a target for each time step"):
+        ManifoldClassifier.load(tmp_path / "run")
 
 
 def test_a_sequence_of_weight_three_counts_as_three():

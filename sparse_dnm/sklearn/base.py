@@ -23,6 +23,7 @@ from torch import Tensor
 from sparse_dnm.config import TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.data.preprocessing import ArrayInputs, Preprocessing
+from sparse_dnm.io import CheckpointError
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.sklearn import samples as reading
 from sparse_dnm.sklearn import sequences, settings
@@ -322,7 +323,12 @@ class BaseManifold(BaseEstimator):
         return made
 
     def _take(self, trained: Trained, directory: Path) -> None:
-        """Be fitted by what a run directory holds."""
+        """Be fitted by what a run directory holds.  Raises CheckpointError where sequences have many targets."""
+        if trained.description.get("per_step"):
+            raise CheckpointError(
+                f"{directory} has a target for each time step, and an estimator one for each sequence; use "
+                "sparse_dnm.load"
+            )
         inputs = trained.preprocessing.features
         self.n_features_in_ = inputs.n_inputs if isinstance(inputs, ArrayInputs) else len(inputs.names)
         if inputs.names:
