@@ -185,8 +185,11 @@ PRESETS: dict[str, Preset] = {
     "adding": _recurrent(2, 24, 1, 50.0, steps=10_000, lr=0.02),
     "copy": _recurrent(10, 48, 9, 30.0, steps=10_000, lr=0.02, proxy_coefficient=0.001),
     "parity": _recurrent(1, 16, 2, 12.0, 3.0, steps=4_000, lr=0.02, proxy_coefficient=0.001),
-    "anbn": _recurrent(3, 12, 3, 30.0, steps=3_000, batch_size=30),
+    "anbn": _recurrent(3, 12, 4, 30.0, steps=3_000, batch_size=30),
+    "anbncn": _recurrent(4, 24, 5, 30.0, steps=3_000, batch_size=30),
+    "dyck1": _recurrent(2, 12, 2, 30.0, steps=3_000),
     "rows-digits": _recurrent(8, 48, 10, 8.0, steps=3_000),
+    "psmnist": _recurrent(1, 100, 10, 784.0, steps=60_000),
 }
 
 

@@ -216,6 +216,17 @@ def test_mnist_reads_idx_files(mnist, monkeypatch, packed, place):
         np.testing.assert_array_equal(y.numpy(), labels)
 
 
+def test_psmnist_has_the_pixels_of_mnist_in_a_drawn_order(mnist):
+    folder, _ = mnist
+    pixels, found = load("mnist", folder), load("psmnist", folder, seed=5)
+    order = np.random.RandomState(92916).permutation(784)
+    assert sorted(order) == list(range(784))
+    assert found.x_train[:, :, 0].equal(pixels.x_train[:, order])
+    assert found.x_test[:, :, 0].equal(pixels.x_test[:, order])
+    assert found.y_train.equal(pixels.y_train)
+    assert (found.name, found.n_inputs, found.per_step) == ("psmnist", 1, False)
+
+
 def test_data_dir_goes_before_the_variable(mnist, monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSE_DNM_DATA", str(tmp_path / "elsewhere"))
     assert len(load("mnist", data_dir=mnist[0]).x_train) == 12

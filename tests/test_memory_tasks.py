@@ -19,7 +19,7 @@ def test_lstm_neurons_learn_to_add_two_marked_numbers_of_twenty_and_others_do_no
 
 
 def test_single_steps_are_those_that_have_a_target():
-    data = sequences.anbn(longest=3)
+    data = sequences.anbn(longest=3, tested=4)
     single = single_steps(data)
     assert len(single.x_train) == len(single.y_train) == int(data.lengths_train.sum())
     first = data.lengths_train[0]

@@ -1,6 +1,8 @@
 """Tasks with sequences, and sequences of different lengths in a training."""
 
+import collections
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -84,6 +86,20 @@ def test_what_is_beyond_a_sequence_changes_no_bit_of_a_training(per_step):
         assert a.equal(b)
 
 
+def test_a_sequence_is_right_where_every_step_is():
+    data = unequal()
+    model = trainer(data=data).model
+    outputs = outputs_of(model, data.x_test, per_step=True, lengths=data.lengths_test).argmax(2)
+    y = data.y_test.clone()
+    y[:40] = outputs[:40]
+    y[0, 0] = 1 - y[0, 0]
+    data = dataclasses.replace(data, y_test=y)
+    rows = zip(outputs.tolist(), y.tolist(), data.lengths_test.tolist(), strict=True)
+    right = [found[:n] == expected[:n] for found, expected, n in rows]
+    assert right[:3] == [False, True, True]
+    assert further_figures(model, data)["test_sequence_accuracy"] == sum(right) / 64
+
+
 def test_lengths_that_are_all_the_time_steps_are_as_none():
     data = first_of(per_step=True)
     given = dataclasses.replace(data, lengths_train=torch.full((128,), 5), lengths_test=torch.full((64,), 5))
@@ -152,7 +168,7 @@ def test_a_task_has_a_preset_that_trains(name):
     manifold = settings.manifold
     assert (manifold.n_inputs, manifold.n_outputs, manifold.period) == (data.n_inputs, data.n_outputs, data.period)
     assert describe(load(name)) == describe(data)
-    assert (describe(load(name, seed=1)) == describe(data)) == (name == "anbn")  # which is not random
+    assert (describe(load(name, seed=1)) == describe(data)) == (name in ("anbn", "anbncn"))  # which are not random
     small = {"x_train": data.x_train[:20], "y_train": data.y_train[:20], "x_test": data.x_test[:9]}
     lengths = {} if data.lengths_train is None else {"lengths_train": data.lengths_train[:20]}
     lengths |= {} if data.lengths_test is None else {"lengths_test": data.lengths_test[:9]}
@@ -190,15 +206,56 @@ def test_parity_counts_the_ones_within_a_length():
         assert not x[steps:].any()
 
 
-def test_anbn_tells_the_next_symbol():
-    data = sequences.anbn(longest=4)
-    names = ["a", "b", "start"]
-    found = [
-        ("".join(names[k][0] for k in x[:n].argmax(1)), "".join(data.classes[k][0] for k in y[:n]))
-        for x, y, n in zip(data.x_train, data.y_train, data.lengths_train, strict=True)
-    ]
-    assert found[:2] == [("sab", "abe"), ("saabb", "aabbe")]
-    assert data.lengths_test.tolist() == [11, 13, 15, 17]
+def nexts(words):
+    """Which symbols, or the end, may follow each beginning of some words: the end and the symbols sorted, with "or"."""
+    found = {}
+    for word in words:
+        for at in range(len(word) + 1):
+            found.setdefault(word[:at], set()).add((word + ".")[at].replace(".", "end"))
+    return {beginning: " or ".join(sorted(symbols)) for beginning, symbols in found.items()}
+
+
+def language(name, longest):
+    """The words of up to n=``longest``."""
+    if name != "dyck1":
+        return ["".join(kind * n for kind in name[::2]) for n in range(1, longest + 1)]
+    every = ("".join(word) for size in range(1, longest + 1) for word in itertools.product("()", repeat=2 * size))
+    return [word for word in every if is_balanced(word)]
+
+
+def is_balanced(word):
+    """Pairs can be taken out until nothing is left."""
+    while "()" in word:
+        word = word.replace("()", "")
+    return not word
+
+
+@pytest.mark.parametrize("name", ["anbn", "anbncn", "dyck1"])
+def test_a_class_is_the_symbols_that_may_come_next(name):
+    data = sequences.TASKS[name](0, longest=4, tested=6)
+    expected = nexts(language(name, 8))
+    symbols = "()" if name == "dyck1" else f"{name[::2]}^"
+    met = set()
+    for split, least, most in (("train", 1, 4), ("test", 5, 6)):
+        x, y, lengths = (getattr(data, f"{field}_{split}")[:300] for field in ("x", "y", "lengths"))
+        for row, classes, steps in zip(x, y, lengths.tolist(), strict=True):
+            assert row[:steps].sum(1).eq(1).all()
+            assert not row[steps:].any()
+            word = "".join(symbols[k] for k in row[:steps].argmax(1))
+            for t in range(steps):
+                assert data.classes[classes[t]] == expected[word[: t + 1].lstrip("^")]
+            whole = word.removeprefix("^")
+            assert whole in language(name, 6)
+            met.add((split, len(whole) // (len(symbols) - (name != "dyck1"))))
+        assert {n for where, n in met if where == split} == set(range(least, most + 1))
+
+
+def test_balanced_brackets_are_drawn_with_equal_probability():
+    data = sequences.dyck1(0, longest=3, tested=4)
+    words = [tuple(x[:, 1].tolist()) for x in data.x_train[data.lengths_train == 6]]
+    counts = np.array(list(collections.Counter(words).values()))
+    assert len(counts) == 5  # the Catalan number of 3
+    assert counts.min() > 0.8 * counts.mean()
 
 
 def test_rows_digits_are_the_digits():
@@ -212,6 +269,8 @@ def test_sizes_that_a_task_cannot_have_are_refused():
         sequences.adding(0, length=1)
     with pytest.raises(DataError, match="delay=0 must be >= 1 time steps"):
         sequences.copy(0, delay=0)
+    with pytest.raises(DataError, match="tested=30 must be > longest=30, as the test is of longer sequences"):
+        sequences.dyck1(0, tested=30)
 
 
 def test_a_network_without_memory_says_what_sequences_need():

@@ -180,7 +180,8 @@ def _table(summary: Record) -> Table:
     table = Table(title="summary", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name in ("test_accuracy", "test_balanced_accuracy", "test_f1_macro", "test_mse", "test_r2"):
+    accuracies = ("test_accuracy", "test_sequence_accuracy", "test_balanced_accuracy", "test_f1_macro")
+    for name in (*accuracies, "test_mse", "test_r2"):
         if name in summary:
             table.add_row(name, f"{summary[name]:.6g}")
     table.add_row("edges", f"{summary['edges']:,} (density {summary['density']:.2%})")

@@ -35,8 +35,8 @@ EXECUTORS = "auto|columns|wavefront|blocks|fastest|torch-sparse"
 DEVICES = "cpu|cuda|cuda:N"
 
 DATASETS = (
-    "toy, digits, mnist; sequences: adding, copy, parity, anbn, rows-digits; or a file: .npz, .csv, .tsv, .txt "
-    "(.gz, .zip), .parquet."
+    "toy, digits, mnist; sequences: adding, copy, parity, anbn, anbncn, dyck1, rows-digits, psmnist; or a file: .npz, "
+    ".csv, .tsv, .txt (.gz, .zip), .parquet."
 )
 RUN = typer.Argument(help="Run directory of a training, finished or not.")
 PRESET = typer.Option(help="Settings to start from; default: those of the data set.")

@@ -18,7 +18,7 @@ from sparse_dnm.data.table_files import SUFFIXES, is_table
 
 __all__ = ["NAMES", "BatchOrder", "DataError", "Dataset", "from_arrays", "from_frame", "load"]
 
-NAMES = ("toy", "digits", "mnist", *sequences.TASKS)
+NAMES = ("toy", "digits", "mnist", *sequences.TASKS, sequences.PSMNIST)
 TABLES = f"tables ({', '.join(SUFFIXES)})"
 
 
@@ -45,11 +45,11 @@ def load(
     version: int = built_in.VERSION,
 ) -> Dataset:
     """The data set ``name_or_path``: toy, digits, mnist, a task of `sparse_dnm.data.sequences` (adding, copy, parity,
-    anbn, rows-digits), or a file .npz, .csv, .tsv, .txt, .data (.gz, .zip), .parquet.
+    anbn, anbncn, dyck1, rows-digits, psmnist), or a file .npz, .csv, .tsv, .txt, .data (.gz, .zip), .parquet.
 
     data_dir  folder of MNIST's IDX files; default $SPARSE_DNM_DATA, else scikit-learn's fetch_openml
     target    name of a table's label column (several: a regression of all); default the last column
-    seed      of the samples of toy and of those tasks, and of the derived train/test splits (mnist has its own)
+    seed      of the samples of toy and of those tasks, and of the derived train/test splits (mnist, psmnist: their own)
     version   1 for the samples of toy that runs of earlier versions were trained on
     The other options are those of `Reading`.
 
@@ -79,6 +79,8 @@ def load_as(
         reading.check_for(name, tuple(reading.given), "files of your own")
         if name == "mnist":
             return built_in.mnist(data_dir)
+        if name == sequences.PSMNIST:
+            return sequences.psmnist(data_dir)
         if name in sequences.TASKS:
             return sequences.TASKS[name](seed)
         return built_in.toy(seed, version) if name == "toy" else built_in.digits(seed)

@@ -1,24 +1,31 @@
-"""Tasks with sequences, for recurrent networks: adding, copy, parity, anbn and rows-digits.
+"""Tasks with sequences, for recurrent networks: adding, copy, parity, anbn, anbncn, dyck1, rows-digits and psmnist.
 
-All but the last are generated, the same for the same seed.
+All but the last two are generated, the same for the same seed.  In those about a language, anbn, anbncn and dyck1, the
+class of a step is which symbols may come next, so that each step has an answer that can be known (as in Gers &
+Schmidhuber 2001, who have an output per symbol).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_dnm.data.built_in import DIGITS, digits
+from sparse_dnm.data.built_in import DIGITS, digits, mnist
 from sparse_dnm.data.errors import DataError
 from sparse_dnm.data.samples import Dataset
 
 N_TRAIN, N_TEST = 10_000, 1_000
 SYMBOLS = 8  # of copy
-ANBN = ("a", "b", "end")  # classes of anbn; its inputs are a, b and the start
+LONGEST, TESTED = 30, 100  # greatest n in training and in the test of languages
+DYCK1 = ("( or end", "( or )")  # classes of dyck1
+PSMNIST = "psmnist"
+PERMUTATION_SEED = 92916  # of psmnist, that of numpy's RandomState in much of the literature
 
 
 def adding(seed: int, length: int = 50) -> Dataset:
@@ -67,34 +74,84 @@ def parity(seed: int, longest: int = 12) -> Dataset:
         parts += [torch.from_numpy(bits[..., None].astype(np.float32)), torch.from_numpy(bits.sum(1) % 2)]
     x, y, x_test, y_test = parts
     train, test = map(torch.from_numpy, lengths)
-    kinds = {"period": float(longest), "classes": ("even", "odd"), "lengths_train": train, "lengths_test": test}
-    return Dataset("parity", "classification", x, y, x_test, y_test, **kinds)  # type: ignore[arg-type]
+    return _of_lengths("parity", (x, y, train), (x_test, y_test, test), float(longest), ("even", "odd"))
 
 
-def anbn(seed: int = 0, longest: int = 30) -> Dataset:
-    """The next symbol of a ... a b ... b end, n of a and n of b (Gers & Schmidhuber 2001): a class for each step.
+def anbn(seed: int = 0, longest: int = LONGEST, tested: int = TESTED) -> Dataset:
+    """Which symbols may come next in n of a and then n of b: a class for each step.
 
-    x (n, time, 3): a, b, and the start.  One sequence for each n of 1 .. ``longest``; those of the test are longer, up
-    to twice.  Nothing tells when the first b comes: at most 2n of 2n + 1 steps are right.  Nothing is drawn.
+    x (n, time, 3): a, b, and the start.  One sequence for each n of 1 .. ``longest``; those of the test are for each
+    further n up to ``tested``.  Nothing is drawn.
     """
-    _at_least("longest", longest, 1)
-    counts = np.arange(1, longest + 1), np.arange(longest + 1, 2 * longest + 1)
-    (x, y, lengths), (x_test, y_test, longer) = map(_anbn, counts)
+    return _counting("anbn", "ab", longest, tested)
+
+
+def anbncn(seed: int = 0, longest: int = LONGEST, tested: int = TESTED) -> Dataset:
+    """As `anbn`, with n of c after these: x (n, time, 4)."""
+    return _counting("anbncn", "abc", longest, tested)
+
+
+def dyck1(seed: int, longest: int = LONGEST, tested: int = TESTED) -> Dataset:
+    """Which symbols may come next in balanced brackets of one kind: a class for each step.
+
+    x (n, time, 2): opening and closing.  Words of n pairs, each word as probable as another, n drawn from 1 ..
+    ``longest``, in the test from ``longest`` + 1 .. ``tested``.
+    """
+    _check_longest(longest, tested)
+    generator = _generator(seed)
+
+    def part(count: int, first: int, last: int) -> list[Tensor]:
+        words = [_balanced(n, generator) for n in generator.integers(first, last + 1, count).tolist()]
+        return _in_steps([(word < 0, np.cumsum(word) > 0) for word in words], 2)
+
+    train, test = part(N_TRAIN, 1, longest), part(N_TEST, longest + 1, tested)
+    return _of_lengths("dyck1", train, test, float(longest), DYCK1)
+
+
+def _counting(name: str, kinds: str, longest: int, tested: int) -> Dataset:
+    """n of each of the symbols ``kinds``.  Whether a further first one comes cannot be known, and is not asked."""
+    _check_longest(longest, tested)
+
+    def word(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        others = np.arange(1, len(kinds))
+        x = np.concatenate([[len(kinds)], np.repeat(np.arange(len(kinds)), n)])
+        y = np.concatenate([[0], np.full(n, 1), np.repeat(others + 1, n)])
+        y[2 * n :: n] += 1  # the last of a kind
+        return x, y
+
+    classes = (kinds[0], f"{kinds[0]} or {kinds[1]}", *kinds[1:], "end")
+    ranges = range(1, longest + 1), range(longest + 1, tested + 1)
+    train, test = (_in_steps([word(n) for n in counts], len(kinds) + 1) for counts in ranges)
+    return _of_lengths(name, train, test, float(longest), classes)
+
+
+def _balanced(n: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """A word of n opening (1) and n closing (-1) brackets, int64 (2n,), by the cycle lemma of Dvoretzky & Motzkin:
+    one rotation of any n + 1 and n of them opens with a bracket, the word after which is balanced."""
+    word = generator.permutation(np.repeat([1, -1], [n + 1, n]))
+    sums = np.cumsum(word)
+    last_least = len(sums) - 1 - int(np.argmin(sums[::-1]))
+    return np.roll(word, -last_least - 1)[1:]
+
+
+def _in_steps(words: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]], n_inputs: int) -> list[Tensor]:
+    """Inputs, one of ``n_inputs`` a step, classes and lengths of (symbols, classes); 0 is beyond the lengths."""
+    lengths = torch.tensor([len(symbols) for symbols, _ in words])
+    x, y = torch.zeros(len(words), int(lengths.max()), n_inputs), torch.zeros(len(words), int(lengths.max())).long()
+    for row, (symbols, classes) in enumerate(words):
+        x[row, torch.arange(len(symbols)), torch.from_numpy(symbols).long()] = 1.0
+        y[row, : len(classes)] = torch.from_numpy(classes)
+    return [x, y, lengths]
+
+
+def _of_lengths(
+    name: str, train: Sequence[Tensor], test: Sequence[Tensor], period: float, classes: tuple[str, ...]
+) -> Dataset:
+    """A classification of sequences: inputs, classes and lengths, for training and test."""
+    (x, y, lengths), (x_test, y_test, lengths_test) = train, test
     return Dataset(
-        "anbn", "classification", x, y, x_test, y_test, float(longest), ANBN, lengths_train=lengths, lengths_test=longer
+        name, "classification", x, y, x_test, y_test, period, classes, lengths_train=lengths, lengths_test=lengths_test
     )
-
-
-def _anbn(counts: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, classes and lengths for each n of ``counts``; beyond its length an input is 0 and a class a."""
-    lengths = 2 * counts + 1
-    time = int(lengths.max())
-    x, y = np.zeros((len(counts), time, 3), np.float32), np.zeros((len(counts), time), np.int64)
-    for row, n in enumerate(counts.tolist()):
-        symbols = [2, *[0] * n, *[1] * n, 2]  # the start, and the end
-        x[row, np.arange(2 * n + 1), symbols[:-1]] = 1.0
-        y[row, : 2 * n + 1] = symbols[1:]
-    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(lengths)
 
 
 def rows_digits(seed: int) -> Dataset:
@@ -104,11 +161,25 @@ def rows_digits(seed: int) -> Dataset:
     return Dataset("rows-digits", "classification", x, data.y_train, x_test, data.y_test, 8.0, DIGITS)
 
 
+def psmnist(data_dir: Path | None, seed: int = PERMUTATION_SEED) -> Dataset:
+    """MNIST, or what has its files in ``data_dir``, pixel by pixel in an order that is drawn (Le et al. 2015): x
+    (n, 784, 1), a class for each sequence.
+
+    The order is ``np.random.RandomState(seed).permutation(784)``, the same in each run.
+    """
+    data, order = mnist(data_dir), np.random.RandomState(seed).permutation(784)
+    x, x_test = (pixels[:, order, None] for pixels in (data.x_train, data.x_test))
+    name = data.name.replace("mnist", PSMNIST)
+    return dataclasses.replace(data, name=name, x_train=x, x_test=x_test, period=784.0, preprocessing=None)
+
+
 TASKS: dict[str, Callable[[int], Dataset]] = {
     "adding": adding,
     "copy": copy,
     "parity": parity,
     "anbn": anbn,
+    "anbncn": anbncn,
+    "dyck1": dyck1,
     "rows-digits": rows_digits,
 }
 
@@ -120,6 +191,12 @@ def _generator(seed: int) -> np.random.Generator:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise DataError(f"{name}={value!r} must be >= {least} time steps")
+
+
+def _check_longest(longest: int, tested: int) -> None:
+    _at_least("longest", longest, 1)
+    if tested <= longest:
+        raise DataError(f"tested={tested!r} must be > longest={longest!r}, as the test is of longer sequences")
 
 
 def _split(

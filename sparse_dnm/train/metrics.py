@@ -99,22 +99,27 @@ def further_figures(model: DynamicManifold, data: Dataset) -> dict[str, float]:
     """``test_balanced_accuracy`` and ``test_f1_macro``, or ``test_r2``, of scikit-learn, over the whole test set.
 
     Balanced accuracy is the mean of the recalls of the classes that the test set has; R² the mean over the targets that
-    vary there.  What is undefined is left out.
+    vary there.  What is undefined is left out.  ``test_sequence_accuracy``, of labels for each time step: the share of
+    the sequences of which every step is right.
     """
     from sklearn.metrics import f1_score, r2_score, recall_score  # slow to import, and only needed here
 
     lengths = data.lengths_test
     outputs, y = outputs_of(model, data.x_test, per_step=data.per_step, lengths=lengths), data.y_test.numpy()
+    beside: dict[str, float] = {}
     if len(y) == 0:
-        return {}
+        return beside
     if data.per_step:
         counts = within(torch.full((len(y),), y.shape[1]) if lengths is None else lengths, y.shape[1])
+        if data.task == "classification":
+            right = (outputs.argmax(-1) == data.y_test) | ~counts
+            beside["test_sequence_accuracy"] = int(right.all(1).sum()) / len(y)
         outputs, y = outputs[counts], y[counts.numpy()]
     if data.task == "classification":
         found = outputs.argmax(1).numpy()
         recall = recall_score(y, found, labels=np.unique(y), average="macro", zero_division=0.0)
         f1 = f1_score(y, found, average="macro", zero_division=0.0)
-        return {"test_balanced_accuracy": float(recall), "test_f1_macro": float(f1)}
+        return {"test_balanced_accuracy": float(recall), "test_f1_macro": float(f1), **beside}
     varies = (y != y[0]).any(0)
     if not varies.any():
         return {}
