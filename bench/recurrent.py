@@ -1,9 +1,11 @@
-"""A training step of a recurrent network beside torch.nn.LSTM: python -m bench.recurrent [--quick].
+"""A training step of a recurrent network beside torch.nn.LSTM and ncps: python -m bench.recurrent [--quick].
 
 The network is a RecurrentDAG of LSTM neurons, in a random topology that ascends, with so many sources a neuron.  Its
-peers are torch.nn.LSTM and a linear layer,
+peers are a linear layer on torch.nn.LSTM,
   equal   of as many trainable scalars,
-  masked  of as many hidden units, whose weights are multiplied by masks that leave as many of them.
+  masked  of as many hidden units, whose weights are multiplied by masks that leave as many of them,
+or on liquid time-constant neurons (Hasani et al. 2021) of the package ncps (extra bench),
+  ltc     of as many hidden units and the same synapses between inputs and hidden neurons, with ncps' defaults.
 A step is zero_grad, forward, the sum of the last outputs, and backward.
 """
 
@@ -42,11 +44,12 @@ def scalars(module: nn.Module) -> int:
 
 
 class Peer(nn.Module):
-    """torch's LSTM, and a linear layer on its last value."""
+    """Neurons with a state, by default torch's LSTM, and a linear layer on their last values."""
 
-    def __init__(self, hidden: int):
+    def __init__(self, hidden: int, cells: nn.Module | None = None):
         super().__init__()
-        self.cells, self.readout = nn.LSTM(N_INPUTS, hidden, batch_first=True), nn.Linear(hidden, N_OUTPUTS)
+        self.cells = nn.LSTM(N_INPUTS, hidden, batch_first=True) if cells is None else cells
+        self.readout = nn.Linear(hidden, N_OUTPUTS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, n_inputs) -> (batch, n_outputs)."""
@@ -82,6 +85,29 @@ def masked(hidden: int, count: int) -> Peer:
     return peer
 
 
+def ltc(graph: Topology) -> Peer:
+    """ncps' liquid time-constant neurons with the synapses of ``graph``, one in three of them inhibiting as in ncps.
+
+    Raises SystemExit where ncps is not installed.
+    """
+    try:
+        from ncps.torch import LTC
+        from ncps.wirings import Wiring
+    except ImportError as error:
+        raise SystemExit(f"{error}: pip install ncps, or the extra bench") from None
+    hidden, some = graph.n_neurons - N_INPUTS - N_OUTPUTS, np.random.default_rng(0)
+    wiring = Wiring(hidden)
+    wiring.build(N_INPUTS)
+    wiring.set_output_dim(hidden)
+    for source, reader in graph.edges().tolist():
+        unit, polarity = reader - N_INPUTS, int(some.choice([-1, 1, 1]))
+        if source < N_INPUTS:
+            wiring.add_sensory_synapse(source, unit, polarity)
+        elif unit < hidden:
+            wiring.add_synapse(source - N_INPUTS, unit, polarity)
+    return Peer(hidden, LTC(N_INPUTS, wiring))
+
+
 def step(module: nn.Module, x: Tensor, **options: Any) -> Callable[[], object]:
     """A training step without the optimiser."""
 
@@ -98,13 +124,14 @@ def rows(quick: bool, threads: int, clock: str, sources: int) -> list[str]:
         f"{STEPS} time steps, {sources} sources a neuron, float32, {threads} thread(s), {clock}.  Ratios: the peer's "
         "time over ours, medians of interleaved pairs with 95 % intervals.",
         "",
-        "| hidden | batch | scalars | ours, ms | equal: hidden, ratio | masked: ratio |",
-        "|---|---|---|---|---|---|",
+        "| hidden | batch | scalars | ours, ms | equal: hidden, ratio | masked: ratio | ltc: ratio |",
+        "|---|---|---|---|---|---|---|",
     ]
     for hidden in HIDDEN[:2] if quick else HIDDEN:
-        ours = RecurrentDAG(topology(hidden, sources), threads=threads, generator=torch.Generator().manual_seed(0))
+        graph = topology(hidden, sources)
+        ours = RecurrentDAG(graph, threads=threads, generator=torch.Generator().manual_seed(0))
         count = scalars(ours)
-        peers = {"equal": equal(count), "masked": masked(hidden, count)}
+        peers = {"equal": equal(count), "masked": masked(hidden, count), "ltc": ltc(graph)}
         for batch in BATCHES:
             x = torch.randn(batch, STEPS, N_INPUTS, generator=torch.Generator().manual_seed(1))
             cells = []

@@ -121,7 +121,8 @@ class ManifoldConfig:
     n_memory: Count = 0  # further outputs, which are further inputs of the next time step; n_neurons counts both
     gate_weight: Normal = (0.0, 1.0)  # of gates, for the sum of messages
     gate_recurrent: Normal = (0.0, 1.0)  # of gates, for the neuron's own last value
-    gate_bias: Normal = (0.0, 1.0)  # of gates; forget gates have 1 more (Jozefowicz et al. 2015)
+    gate_bias: Normal = (0.0, 1.0)  # of gates
+    forget_bias: Number = 1.0  # lstm: what the bias of forget gates has more (Jozefowicz et al. 2015)
     rate: Normal = (-1.0, 1.0)  # raw; ctrnn: sigmoid(rate) is a time step over the neuron's time constant
 
     @model_validator(mode="after")

@@ -1,9 +1,12 @@
 """What the benchmarks decide by: the table of targets, checkouts of old commits, and a module that computes nothing."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 
-from bench import targets
+from bench import recurrent, targets
 from bench.against import Ratio
 from bench.checkout import of_commit
 from bench.own_loop import EmptyModel
@@ -70,3 +73,24 @@ def test_a_model_that_computes_nothing_gives_each_parameter_a_gradient():
     assert out.shape == (7, 4)
     out.sum().backward()
     assert [p.grad.shape for p in model.parameters()] == [p.shape for p in like.parameters()]
+
+
+def test_the_liquid_neurons_beside_ours_have_the_same_synapses():
+    pytest.importorskip("ncps", reason="ncps, of the extra bench, is not installed")
+    graph = recurrent.topology(6, 3)
+    peer = recurrent.ltc(graph)
+    wiring = peer.cells._wiring
+    found = {(int(j), recurrent.N_INPUTS + int(i)) for j, i in np.argwhere(wiring.sensory_adjacency_matrix)}
+    found |= {
+        (recurrent.N_INPUTS + int(j), recurrent.N_INPUTS + int(i)) for j, i in np.argwhere(wiring.adjacency_matrix)
+    }
+    n = recurrent.N_INPUTS + 6
+    assert found == {(int(j), int(i)) for j, i in graph.edges() if i < n}
+    peer(torch.rand(2, 3, recurrent.N_INPUTS)).sum().backward()
+    assert not peer.cells.rnn_cell._params["w"].grad[wiring.adjacency_matrix == 0].any()
+
+
+def test_who_lacks_ncps_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ncps.torch", None)
+    with pytest.raises(SystemExit, match="pip install ncps, or the extra bench"):
+        recurrent.ltc(recurrent.topology(6, 3))

@@ -62,8 +62,8 @@ def gate_parameters(
     """New parameters of ``n_hidden`` neurons with a state, normal as ``config`` says, in the order in which they are
     drawn: gate_weight, gate_recurrent, gate_bias, (gates, n_hidden) each; of ctrnn rate (n_hidden,).
 
-    gates of lstm: i, f, g, o; of gru: r, z, n, and for biases also that inside r (u_n h + b).  The bias of f has 1
-    added.
+    gates of lstm: i, f, g, o; of gru: r, z, n, and for biases also that inside r (u_n h + b).  The bias of f has
+    ``forget_bias`` added.
     """
     found = {}
     names = ("rate",) if config.neuron == "ctrnn" else GATES
@@ -71,7 +71,7 @@ def gate_parameters(
         mean, std = getattr(config, name)
         found[name] = mean + std * torch.randn(rows, n_hidden, generator=generator, dtype=dtype)
     if config.neuron == "lstm":
-        found["gate_bias"][1] += 1.0
+        found["gate_bias"][1] += config.forget_bias
     return {name: value[0] if name == "rate" else value for name, value in found.items()}
 
 
