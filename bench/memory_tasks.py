@@ -1,10 +1,12 @@
 """Tasks that need memory, by kind of neuron: python -m bench.memory_tasks [--quick] [--tasks ...] [--seeds 3].
 
 Each task of `sparse_dnm.data.sequences` is trained with its preset, with each kind of neuron and, as ``memory``, with
-usual neurons and a memory of the network (with tanh, as a memory of leaky ReLU grows from step to step).  ``none`` is
-the control: a network without any memory, which sees single time steps, the last one where a sequence has one target.
-The figure is that of the test, the mean squared error of adding and the accuracy of the others, as the median over the
-seeds with the least and the greatest.
+usual neurons and a memory of the network (with tanh, as a memory of leaky ReLU grows from step to step).  ``truncated``
+is the same with tbptt=1: no gradient reaches the outputs of the memory, which no objective names, so that they stay as
+they were drawn.  ``none`` is the control: a network without any memory, which sees single time steps, the last one
+where a sequence has one target.  Figures are those of the test, the mean squared error of adding and the accuracy of
+the others, and where steps have labels also the share of the sequences all of whose steps are right, as the median over
+the seeds with the least and the greatest.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ from sparse_dnm.train.objective import within
 from sparse_dnm.train.state import TrainingError
 
 N_MEMORY = 8
-KINDS: dict[str, dict[str, Any]] = {
+MEMORY: dict[str, Any] = {
+    "neuron": "memoryless",
+    "n_memory": N_MEMORY,
+    "activation": "tanh",
+    "omega": (0.0, 0.3),
+    "weight": (1.0, 0.0),
+    "bias": (0.0, 0.0),
+}
+KINDS: dict[str, dict[str, Any]] = {  # changes of a preset's manifold, and tbptt of its training
     "none": {"neuron": "memoryless"},
-    "memory": {
-        "neuron": "memoryless",
-        "n_memory": N_MEMORY,
-        "activation": "tanh",
-        "omega": (0.0, 0.3),
-        "weight": (1.0, 0.0),
-        "bias": (0.0, 0.0),
-    },
+    "memory": MEMORY,
+    "truncated": {**MEMORY, "tbptt": 1},
     "ctrnn": {"neuron": "ctrnn"},
     "gru": {"neuron": "gru"},
     "lstm": {"neuron": "lstm"},
@@ -61,16 +65,29 @@ def trained(data: Dataset, settings: Preset, kind: str, seed: int, steps: int) -
 
     Raises TrainingError where it diverges.
     """
-    changes = KINDS[kind]
+    changes = dict(KINDS[kind])
+    tbptt = changes.pop("tbptt", settings.train.tbptt)
     n_neurons = settings.manifold.n_neurons + 2 * changes.get("n_memory", 0)
     manifold = dataclasses.replace(settings.manifold, n_neurons=n_neurons, **changes)
-    config = dataclasses.replace(settings.train, seed=seed, steps=steps)
+    config = dataclasses.replace(settings.train, seed=seed, steps=steps, tbptt=tbptt)
     model = DynamicManifold(manifold, torch.Generator().manual_seed(seed), threads=1)
-    return Trainer(model, data if model.recurrent else single_steps(data), config).run()
+    if model.recurrent:
+        return Trainer(model, data, config).run()
+    summary = Trainer(model, single_steps(data), config).run()
+    return summary | ({"test_sequence_accuracy": right_throughout(model, data)} if data.per_step else {})
+
+
+def right_throughout(model: DynamicManifold, data: Dataset) -> float:
+    """The share of the test sequences all of whose steps a network without memory has right."""
+    n, time = data.y_test.shape
+    steps = torch.full((n,), time) if data.lengths_test is None else data.lengths_test
+    with torch.no_grad():
+        right = model(data.x_test.flatten(0, 1)).argmax(1).reshape(n, time) == data.y_test
+    return float((right | ~within(steps, time)).all(1).double().mean())
 
 
 def cell(data: Dataset, settings: Preset, kind: str, seeds: int, steps: int) -> str:
-    """The figure and the edges, and how many trainings diverged, which count in neither."""
+    """The figures and the edges, and how many trainings diverged, which count in neither."""
     summaries = []
     for seed in range(seeds):
         with contextlib.suppress(TrainingError):
@@ -78,11 +95,13 @@ def cell(data: Dataset, settings: Preset, kind: str, seeds: int, steps: int) -> 
     diverged = seeds - len(summaries)
     if not summaries:
         return f"{diverged} diverged"
-    name = "test_mse" if "test_mse" in summaries[0] else "test_accuracy"
-    figures = sorted(summary[name] for summary in summaries)
+    parts = []
+    for name in ("test_mse", "test_accuracy", "test_sequence_accuracy"):
+        if name in summaries[0]:
+            found = sorted(summary[name] for summary in summaries)
+            parts.append(f"{statistics.median(found):.4g} ({found[0]:.4g}–{found[-1]:.4g})")
     edges = statistics.median(summary["edges"] for summary in summaries)
-    spread = f"{statistics.median(figures):.3g} ({figures[0]:.3g}–{figures[-1]:.3g}), {edges:,.0f}"
-    return f"{spread}, {diverged} diverged" if diverged else spread
+    return f"{', '.join(parts)}, {edges:,.0f}" + (f", {diverged} diverged" if diverged else "")
 
 
 def main() -> None:
@@ -93,14 +112,14 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    print(f"Test figure, median of {options.seeds} seeds (least–greatest), and edges; memory: n_memory={N_MEMORY}.\n")
-    print(f"| task | figure | steps | {' | '.join(options.kinds)} |")
+    print(f"Test figures, median of {options.seeds} seeds (least–greatest), and edges; memory: n_memory={N_MEMORY}.\n")
+    print(f"| task | figures | steps | {' | '.join(options.kinds)} |")
     print("|---" * (3 + len(options.kinds)) + "|")
     for task in options.tasks:
         data, settings = sequences.TASKS[task](0), preset(task)
         steps = max(1, settings.train.steps // 100) if options.quick else settings.train.steps
         cells = [cell(data, settings, kind, options.seeds, steps) for kind in options.kinds]
-        figure = "MSE" if data.task == "regression" else "accuracy"
+        figure = "MSE" if data.task == "regression" else "accuracy, sequences" if data.per_step else "accuracy"
         print(f"| {task} | {figure} | {steps:,} | {' | '.join(cells)} |", flush=True)
 
 
