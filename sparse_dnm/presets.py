@@ -44,10 +44,14 @@ def searching(manifold: ManifoldConfig, config: TrainConfig, settings: Iterable[
     return dataclasses.replace(config, **SEARCH)
 
 
+COUNTING: dict[str, Any] = {"forget_bias": 16.0, "gate_recurrent": (0.0, 0.1)}  # of neurons that keep exact sums
+
+
 def _recurrent(
-    n_inputs: int, hidden: int, n_outputs: int, period: float, gate_recurrent: float = 1.0, **train: Any
+    n_inputs: int, hidden: int, n_outputs: int, period: float, gates: dict[str, Any] | None = None, **train: Any
 ) -> Preset:
-    """LSTM neurons with free edges in windows over all neurons, trained by the proxy."""
+    """Neurons with a state, LSTM unless ``gates`` says otherwise, with free edges in windows over all neurons, trained
+    by the proxy.  ``gates``: fields of the manifold."""
     n = n_inputs + hidden + n_outputs
     manifold = ManifoldConfig(
         n_neurons=n,
@@ -55,12 +59,11 @@ def _recurrent(
         n_outputs=n_outputs,
         period=period,
         edges="free",
-        neuron="lstm",
         sigma=(float(n), 0.0),
         mu=(0.0, 0.0),
         omega=(0.0, 0.5),
         cutoff=-2.0,
-        gate_recurrent=(0.0, gate_recurrent),
+        **{"neuron": "lstm", **(gates or {})},
     )
     settings: dict[str, Any] = {
         "lr": 0.01,
@@ -182,13 +185,15 @@ PRESETS: dict[str, Preset] = {
             proxy_coefficient=8.0,
         ),
     ),
-    "adding": _recurrent(2, 24, 1, 50.0, steps=10_000, lr=0.02),
+    "adding": _recurrent(2, 24, 1, 50.0, {"neuron": "gru"}, steps=6_000, lr=0.02),
     "copy": _recurrent(10, 48, 9, 30.0, steps=10_000, lr=0.02, proxy_coefficient=0.001),
-    "parity": _recurrent(1, 16, 2, 12.0, 3.0, steps=4_000, lr=0.02, proxy_coefficient=0.001),
-    "anbn": _recurrent(3, 12, 4, 30.0, steps=3_000, batch_size=30),
-    "anbncn": _recurrent(4, 24, 5, 30.0, steps=3_000, batch_size=30),
-    "dyck1": _recurrent(2, 12, 2, 30.0, steps=3_000),
-    "rows-digits": _recurrent(8, 48, 10, 8.0, steps=3_000),
+    "parity": _recurrent(1, 16, 2, 12.0, {"gate_recurrent": (0.0, 3.0)}, steps=4_000, lr=0.02, proxy_coefficient=0.001),
+    "anbn": _recurrent(3, 12, 4, 30.0, COUNTING, steps=3_000, batch_size=30, lr=0.02, proxy_coefficient=0.1),
+    "anbncn": _recurrent(
+        4, 16, 5, 30.0, COUNTING, steps=6_000, batch_size=30, lr=0.02, proxy_coefficient=0.03, omega_decay=0.001
+    ),
+    "dyck1": _recurrent(2, 12, 2, 30.0, COUNTING, steps=4_000, proxy_coefficient=0.03, omega_decay=0.001),
+    "rows-digits": _recurrent(8, 48, 10, 8.0, steps=6_000, proxy_coefficient=0.1, omega_decay=0.001, input_dropout=0.1),
     "psmnist": _recurrent(1, 100, 10, 784.0, steps=60_000),
 }
 
