@@ -192,9 +192,9 @@ PRESETS: dict[str, Preset] = {
     "anbncn": _recurrent(
         4, 16, 5, 30.0, COUNTING, steps=6_000, batch_size=30, lr=0.02, proxy_coefficient=0.03, omega_decay=0.001
     ),
-    "dyck1": _recurrent(2, 12, 2, 30.0, COUNTING, steps=4_000, proxy_coefficient=0.03, omega_decay=0.001),
+    "dyck1": _recurrent(2, 12, 2, 30.0, COUNTING, steps=5_000, lr=0.02, proxy_coefficient=0.03, omega_decay=0.0003),
     "rows-digits": _recurrent(8, 48, 10, 8.0, steps=6_000, proxy_coefficient=0.1, omega_decay=0.001, input_dropout=0.1),
-    "psmnist": _recurrent(1, 100, 10, 784.0, steps=60_000),
+    "psmnist": _recurrent(1, 100, 10, 784.0, steps=20_000),
 }
 
 
