@@ -72,8 +72,8 @@ def trim(model: DynamicManifold, term: TimeTerm, target: float, saliency: Callab
             order, saved = _order(evaluation, term, values)
             saved *= seconds / predicted if predicted > 0 else 1.0
             enough = int(np.searchsorted(np.cumsum(saved[order]), wanted)) + 1
-            first = order[: max(1, min(enough, _most(order)))]
-            evaluation = _remove(model, evaluation, _without(evaluation, first, values))
+            count = max(1, min(enough, _most(order)))
+            evaluation = _remove(model, evaluation, _removable(evaluation, order, count, values))
         except Disconnected:
             raise OverBudget(seconds) from None
         seconds = term.measure(evaluation)
@@ -91,8 +91,8 @@ def cut(model: DynamicManifold, term: TimeTerm, count: int, saliency: Callable[[
         before = evaluation.n_edges
         values = saliency()
         order, _ = _order(evaluation, term, values)
-        first = _without(evaluation, order[: min(before - least, _most(order))], values)
-        evaluation = _remove(model, evaluation, first)
+        count = min(before - least, _most(order))
+        evaluation = _remove(model, evaluation, _removable(evaluation, order, count, values))
         if evaluation.n_edges >= before:  # a cutoff cannot rise further
             raise Disconnected
 
@@ -125,18 +125,22 @@ def _halves(topology: Topology, values: Floats) -> NDArray[np.bool_]:
     return kept
 
 
-def _without(evaluation: Evaluation, first: NDArray[np.int64], values: Floats) -> NDArray[np.int64]:
-    """Those of the edges ``first`` without which all outputs are reached that were; where the cutoff removes as many,
-    the least close ones, so many of ``first``.  Raises Disconnected if none is."""
+def _removable(evaluation: Evaluation, order: NDArray[np.int64], count: int, values: Floats) -> NDArray[np.int64]:
+    """The first ``count`` edges of ``order``, or fewer, without which all outputs are reached that were; where the
+    cutoff removes as many, the least close ones, so many of them.  Raises Disconnected if there are none."""
     topology = evaluation.topology
-    if evaluation.config.edges in OMEGA_IN_CLOSENESS:
-        left = np.setdiff1d(first, needed(topology, first, values))
-    else:
+    if evaluation.config.edges not in OMEGA_IN_CLOSENESS:
         d = np.abs(evaluation.host_values.d)
         d = d[d > evaluation.host_values.c]
-        gone = np.argsort(d, kind="stable")[: len(first)]
+        gone = np.argsort(d, kind="stable")[:count]
         stays = np.isin(gone, needed(topology, gone, d))
-        left = first[: int(stays.argmax())] if stays.any() else first
+        left = order[: int(stays.argmax()) if stays.any() else count]
+    else:
+        looked, left = count, order[:0]
+        while len(left) == 0 and looked < 2 * len(order):
+            first = order[:looked]
+            left = first[~np.isin(first, needed(topology, first, values))][:count]
+            looked *= 2
     if len(left) == 0:
         raise Disconnected
     return left
