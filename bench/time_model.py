@@ -37,7 +37,8 @@ from sparse_dnm.timing.calibration import priced
 from sparse_dnm.timing.clock import compare
 from sparse_dnm.timing.cost_model import FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import pace_of
-from sparse_dnm.timing.probes import Settings, Times, cut, edge_values, probes, time_steps
+from sparse_dnm.timing.probes import Settings, Times, edge_values, time_steps
+from sparse_dnm.timing.structures import cut, probes
 from sparse_dnm.timing.subprocess import Network, time_in_subprocess
 from sparse_dnm.train.constraints import BUDGET_MARGIN
 from sparse_dnm.train.trim import saliency, trim

@@ -31,7 +31,7 @@ class Preset:
         return dataclasses.replace(self.train, speed="proxy", proxy_gradient="straight-through", **changes)
 
 
-SEQUENCE_PROXY = 0.01  # coefficient of the proxy where networks remember
+SEQUENCE_PROXY, SEQUENCE_TIME = 0.01, 0.003  # coefficients of proxy and measured time where networks remember
 SEARCH: dict[str, Any] = {"scan_every": 50, "scan_edges": 200}
 
 
@@ -70,6 +70,7 @@ def _recurrent(
         "kappa": 1.0,
         "speed": "proxy",
         "proxy_coefficient": SEQUENCE_PROXY,
+        "time_coefficient": SEQUENCE_TIME,
         **train,
     }
     return Preset(manifold, TrainConfig(**settings))
@@ -236,7 +237,8 @@ def preset_for(data: Table, name: str | None = None, n_samples: float | None = N
         manifold = ManifoldConfig.for_data(data.n_inputs, data.n_outputs, data.period)
         if data.x_train.ndim == 3:  # sequences
             of_table = {**sizes.training(n, data.n_inputs, len(data.classes)), "omega_decay": 0.0}
-            train = TrainConfig(kappa=1.0, speed="proxy", proxy_coefficient=SEQUENCE_PROXY, **of_table)
+            of_table |= {"proxy_coefficient": SEQUENCE_PROXY, "time_coefficient": SEQUENCE_TIME}
+            train = TrainConfig(kappa=1.0, speed="proxy", **of_table)
             return Preset(dataclasses.replace(manifold, neuron="lstm"), train)
         noise = neighbour_noise(data.x_train, data.y_train, data.weights)
         return Preset(manifold, TrainConfig(kappa=1.0, **sizes.training(n, data.n_inputs, len(data.classes), noise)))

@@ -23,7 +23,7 @@ from sparse_dnm.engine.cpu import CpuEngine
 from sparse_dnm.engine.cpu_blocks import LANES, Covering
 from sparse_dnm.engine.device import ACTIVATION_CODES, kernels
 from sparse_dnm.engine.schedule import Schedule
-from sparse_dnm.timing import probes
+from sparse_dnm.timing import probes, structures
 from sparse_dnm.timing.cost_model import FEATURES
 from sparse_dnm.train import trim
 from sparse_dnm.train.fused import FusedSteps
@@ -444,7 +444,7 @@ def test_the_trim_removes_the_edges_of_a_block_together():
 
 @given(wide_dags(), st.integers(0, 2**20))
 def test_probes_with_runs_are_dags_whose_rows_read_neighbours(topology, seed):
-    part = probes.cut(topology, "runs", 1.0, np.random.default_rng(seed))
+    part = structures.cut(topology, "runs", 1.0, np.random.default_rng(seed))
     assert part.n_edges <= topology.n_edges
     assert (np.diff(part.indptr) <= np.diff(topology.indptr)).all()
     assert not np.isin(part.indices, topology.outputs).any()

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 COMMAND = [sys.executable, "-m", "sparse_dnm"]
 
 
@@ -39,3 +41,35 @@ def test_a_wrong_request_ends_in_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_recurrent_network_is_calibrated_trained_by_the_clock_and_continued(tmp_path):
+    quick = ["--threads", "1", "--clock", "perf_counter"]
+    sizes = ["--time-steps", "12", "--batch-size", "4", "--probes", "12", "--repeats", "3"]
+    done = subprocess.run(
+        [*COMMAND, "calibrate", "anbn", *quick, *sizes, "--out", tmp_path / "profile.json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "of sequences: 12 time steps of lstm neurons" in done.stdout
+    assert "on 6 other structures" in done.stdout
+    run, speed = tmp_path / "run", ["--speed", "time", *quick]
+    subprocess.run([*COMMAND, "train", "anbn", *speed, "--steps", "20", "--out", run], check=True, capture_output=True)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 20
+    subprocess.run([*COMMAND, "train", "--resume", run, "--steps", "30"], check=True, capture_output=True)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 30
+    done = subprocess.run(
+        [*COMMAND, "calibrate", run, *quick, *sizes[2:], "--out", tmp_path / "trained.json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "of sequences: 61 time steps of lstm neurons" in done.stdout  # those of its data
+
+
+def test_a_comparison_of_recurrent_networks_is_refused_before_anything_is_done(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "compare", "adding", "--out", tmp_path / "none"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: compare does not support recurrent networks")
+    assert not (tmp_path / "none").exists()

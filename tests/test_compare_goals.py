@@ -121,7 +121,7 @@ def test_each_network_counts_with_the_executor_that_runs_it_fastest(monkeypatch)
         return {name: np.full((processes, 5), seconds[name]) for name in cases}
 
     monkeypatch.setattr(fastest, "time_in_subprocess", times)
-    made = {name: Network(*range(7), first_linear=3) for name in "ab"}
+    made = {name: Network(*range(7), first_linear=3, recurrent=False) for name in "ab"}
     found = fastest.time_fastest(made, Settings(), ("columns", "wavefront"))
     assert {name: (f.executor, f.seconds.tolist()) for name, f in found.items()} == {
         "a": ("columns", [2.0] * 3), "b": ("wavefront", [1.0] * 3)

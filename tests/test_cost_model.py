@@ -28,7 +28,8 @@ from sparse_dnm.timing import clock as timing
 from sparse_dnm.timing import probes as probing
 from sparse_dnm.timing.calibration import calibrate
 from sparse_dnm.timing.cost_model import BEFORE, EARLIER, FEATURES, CostModel, Quality, Refit
-from sparse_dnm.timing.probes import CUTS, Settings, cut, probes
+from sparse_dnm.timing.probes import Settings
+from sparse_dnm.timing.structures import CUTS, cut, probes
 from sparse_dnm.timing.typical import typical
 
 ENGINE = CpuEngine(Executor("columns", 1))

@@ -12,15 +12,16 @@ from sparse_dnm import (
     DynamicManifold,
     ManifoldConfig,
     MeasuredMemory,
-    MeasuredTime,
     TrainConfig,
     Trainer,
 )
 from sparse_dnm.data.datasets import Dataset
+from sparse_dnm.loss.proxy import SparsityProxy
 from sparse_dnm.model.growth import grow_edges
 from sparse_dnm.train import checkpoint as files
+from sparse_dnm.train.adam import Adam
 from sparse_dnm.train.metrics import evaluate
-from sparse_dnm.train.step import AutogradStep
+from sparse_dnm.train.step import AutogradStep, Costs, SequenceStep
 from sparse_dnm.train.trim import Frozen
 
 CONFIG = TrainConfig(
@@ -58,7 +59,7 @@ def test_a_network_learns_what_the_first_of_several_steps_was(neuron, n_memory, 
     training = trainer(config=config, neuron=neuron, n_memory=n_memory, data=first_of(time=time))
     before = training.model.n_edges
     summary = training.run()
-    assert isinstance(training._run.making, AutogradStep)
+    assert isinstance(training._run.making, SequenceStep)
     assert summary["test_accuracy"] > 0.9
     assert summary["edges"] < before
     assert summary["test_f1_macro"] > 0.9
@@ -141,11 +142,8 @@ def test_gates_are_tuned_while_the_structure_is_frozen():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"speed": "time"},
-            "speed='time' does not support recurrent networks yet: it is measured for single passes only",
-        ),
-        ({"memory_coefficient": 0.1}, "memory_coefficient=0.1 does not support recurrent networks yet"),
+        ({"speed": "time", "clock": "target"}, "clock='target' does not support recurrent networks yet: it reads"),
+        ({"budget_bytes": 9000, "fine_tune": 0.3}, "budget_bytes=9000 does not support recurrent networks yet"),
         ({"scan_every": 5}, "scan_every=5 does not support recurrent networks yet"),
         ({"shift": 1}, "shift=1 does not support recurrent networks yet: it moves images"),
     ],
@@ -153,6 +151,16 @@ def test_gates_are_tuned_while_the_structure_is_frozen():
 def test_settings_that_do_not_support_recurrent_networks_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(config=dataclasses.replace(CONFIG, **changes))
+
+
+@pytest.mark.parametrize("executor", ["wavefront", "blocks"])
+def test_executors_of_single_steps_are_refused_before_a_training(executor):
+    made = ManifoldConfig(20, 2, 2, 4.0, neuron="lstm")
+    model = DynamicManifold(made, torch.Generator().manual_seed(1), executor=executor, threads=1)
+    with pytest.raises(
+        ValueError, match=r"recurrent networks run by the kernels of the CPU only.*choose executor auto"
+    ):
+        Trainer(model, first_of(), CONFIG)
 
 
 def test_data_of_other_shapes_are_refused():
@@ -173,32 +181,24 @@ def test_data_of_other_shapes_are_refused():
 
 def places(model):
     from sparse_dnm.target import Target, calibrate_target, time_on_target
-    from sparse_dnm.timing.subprocess import Network
 
     return {
         "DenseManifold": lambda: DenseManifold.from_manifold(model),
-        "the measurement of time": lambda: MeasuredTime(model),
-        "the measurement of time of new processes": lambda: Network.of(model),
         "the clock of programs in C": lambda: calibrate_target(model, Target()),
         "the clock of programs in C of a given graph": lambda: time_on_target({"network": model.to_dag()}, Target()),
-        "a budget of bytes": lambda: trainer(
-            config=dataclasses.replace(CONFIG, budget_bytes=5000, fine_tune=0.5)
-        ).run(),
-        "MeasuredMemory": lambda: MeasuredMemory(model),
         "a search for edges": lambda: grow_edges(model, torch.zeros(1, 2), torch.sum, 1),
     }
 
 
 PLACES = (
-    *("DenseManifold", "the measurement of time", "the measurement of time of new processes"),
-    *("the clock of programs in C", "the clock of programs in C of a given graph", "a budget of bytes"),
-    *("MeasuredMemory", "a search for edges"),
+    *("DenseManifold", "the clock of programs in C", "the clock of programs in C of a given graph"),
+    "a search for edges",
 )
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_does_not_support_recurrent_networks_says_so(place):
-    name = place.removesuffix(" of new processes").removesuffix(" of a given graph")
+    name = place.removesuffix(" of a given graph")
     with pytest.raises(ValueError, match=f"{name}.* does not support recurrent networks"):
         places(trainer().model)[place]()
 
@@ -221,3 +221,81 @@ def test_a_page_of_a_recurrent_run(tmp_path):
     assert history.image is None  # a sample is a sequence, no picture
     assert history.manifold.n_memory == 2
     assert f'"n_inputs": {history.manifold.n_inputs + 2}' in page.page(history)
+
+
+@pytest.mark.parametrize("edges", ["free", "closeness", "weighted"])
+@pytest.mark.parametrize(
+    ("neuron", "n_memory", "changes", "per_step", "task"),
+    [
+        ("lstm", 0, {}, False, "classification"),
+        ("lstm", 0, {"tbptt": 2, "output": "square"}, True, "regression"),
+        ("gru", 2, {"recompute_every": 2, "kappa": 0.5}, True, "classification"),
+        ("ctrnn", 0, {"kappa": 0.5, "output": "square"}, False, "regression"),
+        ("memoryless", 2, {}, True, "classification"),
+    ],
+)
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kernels_and_graph_give_the_same_loss_and_gradients(
+    edges, neuron, n_memory, changes, per_step, task, lengths, weighted
+):
+    known = {name: value for name, value in changes.items() if name in ("tbptt", "recompute_every")}
+    config = dataclasses.replace(CONFIG, batch_size=7, objective=3.0, flow=0.01, memory_coefficient=0.5, **known)
+    data = first_of(per_step=per_step, task=task)
+    n_outputs = data.n_outputs
+    sizes = {"n_neurons": 16 + 2 * n_memory + n_outputs, "n_inputs": 2, "n_outputs": n_outputs, "period": 4.0}
+    made = ManifoldConfig(
+        **sizes, edges=edges, neuron=neuron, n_memory=n_memory, output=changes.get("output", "linear"),
+        omega=(0.3, 0.5), sigma=(8.0, 1.0), mu=(0.0, 3.0), cutoff=-2.5,
+    )  # fmt: skip
+    model = DynamicManifold(made, torch.Generator().manual_seed(1), torch.float64, threads=1)
+    model.kappa = changes.get("kappa", 0.0)
+    optimizer = Adam(list(model.parameters()), 0.01)
+    x, y = data.x_train[:7].double(), data.y_train[:7]
+    y = y.double() if task == "regression" else y
+    of_samples = torch.rand(7, dtype=torch.float64) if weighted else None
+    steps = torch.tensor([1, 5, 3, 5, 2, 4, 1]) if lengths else None
+    costs = Costs(config, SparsityProxy(config.tau), MeasuredMemory(model, batch=7, time_steps=5))
+    found = []
+    for step in (
+        SequenceStep(model, task, config, costs, optimizer, per_step),
+        AutogradStep(model, task, config, costs, per_step),
+    ):
+        for parameter in model.parameters():
+            parameter.grad = None
+        outputs = step.forward(x, steps).detach()
+        terms = step.loss(y, True, of_samples)
+        step.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        if isinstance(step, SequenceStep) and edges != "closeness":
+            gradients["edge_weight"] = torch.zeros_like(model.edge_weight)
+            gradients["edge_weight"][step.edges.slots] = step.by_omega
+        step.finish()
+        found.append((outputs, torch.tensor([value for value in terms if value is not None]), gradients))
+    (outputs, terms, gradients), (expected, other, by_graph) = found
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(terms, other)
+    assert set(by_graph) <= set(gradients)
+    assert {"weight", "gate_weight", "rate"} & set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, by_graph.get(name, torch.zeros_like(gradient)), msg=name)
+
+
+def test_kernels_and_graph_train_the_same_network():
+    """In float64, with the ring of candidates, while edges come and go."""
+    data = first_of()
+    data = dataclasses.replace(data, x_train=data.x_train.double(), x_test=data.x_test.double())
+    config = dataclasses.replace(CONFIG, steps=60, kappa=1.0)
+    found = []
+    for graph in (False, True):
+        sizes = {"n_neurons": 20, "n_inputs": 2, "n_outputs": 2, "period": 4.0, "sigma": (8.0, 1.0), "mu": (0.0, 4.0)}
+        made = ManifoldConfig(**sizes, edges="free", omega=(0.0, 0.6), neuron="lstm")
+        model = DynamicManifold(made, torch.Generator().manual_seed(1), torch.float64, threads=1)
+        if graph:
+            model.mu.register_post_accumulate_grad_hook(lambda p: None)
+        training, losses = Trainer(model, data, config), []
+        training.run(lambda record, losses=losses: losses.append(record["loss"]))
+        assert isinstance(training._run.making, AutogradStep if graph else SequenceStep)
+        found.append((torch.tensor(losses, dtype=torch.float64), model.n_edges))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=1e-12)
+    assert found[0][1] == found[1][1]

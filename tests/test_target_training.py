@@ -202,7 +202,7 @@ def test_a_profile_alone_predicts(tmp_path, charging):
 
 def parts(run):
     """Structures derived from the network of a trainer."""
-    from sparse_dnm.timing.probes import probes
+    from sparse_dnm.timing.structures import probes
 
     return probes(run.model.to_dag().topology, 30, np.random.default_rng(0), "blocks")
 

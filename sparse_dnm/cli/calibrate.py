@@ -16,6 +16,7 @@ from sparse_dnm.cli.console import KEEP_QUIET, errors_reported, progress
 from sparse_dnm.cli.streams import echo
 
 if TYPE_CHECKING:
+    from sparse_dnm.engine.recurrence import Unrolling
     from sparse_dnm.model.manifold import DynamicManifold
     from sparse_dnm.timing.probes import Settings
 
@@ -30,6 +31,9 @@ class CalibrateOptions:
     executor: Annotated[str, o.TIMED_EXECUTOR] = "columns"
     mode: Annotated[str, typer.Option(metavar=o.MODES, help="Forward + backward, or forward alone.")] = "train"
     batch_size: Annotated[int, typer.Option(help="Samples of a step.")] = 50
+    time_steps: Annotated[
+        int, typer.Option(help="Of the sequences of a recurrent network.", show_default="as in its data")
+    ] = 0
     threads: Annotated[int, o.THREADS] = 0
     clock: Annotated[
         str | None,
@@ -75,9 +79,32 @@ def calibrate(options: CalibrateOptions) -> None:
         )
         backend.check_threads(options.threads)
         model = _to_calibrate(options)
+        settings = dataclasses.replace(settings, unrolling=_unrolling(options, model))
         echo(f"{options.network}: {model.topology}; {KEEP_QUIET}")
         found = _calibration(model, settings, options.device)
         _write_profile(out, found, _about(options.network, model, options.device))
+
+
+def _unrolling(options: CalibrateOptions, model: DynamicManifold) -> Unrolling | None:
+    """Through how many time steps a recurrent network is run: those of its data, unless an option says so."""
+    from sparse_dnm import data
+    from sparse_dnm.data.sequences import TASKS
+    from sparse_dnm.model.recurrent import unrolling_of
+    from sparse_dnm.presets import PRESETS
+    from sparse_dnm.train import checkpoint as files
+
+    steps, network = options.time_steps, options.network
+    if not model.recurrent:
+        return unrolling_of(model.config, steps)
+    if network in PRESETS:
+        train, source = PRESETS[network].train, None
+    else:
+        _, train, source, *_ = files.read_config(Path(network))
+    if steps == 0 and source is None and network not in TASKS:
+        raise ValueError(f"{network} does not name its data: give the time steps of its sequences by --time-steps")
+    if steps == 0:
+        steps = (data.load(network) if source is None else source.load()).x_train.shape[1]
+    return unrolling_of(model.config, steps, train.tbptt, train.recompute_every)
 
 
 def _to_calibrate(options: CalibrateOptions) -> DynamicManifold:
@@ -101,7 +128,7 @@ def _write_profile(out: Path, found: Any, about: dict[str, Any]) -> None:
 
 
 TARGET_ALONE = ("cc", "copy", "run", "timeout")  # options of calibrate that need --target
-HERE_ALONE = ("executor", "mode", "batch_size", "threads", "clock", "device")  # and those that it refuses
+HERE_ALONE = ("executor", "mode", "batch_size", "time_steps", "threads", "clock", "device")  # and those that it refuses
 
 
 def _refuse(options: CalibrateOptions, names: tuple[str, ...], why: str) -> None:
@@ -151,7 +178,7 @@ def _calibration(model: DynamicManifold, settings: Settings, device: str) -> Any
     from sparse_dnm.timing.probes import Bench
 
     evaluation = model.to(backend.device_of(device)).find()
-    bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
+    bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed, settings.unrolling)
     engine = bench.engine(Executor(settings.executor, settings.threads))
     with progress("measuring", settings.repeats) as advance:
         return calibrate(evaluation.structure, engine, bench.x, settings, lambda: advance("measuring"))

@@ -159,11 +159,15 @@ def compare(options: CompareOptions) -> None:
 
         from sparse_dnm.cli.display import show_notes
         from sparse_dnm.config import apply_settings
-        from sparse_dnm.presets import searching
+        from sparse_dnm.model.recurrent import refuse_recurrent
+        from sparse_dnm.presets import PRESETS, searching
         from sparse_dnm.report import comparison as report
         from sparse_dnm.study import compare as study
         from sparse_dnm.train.costs import target_of
 
+        known = PRESETS.get(options.preset or options.dataset)
+        if known is not None:
+            refuse_recurrent(known.manifold, "compare")  # before any data are made
         source = options.source(options.dataset, options.data_dir)
         out = options.out or Path("runs") / f"compare-{Path(options.dataset).stem}"
         timing, at_once = options.timing(), study.Jobs(options.jobs, options.clock_jobs)

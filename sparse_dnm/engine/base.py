@@ -347,10 +347,11 @@ class Engine(ABC):
         """kappa times the sum over the batch of (dL/dx_i) m_j / (1 - c) of the ring's candidates, (n_candidates,)."""
 
     def forward_sequence(
-        self, network: recurrence.Network, x: Array, state: Array, way: recurrence.Way, train: bool
+        self, network: recurrence.Network, x: Array, state: Array, way: recurrence.Way, train: bool, clock: Any = None
     ) -> tuple[Array, Array, Any]:
         """Outputs (batch, steps, n_outputs) of sequences x (batch, steps, n_inputs), from the first ``state`` (batch,
-        n_state); the last state; and where the network is to ``train``, what `backward_sequence` needs."""
+        n_state); the last state; and where the network is to ``train``, what `backward_sequence` needs.  A ``clock``,
+        as of `stopwatch`, is read around the kernels of both passes."""
         raise NotImplementedError(f"{type(self).__name__} runs no sequences")
 
     def check_sequences(self) -> None:
@@ -384,6 +385,28 @@ class Engine(ABC):
     @abstractmethod
     def edge_bytes(self, structure: Any, batch: int, train: bool) -> float:
         """Bytes that one more edge adds to `step_bytes`."""
+
+    def sequence_stopwatch(
+        self, structure: Any, strengths: Array, x: Array, train: bool, unrolling: recurrence.Unrolling
+    ) -> Stopwatch:
+        """As `stopwatch`, of sequences x (batch, steps, columns), of which the first columns are inputs."""
+        self.check_sequences()
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
+
+    def sequence_features(self, structure: Any, batch: int, unrolling: recurrence.Unrolling) -> Any:
+        """As `features`, of a batch of sequences."""
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
+
+    def sequence_bytes(self, structure: Any, batch: int, train: bool, unrolling: recurrence.Unrolling) -> int:
+        """As `step_bytes`, of a batch of sequences; values and messages are those of executed neurons."""
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
+
+    def sequence_byte_prices(
+        self, structure: Any, batch: int, train: bool, unrolling: recurrence.Unrolling
+    ) -> tuple[float, Prices]:
+        """Bytes of `sequence_bytes` that an edge has; and those that are added by one that is executed, an executed
+        input, another executed neuron, a level."""
+        raise NotImplementedError(f"{type(self).__name__} runs no sequences")
 
     # -- arrays ----------------------------------------------------------------------------------------------
 

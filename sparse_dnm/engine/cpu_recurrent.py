@@ -127,9 +127,12 @@ class Part:
 
 
 class SequencePass:
-    """Passes of a network through sequences of one batch; ``parts`` is what the backward pass needs."""
+    """Passes of a network through sequences of one batch; ``parts`` is what the backward pass needs.
 
-    def __init__(self, pool: BufferPool, threads: int, network: Network, x: Floats, way: Way):
+    ``clock``, a `timing.clock.Clock`, is read around the kernels; ``seconds``: what they took so far.
+    """
+
+    def __init__(self, pool: BufferPool, threads: int, network: Network, x: Floats, way: Way, clock: Any = None):
         self.pool, self.network, self.way = pool, network, way
         self.recurrence, self.gates = network.recurrence, network.gates
         self.plan = plan = Plan.of(network.structure, network.recurrence, way.ring is not None)
@@ -145,6 +148,17 @@ class SequencePass:
         self.n_outputs = len(plan.outputs) - self.recurrence.n_memory
         self.run, self.run_back = KERNELS.recurrent.make(self.count)
         self.parts: list[Part] = []
+        self.clock, self.seconds = clock, 0.0
+
+    def timed(self, kernel: Any, *arguments: Any) -> None:
+        """Run a kernel, and add its seconds."""
+        clock = self.clock
+        if clock is None:
+            kernel(*arguments)
+            return
+        start = clock.read()
+        kernel(*arguments)
+        self.seconds += clock.read() - start - clock.overhead
 
     def tiled(self, state: Floats) -> Floats:
         """A state (batch, n_state) as the kernels have it."""
@@ -179,8 +193,8 @@ class SequencePass:
         part.x, part.m, part.saved = memory[:n], memory[n : 2 * n], memory[2 * n :]
         out = np.zeros((self.batch, steps, self.n_outputs), self.dtype)
         with backend.use_threads(self.threads):
-            self.run(
-                *(self.code, self.columns, plan.inputs, plan.column, part.table, part.lengths, plan.order),
+            self.timed(
+                *(self.run, self.code, self.columns, plan.inputs, plan.column, part.table, part.lengths, plan.order),
                 *(plan.indptr, plan.indices, self.values, plan.first_linear, self.weight, self.bias),
                 *(plan.kind, plan.slope, plan.cell_of, plan.saved_at, self.n_saved, self.numbers, self.gates),
                 *(plan.outputs, self.recurrence.n_memory, state, part.x, part.m, part.saved, out),
@@ -196,8 +210,9 @@ class SequencePass:
         size = self.tiles * plan.n * self.count if self.way.ring is None else part.x.size
         g = self.pool.aligned(size, self.dtype)
         with backend.use_threads(self.threads):
-            self.run_back(
-                *(self.code, part.first, self.way.truncate, self.columns, plan.inputs, plan.column, part.table),
+            self.timed(
+                *(self.run_back, self.code, part.first, self.way.truncate, self.columns, plan.inputs, plan.column),
+                part.table,
                 *(part.lengths, plan.order, plan.t_indptr, plan.readers, self.network.strengths[plan.t_edge]),
                 *(plan.first_linear, self.weight, self.bias, plan.kind, plan.slope, plan.cell_of, plan.saved_at),
                 *(self.n_saved, self.numbers, self.gates, plan.column_of, self.recurrence.n_memory, part.state),
@@ -222,7 +237,18 @@ class Sums:
         """Those of the strengths (n_edges,), weights and biases (n,) and gates (rows, n_hidden) of the network."""
         plan, topology, dtype = made.plan, made.network.structure.topology, made.dtype
         found = np.zeros(topology.n_edges, dtype), *np.zeros((2, topology.n_neurons), dtype), np.zeros_like(made.gates)
-        KERNELS.recurrent.add_up(
-            *(made.tiles, self.edges, plan.t_edge, self.weight, self.bias, plan.kept, self.gates, plan.cells, *found)
+        made.timed(
+            *(
+                KERNELS.recurrent.add_up,
+                made.tiles,
+                self.edges,
+                plan.t_edge,
+                self.weight,
+                self.bias,
+                plan.kept,
+                self.gates,
+                plan.cells,
+                *found,
+            )
         )
         return found

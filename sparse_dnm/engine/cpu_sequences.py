@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from sparse_dnm.engine import cpu_sequence_costs
 from sparse_dnm.engine import device as backend
 from sparse_dnm.engine.base import Ring
+from sparse_dnm.engine.costs import Prices
 from sparse_dnm.engine.cpu_recurrent import KERNELS, Part, SequencePass, Sums
+from sparse_dnm.engine.cpu_sequence_costs import PART
 from sparse_dnm.engine.cpu_skewed import SkewedPass, is_skewed
-from sparse_dnm.engine.cpu_structure import CpuSearch, Floats
-from sparse_dnm.engine.recurrence import Network, SequenceGradients, Way
+from sparse_dnm.engine.cpu_stopwatch import SequenceStopwatch
+from sparse_dnm.engine.cpu_structure import CpuSearch, CpuStructure, Floats
+from sparse_dnm.engine.recurrence import Network, SequenceGradients, Unrolling, Way
 
 EXECUTORS = ("auto", "columns", "fastest")  # the others run single steps
-PART = 128  # time steps that are run at once where nothing is kept
 
 
 class CpuSequences(CpuSearch):
@@ -26,11 +29,11 @@ class CpuSequences(CpuSearch):
             super().check_sequences()
 
     def forward_sequence(
-        self, network: Network, x: Floats, state: Floats, way: Way, train: bool
+        self, network: Network, x: Floats, state: Floats, way: Way, train: bool, clock: Any = None
     ) -> tuple[Floats, Floats, SequencePass]:
         """See `Engine.forward_sequence`."""
         kind = SkewedPass if is_skewed(network, way, *x.shape[:2]) else SequencePass
-        made = kind(self.buffers, self.executor.most, network, x, way)
+        made = kind(self.buffers, self.executor.most, network, x, way, clock)
         size = (way.every or made.steps) if train else PART
         tiled, outs = made.tiled(state), []
         for first in range(0, made.steps, size):
@@ -59,7 +62,30 @@ class CpuSequences(CpuSearch):
                 part.x = part.m = part.saved = None
         x = sums.x if by_input else None
         strengths, weight, bias, gates = sums.of_all(made)
-        return SequenceGradients(strengths, weight, bias, gates, made.flat(carry), x, closeness)
+        return SequenceGradients(strengths, weight, bias, gates, made.flat(carry), x, closeness, made.seconds)
+
+    # -- what a step costs -----------------------------------------------------------------------------------
+
+    def sequence_stopwatch(
+        self, structure: CpuStructure, strengths: Floats, x: Floats, train: bool, unrolling: Unrolling
+    ) -> SequenceStopwatch:
+        """See `Engine.sequence_stopwatch`."""
+        self.check_sequences()
+        return SequenceStopwatch(self, structure, strengths, x, train, unrolling)
+
+    def sequence_features(self, structure: CpuStructure, batch: int, unrolling: Unrolling) -> Floats:
+        """See `cpu_sequence_costs.features`."""
+        return cpu_sequence_costs.features(structure, batch, unrolling)
+
+    def sequence_bytes(self, structure: CpuStructure, batch: int, train: bool, unrolling: Unrolling) -> int:
+        """See `Engine.sequence_bytes`."""
+        return cpu_sequence_costs.step_bytes(structure, batch, train, unrolling)
+
+    def sequence_byte_prices(
+        self, structure: CpuStructure, batch: int, train: bool, unrolling: Unrolling
+    ) -> tuple[float, Prices]:
+        """See `Engine.sequence_byte_prices`."""
+        return cpu_sequence_costs.byte_prices(structure, batch, train, unrolling)
 
     def _ring_in_part(self, made: SequencePass, ring: Ring, part: Part, g: Floats, closeness: Any) -> None:
         """Add the gradient of the ring's candidates in one part: see `Engine.ring_gradient`."""

@@ -17,10 +17,15 @@ COUNT = 8  # numbers of a neuron in a block
 MOST_COLUMNS, LEAST_BLOCKS = 4, 2  # of those that run this way
 
 
-def is_skewed(network: Network, way: Way, batch: int, steps: int) -> bool:
-    """Whether sequences run this way: few, of several blocks, through neurons with a state that alone is handed on."""
+def may_skew(batch: int, steps: int, n_memory: int, truncate: int) -> bool:
+    """Whether sequences are few, of several blocks, and only states are handed on, along the whole of them."""
     few = batch <= MOST_COLUMNS and batch * steps >= COUNT * LEAST_BLOCKS
-    if not few or network.recurrence.n_memory or way.truncate:
+    return few and not n_memory and not truncate
+
+
+def is_skewed(network: Network, way: Way, batch: int, steps: int) -> bool:
+    """Whether sequences run this way: `may_skew`, and some executed neurons have a state."""
+    if not may_skew(batch, steps, network.recurrence.n_memory, way.truncate):
         return False
     return len(Plan.of(network.structure, network.recurrence, way.ring is not None).cells) > 0
 
@@ -85,8 +90,8 @@ class Groups:
 class SkewedPass(SequencePass):
     """A `SequencePass` whose levels run one block of steps behind each other."""
 
-    def __init__(self, pool: BufferPool, threads: int, network: Network, x: Floats, way: Way):
-        super().__init__(pool, threads, network, x, way)
+    def __init__(self, pool: BufferPool, threads: int, network: Network, x: Floats, way: Way, clock: Any = None):
+        super().__init__(pool, threads, network, x, way, clock)
         self.count = COUNT
         self.run, self.run_back = KERNELS.skewed.make(COUNT)
         self.groups = groups = Groups.of(self.plan, network.structure.topology.levels, self.columns)
@@ -114,8 +119,18 @@ class SkewedPass(SequencePass):
         memory = self.pool.aligned(2 * n + all_rows * self.numbers * self.block * LANES, self.dtype)
         part.x, part.m, part.saved = memory[:n], memory[n : 2 * n], memory[2 * n :]
         out, packed = np.zeros((self.batch, steps, self.n_outputs), self.dtype), self._packed(state, groups.states)
-        self.run(
-            *(self.code, self.columns, plan.inputs, plan.column, part.table, part.lengths, plan.order, plan.indptr),
+        self.timed(
+            *(
+                self.run,
+                self.code,
+                self.columns,
+                plan.inputs,
+                plan.column,
+                part.table,
+                part.lengths,
+                plan.order,
+                plan.indptr,
+            ),
             *(plan.indices, self.values, plan.first_linear, self.weight, self.bias, plan.kind, plan.slope),
             *(plan.cell_of, groups.members, groups.level, groups.lowest, groups.highest, rows, groups.depth),
             *(self.numbers, self.lane_gates, plan.outputs, packed, part.x, part.m, part.saved, self.lane_lengths),
@@ -132,8 +147,18 @@ class SkewedPass(SequencePass):
         g, scratch = self.pool.aligned(part.x.size, self.dtype), np.empty(self.block * LANES, self.dtype)
         rows, _ = groups.rows(-(-part.table.shape[1] // self.block))
         packed, found = self._packed(carry, groups.states), np.zeros_like(self.lane_gates)
-        self.run_back(
-            *(self.code, self.columns, plan.inputs, plan.column, part.table, part.lengths, plan.order, plan.t_indptr),
+        self.timed(
+            *(
+                self.run_back,
+                self.code,
+                self.columns,
+                plan.inputs,
+                plan.column,
+                part.table,
+                part.lengths,
+                plan.order,
+                plan.t_indptr,
+            ),
             *(plan.readers, self.network.strengths[plan.t_edge], plan.first_linear, self.weight, self.bias, plan.kind),
             *(plan.slope, groups.members, groups.level, groups.lowest, groups.highest, rows, groups.depth),
             *(self.numbers, self.lane_gates, plan.column_of, self._packed(part.state, groups.states)),

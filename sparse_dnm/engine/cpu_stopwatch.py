@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparse_dnm.engine.cpu_structure import CpuStructure, Floats
+from sparse_dnm.engine.recurrence import Network, Unrolling
 
 if TYPE_CHECKING:
     from sparse_dnm.engine.cpu import CpuEngine
+    from sparse_dnm.engine.cpu_sequences import CpuSequences
 
 WARM = 2  # unmeasured steps before measured ones
 LONG = 1e-5  # seconds that a measurement of forward passes lasts at least
@@ -83,6 +85,45 @@ class CpuStopwatch:
                 return seconds / times
             self._times = min(2 * times, MOST)
         return max(seconds, 0.0) / times
+
+
+class SequenceStopwatch:
+    """Times the kernels of a pass through sequences: forward, and for training backward, through all time steps.
+
+    In mode infer what Python takes to call a kernel is part of it: a pass of many steps is long beside that.
+    """
+
+    steps = 1
+
+    def __init__(
+        self, engine: CpuSequences, structure: CpuStructure, strengths: Floats, x: Floats, train: bool,
+        unrolling: Unrolling,
+    ):  # fmt: skip
+        self.engine, self._structure, self._train, self._way = engine, structure, train, unrolling.way
+        recurrence, outputs = unrolling.recurrence(structure), structure.topology.outputs
+        n, dtype = len(structure.neurons.kind), x.dtype
+        # Biases as of `CpuStopwatch`; half-open gates keep states and their gradients alive
+        scales = np.ones(n, dtype), np.full(n, 0.5, dtype)
+        gates = np.full((recurrence.n_gates, len(recurrence.cells)), 0.5, dtype)
+        self._network = Network(structure, recurrence, strengths, scales, gates)
+        self._x = np.ascontiguousarray(x[:, :, : len(structure.topology.inputs) - unrolling.n_memory])
+        self._state = np.zeros((len(x), recurrence.n_state), dtype)
+        shape = len(x), x.shape[1], len(outputs) - unrolling.n_memory
+        self._gradient = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+    def warm(self, clock: Any) -> float:
+        """Seconds of a step that follows others: the lower of two, since what disturbs one only adds to it."""
+        for _ in range(WARM):
+            self(clock)
+        return min(self(clock), self(clock))
+
+    def __call__(self, clock: Any) -> float:
+        """Seconds of a step; no compilation after the first call."""
+        _, _, made = self.engine.forward_sequence(self._network, self._x, self._state, self._way, self._train, clock)
+        if self._train:
+            self.engine.backward_sequence(made, self._gradient, self._state, False)
+        seconds: float = made.seconds
+        return max(seconds, 0.0)
 
 
 def _lowest(clock: Any, passes: Callable[[int], object], times: int, tries: int) -> float:

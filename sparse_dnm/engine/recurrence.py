@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sparse_dnm.config import check_choice
+
 if TYPE_CHECKING:
     from sparse_dnm.engine.base import Ring
 
@@ -55,6 +57,59 @@ class Way(NamedTuple):
     ring: Ring | None = None
 
 
+@dataclass(frozen=True)
+class Unrolling:
+    """How a recurrent network is unrolled through time, where its steps are timed and their bytes counted.
+
+    neuron, n_memory  as of a `Recurrence`
+    steps             time steps of a sequence
+    truncate, every   as of a `Way`
+    """
+
+    neuron: str
+    n_memory: int
+    steps: int
+    truncate: int = 0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("neuron", self.neuron, tuple(STATES))
+        for name, least in (("steps", 1), ("n_memory", 0), ("truncate", 0), ("every", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r} of sequences must be an integer >= {least}")
+
+    @property
+    def way(self) -> Way:
+        """How such sequences are run, all of the same length."""
+        return Way(None, self.truncate, self.every)
+
+    @property
+    def n_gates(self) -> int:
+        """As of a `Recurrence`."""
+        return sum(ROWS[self.neuron])
+
+    def recurrence(self, structure: Any) -> Recurrence:
+        """Of a structure: its neurons that are neither inputs nor outputs are the cells, if there are such.  The one
+        that it was run with last is taken again, where it is the same: what was made for it is kept."""
+        topology, plans = structure.topology, structure.schedule.plans
+        for plan in (plans or {}).values():
+            if (plan.recurrence.neuron, plan.recurrence.n_memory) == (self.neuron, self.n_memory):
+                known: Recurrence = plan.recurrence
+                return known
+        inner = np.ones(topology.n_neurons, np.bool_)
+        inner[topology.inputs] = inner[topology.outputs] = False
+        cells = np.flatnonzero(inner).astype(np.int32)
+        return Recurrence(self.neuron, cells[:0] if self.neuron == "memoryless" else cells, self.n_memory)
+
+    def __str__(self) -> str:
+        parts = [f"{self.steps} time steps of {self.neuron} neurons"]
+        parts += [f"{self.n_memory} outputs as memory"] if self.n_memory else []
+        parts += [f"no gradient beyond {self.truncate} steps"] if self.truncate else []
+        parts += [f"states kept every {self.every} steps"] if self.every else []
+        return ", ".join(parts)
+
+
 class Network(NamedTuple):
     """A recurrent network as arrays of its engine.
 
@@ -72,7 +127,10 @@ class Network(NamedTuple):
 
 class SequenceGradients(NamedTuple):
     """Gradients of the strengths (n_edges,), of every neuron's weight and bias (n,), of the gates (rows, n_hidden), of
-    the first state (batch, n_state), of x (None: not wanted) and of the ring's candidates (None: no ring)."""
+    the first state (batch, n_state), of x (None: not wanted) and of the ring's candidates (None: no ring).
+
+    seconds  of the kernels of both passes, where the forward pass was given a clock; else 0
+    """
 
     strengths: Any
     weight: Any
@@ -81,3 +139,4 @@ class SequenceGradients(NamedTuple):
     state: Any
     x: Any
     closeness: Any
+    seconds: float = 0.0

@@ -50,6 +50,9 @@ class TimeSettings:
     probes: int = 20  # structures to fit, and half as many to judge the fit
     repeats: int = 5  # measurements of each
     seed: int = 0
+    time_steps: int = 0  # of the sequences of a recurrent network; 0: it has no memory
+    tbptt: int = 0  # of sequences, as of TrainConfig
+    recompute_every: int = 0
 
     def __post_init__(self) -> None:
         check_choice("clock", self.clock, CLOCKS)

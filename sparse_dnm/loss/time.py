@@ -20,11 +20,12 @@ from sparse_dnm.loss.proxy import Gradient
 from sparse_dnm.loss.term import UNEXPECTED, Confirmed, TimeSettings, TimeTerm
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import unrolling_of
 from sparse_dnm.timing.calibration import Calibration, adopt, calibrate, check_profile, describe, fit, fit_clock
 from sparse_dnm.timing.clock import Clock
 from sparse_dnm.timing.cost_model import COUNTS, Refit
 from sparse_dnm.timing.pace import Pace, Sample, pace_of, sample
-from sparse_dnm.timing.probes import Bench, Settings, topology_dtype
+from sparse_dnm.timing.probes import Bench, Settings, features_of, topology_dtype, watch_of
 from sparse_dnm.timing.quiet import Quiet
 from sparse_dnm.timing.subprocess import Network, Processes
 from sparse_dnm.wording import words
@@ -71,7 +72,9 @@ class MeasuredTime(TimeTerm):
         settings = settings or TimeSettings()
         super().__init__(settings)
         evaluation = model.find()
-        self._bench = Bench(evaluation, settings.mode, settings.batch, settings.clock, settings.seed)
+        self._unrolling = unrolling_of(model.config, settings.time_steps, settings.tbptt, settings.recompute_every)
+        about = settings.mode, settings.batch, settings.clock, settings.seed, self._unrolling
+        self._bench = Bench(evaluation, *about)
         asked = model.executor
         name = state["executor"] if state and asked.name == "auto" else asked.name
         threads = [asked.most]
@@ -123,8 +126,8 @@ class MeasuredTime(TimeTerm):
 
     def _watch(self, evaluation: Evaluation) -> Stopwatch:
         """Of a step that is run only for timing."""
-        e = evaluation
-        return self._engine.stopwatch(e.structure, e.values.strengths, self._bench.x, self.settings.mode == "train")
+        e, train = evaluation, self.settings.mode == "train"
+        return watch_of(self._engine, e.structure, e.values.strengths, self._bench.x, train, self._unrolling)
 
     def sample(self, evaluation: Evaluation, repeats: int = 15) -> Sample:
         """See `TimeTerm.sample`; in turns with the reference."""
@@ -151,7 +154,7 @@ class MeasuredTime(TimeTerm):
 
     def counts(self, evaluation: Evaluation) -> Floats:
         """See `TimeTerm.counts`."""
-        found: Floats = self._engine.features(evaluation.structure, self._measuring.executor)
+        found: Floats = features_of(self._engine, evaluation.structure, self._measuring)
         return found
 
     @property

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from sparse_dnm.checks import CPU, check_alike, check_input, check_shape
 from sparse_dnm.config import ManifoldConfig
 from sparse_dnm.engine.base import Engine, Ring
-from sparse_dnm.engine.recurrence import ROWS, STATES, Recurrence, Way
+from sparse_dnm.engine.recurrence import ROWS, STATES, Recurrence, Unrolling, Way
 from sparse_dnm.engine.sequence_autograd import Sequences, recur
 from sparse_dnm.model.inputs import autocast_off
 
@@ -97,6 +97,16 @@ class SequenceModule(nn.Module):
     def recurrent(self) -> bool:
         """Its input is a sequence."""
         return self._recurrence is not None
+
+    @property
+    def recurrence(self) -> Recurrence:
+        """Its neurons with a state and its memory.  Raises ValueError if it has neither."""
+        return self._known()
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of the parameters of neurons with a state, in the order in which engines take their rows."""
+        return {"memoryless": (), "ctrnn": ("rate",)}.get(self._known().neuron, GATES)
 
     def _now(self) -> Now:
         """The network that the present parameters describe; to be overridden."""
@@ -238,6 +248,25 @@ def _lengths(lengths: Any, batch: int, time: int) -> NDArray[np.int64]:
     if len(wrong):
         raise ValueError(f"lengths[{wrong[0]}]={given[wrong[0]]} must be in 1 .. {time}, the time steps of x")
     return given.astype(np.int64)
+
+
+def unrolling_of(config: ManifoldConfig, time_steps: int, tbptt: int = 0, recompute_every: int = 0) -> Unrolling | None:
+    """How a network is unrolled where its time or memory is measured: through so many ``time_steps`` of a sequence;
+    None: it has no memory.
+
+    Raises ValueError where a recurrent network has none of them, or another one has some.
+    """
+    if config.recurrent and time_steps < 1:
+        raise ValueError(
+            f"time_steps={time_steps} must be >= 1 for a recurrent network: what a step of it costs is that of "
+            "sequences of so many time steps"
+        )
+    if config.recurrent:
+        return Unrolling(config.neuron, config.n_memory, time_steps, tbptt, recompute_every)
+    if time_steps or tbptt or recompute_every:
+        given = f"time_steps={time_steps}, tbptt={tbptt}, recompute_every={recompute_every}"
+        raise ValueError(f"{given} must be 0 for a network without memory, which takes single samples")
+    return None
 
 
 def refuse_recurrent(model: Any, what: str, instead: str = "") -> None:

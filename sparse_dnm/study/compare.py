@@ -24,6 +24,7 @@ from sparse_dnm.io import write_json
 from sparse_dnm.machine import machine, versions
 from sparse_dnm.model.dense import DenseManifold
 from sparse_dnm.model.manifold import DynamicManifold
+from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.study.fastest import exported, time_exported, time_fastest
 from sparse_dnm.study.jobs import Job, OnStep, train_in_parallel, train_one
 from sparse_dnm.study.plan import GOALS, TERMS, Plan, has_clock, run_name, settings_of, without_target
@@ -59,7 +60,9 @@ class Jobs:
 def jobs_of(
     manifold: ManifoldConfig, config: TrainConfig, plan: Plan, out: Path, source: DataSource | None = None
 ) -> dict[str, Job]:
-    """The trainings of a plan, by name.  Raises ValueError if ``config`` has a goal, which terms have of their own."""
+    """The trainings of a plan, by name.  Raises ValueError if ``config`` has a goal, which terms have of their own, or
+    if networks are recurrent."""
+    refuse_recurrent(manifold, "compare")
     if config.budget_bytes:
         raise ValueError(
             f"budget_bytes={config.budget_bytes} steers the coefficient, and compare varies it: leave it out"

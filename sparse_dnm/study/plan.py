@@ -11,7 +11,7 @@ from sparse_dnm.config import TARGET_FIELDS, TrainConfig, check_choice
 from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS
 from sparse_dnm.study.verdict import FLAT
 from sparse_dnm.target import Target
-from sparse_dnm.timing.cost_model import FEATURES, ON_TARGET
+from sparse_dnm.timing.cost_model import FEATURES, OF_SEQUENCES, ON_TARGET
 from sparse_dnm.timing.probes import Settings
 
 ANY_LOSS = 1e9  # points
@@ -33,7 +33,7 @@ def executors(device: str = "cpu", batch: int = 1) -> tuple[str, ...]:
     Without `blocks` where the batch is so large that it runs as `columns`.
     """
     if device == "cpu":
-        others = (ON_TARGET,) if batch <= MOST_BLOCK_COLUMNS else (ON_TARGET, "blocks")
+        others = (ON_TARGET, *OF_SEQUENCES, *(() if batch <= MOST_BLOCK_COLUMNS else ("blocks",)))
         return tuple(name for name in FEATURES if not name.startswith(ON_CUDA) and name not in others)
     return tuple(name.removeprefix(ON_CUDA) for name in FEATURES if name.startswith(ON_CUDA))
 

@@ -20,7 +20,8 @@ from sparse_dnm.target.launch import Target
 from sparse_dnm.target.measure import Measured, made, time_on_target
 from sparse_dnm.timing.calibration import Calibration, fit, uncertainty
 from sparse_dnm.timing.cost_model import FEATURES, ON_TARGET, Quality
-from sparse_dnm.timing.probes import Settings, edge_values, probes
+from sparse_dnm.timing.probes import Settings, edge_values
+from sparse_dnm.timing.structures import probes
 
 OWN = "network"  # the name of the network among its probes
 

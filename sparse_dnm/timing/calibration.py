@@ -22,8 +22,18 @@ from sparse_dnm.io import UNFIT, check_seal, read_json
 from sparse_dnm.timing.clock import FINEST, Clock
 from sparse_dnm.timing.cost_model import BACKWARD, EARLIER, FEATURES, CostModel, Quality
 from sparse_dnm.timing.pace import Pace, Steady, pace_of
-from sparse_dnm.timing.probes import ON_TARGET, Settings, Times, edge_values, probes, time_steps, topology_dtype
+from sparse_dnm.timing.probes import (
+    ON_TARGET,
+    Settings,
+    Times,
+    edge_values,
+    features_of,
+    time_steps,
+    topology_dtype,
+    watch_of,
+)
 from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.timing.structures import probes
 from sparse_dnm.timing.typical import typical
 from sparse_dnm.wording import words
 
@@ -69,6 +79,8 @@ class Calibration:
         settings = {**asdict(self.settings), "threads": self.threads}
         if self.settings.device == "cpu":
             del settings["device"]  # as in profiles from before this setting existed
+        if self.settings.unrolling is None:
+            del settings["unrolling"]
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -165,7 +177,8 @@ def calibrate(
     """
     rng = np.random.default_rng(settings.seed)
     n_held = settings.probes // 2
-    cuts = probes(structure.topology, settings.probes + n_held, rng, settings.executor)
+    families = settings.unrolling is None or settings.unrolling.n_memory == 0  # else a memory would have to fit them
+    cuts = probes(structure.topology, settings.probes + n_held, rng, settings.executor, families)
     dtype, own = topology_dtype(structure), structure.host.neurons
     neurons = functools.partial(_neurons_like, engine, own)
     structures = [
@@ -174,7 +187,7 @@ def calibrate(
     watches = []
     for part, made in zip(cuts, structures, strict=True):
         values = torch.from_numpy(edge_values(part, dtype)).to(engine.device)
-        watches.append(engine.stopwatch(made, engine.array(values), x, settings.mode == "train"))
+        watches.append(watch_of(engine, made, engine.array(values), x, settings.mode == "train", settings.unrolling))
     settings = replace(settings, curved=float(np.isin(own.kind, CURVED_KINDS).mean()))
     asked, why_not = settings.clock, ""
     if settings.device == "cpu":
@@ -182,8 +195,8 @@ def calibrate(
         settings, coarse = fine_clock(settings, watches)
         why_not = why_not or coarse
     pace = pace_of(engine, settings, dtype)
-    counts = np.stack([engine.features(made, settings.executor) for made in structures])
-    whole = engine.features(structure, settings.executor)
+    counts = np.stack([features_of(engine, made, settings) for made in structures])
+    whole = features_of(engine, structure, settings)
     known = functools.partial(_known, settings, counts, whole)
     times = time_steps(watches, settings, on_round, pace, known)
     if settings.device == "cpu":  # the stopwatch of CUDA checks this itself
@@ -319,13 +332,13 @@ def check_profile(profile: Calibration, wanted: Settings) -> None:
     asked_as_well = profile.asked_clock and wanted.clock == profile.asked_clock
     clock = wanted.clock if asked_as_well else profile.settings.clock
     had = replace(profile.settings, threads=profile.threads, clock=clock)
-    names = ("executor", "mode", "batch", "threads", "clock", "device")
-    differ = [f"{name} is {getattr(had, name)} in it, {getattr(wanted, name)} here" for name in names
-              if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
+    names = ("executor", "mode", "batch", "threads", "clock", "device", "unrolling")
+    differ = [f"{'sequence' if name == 'unrolling' else name} is {getattr(had, name)} in it, {getattr(wanted, name)} "
+              "here" for name in names if getattr(had, name) != getattr(wanted, name)]  # fmt: skip
     if differ:
         raise ValueError(
             f"the profile is of something else ({'; '.join(differ)}); write one with sparse-dnm calibrate and the "
-            "same executor, mode, batch size, threads, clock and device"
+            "same executor, mode, batch size, threads, clock, device and time steps"
         )
 
 
@@ -348,6 +361,7 @@ def describe(calibration: Calibration) -> list[str]:
     return [
         *lines,
         f"{what}, batch {s.batch}, executor {s.executor}, {where}, clock {s.clock}, median of {c.rounds or s.repeats}",
+        *([] if s.unrolling is None else [f"of sequences: {s.unrolling}"]),
         *(f"  {1e9 * value:10.3f} ns per {name}" for name, value in costs),
         f"on {q.n} other structures, {1e6 * c.seconds.min():.1f} to {1e6 * c.seconds.max():.1f} µs: R² {q.r2:.4f}, "
         f"mean error {q.mape:.1%}, {q.within_10:.0%} within 10 %, rank correlation {q.spearman:.3f}",

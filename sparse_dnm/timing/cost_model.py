@@ -41,10 +41,14 @@ IN_C = (
 )
 ON_CUDA = ("call", "input", "neuron", "edge", "level")
 ON_TARGET = "c"  # the executor of programs in C
+IN_TILES, SKEWED = "sequences", "skewed sequences"  # how recurrent networks run: by tiles, or levels behind each other
+OF_SEQUENCES = (IN_TILES, SKEWED)
 FEATURES = {  # of an executor's time
     "columns": COUNTS[:8],
     "wavefront": COUNTS[:10],
     "blocks": ("call", "input", "lone input", "neuron", "edge", "level", "block", "group", *CROWDS),
+    IN_TILES: ("call", "input", "neuron", "edge", "output", "crowded row"),
+    SKEWED: ("call", "input", "neuron", "edge", "output", "level", "group"),
     "cuda-columns": ON_CUDA,
     "cuda-wavefront": ON_CUDA,
     ON_TARGET: IN_C,
@@ -111,8 +115,8 @@ class CostModel:
     def prices(self, counts: Floats) -> Prices:
         """Seconds near the structure with these ``counts``: the shares of far edges, moved lines and lone inputs stay
         the same, and crowds grow with the square of what they consist of.  Of the groups that neurons are computed in
-        a neuron pays its share of a full one, a level what its groups are more than that.  On a target a neuron pays
-        for as many loops as one has on average."""
+        a neuron pays its share of a full one, a level what its groups are more than that; of those of a recurrent
+        network it pays its share.  On a target a neuron pays for as many loops as one has on average."""
         cost = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], self.coefficients, strict=True))
         number = dict.fromkeys(COUNTS, 0.0) | dict(zip(FEATURES[self.executor], counts.tolist(), strict=True))
 
@@ -125,6 +129,9 @@ class CostModel:
             block = cost["block"] + share("crowded block", blocks, power=2)
             loops = share("loop", rows) + share("crowded loop", rows, power=2)
             return Prices(0.0, cost["input"], cost["neuron"] + loops, cost["level"], max(block, edge), edge)
+        if self.executor == SKEWED:
+            neuron = cost["neuron"] + share("group", number["neuron"])
+            return Prices(cost["edge"], cost["input"], neuron, cost["level"])
         full, levels = number["neuron"] / ROOM, number["level"]
         apart = max(number["group"] - full, 0.0) / levels if levels else 0.0
         return Prices(

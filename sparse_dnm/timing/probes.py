@@ -1,4 +1,4 @@
-"""Probes: structures derived from a network, and how they are timed."""
+"""How structures are timed: settings, stopwatches in turns, and the bench of a network."""
 
 from __future__ import annotations
 
@@ -17,146 +17,24 @@ from sparse_dnm.engine.autotune import MOST_BLOCK_COLUMNS, Executor
 from sparse_dnm.engine.base import Engine
 from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
+from sparse_dnm.engine.cpu_skewed import may_skew
 from sparse_dnm.engine.cpu_structure import Floats
+from sparse_dnm.engine.recurrence import STATES, Unrolling
 from sparse_dnm.engine.schedule import tiles_of
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.evaluation import Evaluation
-from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.timing.clock import FINEST, Clock, rounds, stolen
-from sparse_dnm.timing.cost_model import COUNTS, ON_TARGET
+from sparse_dnm.timing.cost_model import COUNTS, IN_TILES, ON_TARGET, SKEWED
 from sparse_dnm.timing.pace import QUIET_OTHERS, Conditions, Pace, Steady, Surroundings, check_noise, differ
 from sparse_dnm.timing.quiet import Quiet
+from sparse_dnm.timing.structures import cut
 
-CUTS = ("edges", "neurons", "inputs", "paths", "layers", "sources", "runs")
-PROBE_CUTS = (  # the cuts that make each kind of probe, used in turn
-    ("edges",),
-    ("neurons", "edges"),
-    ("paths", "edges"),
-    ("inputs", "neurons"),
-    ("sources", "edges"),
-    ("sources", "neurons", "edges"),
-    ("layers", "edges"),
-    ("sources", "inputs", "edges"),
-    ("layers", "sources"),
-    ("neurons", "paths"),
-)
 LOOK = 0.2  # s in which programs that use a core are seen
 LIMIT = 1.5  # CPU seconds a thread, of the calibration before a training
-BLOCK_CUTS = (  # those for an executor whose time depends on how many sources of a row follow each other
-    *PROBE_CUTS,
-    ("runs",),
-    ("runs", "edges"),
-    ("runs", "neurons"),
-    ("runs", "inputs"),
-    ("runs", "paths"),
-    ("runs", "layers"),
-    ("neurons", "runs"),
-    ("edges", "runs"),
-)
 THIN = 0.1  # share of the edges, at which executors are compared for few samples
 WORTH = 1.5  # times as fast that more threads must be
 MOST = 10  # times the asked rounds that are measured, if a calibration asks for more
 TRIES = 5  # of a measurement that is disturbed
-
-
-def cut(topology: Topology, kind: str, keep: float, rng: np.random.Generator) -> Topology:
-    """A part of ``topology`` over the same neurons, by one of CUTS.
-
-    edges    each edge is kept with probability ``keep``
-    neurons  each neuron that is neither input nor output is kept with that probability, with all its edges
-    inputs   each input is kept with that probability; or, in half of the calls, the first ones, a share ``keep``
-    paths    only neurons in the first levels (a share ``keep`` of them) read more than inputs and constants
-    layers   neurons that are neither inputs nor outputs, in 1 to 30 layers, read earlier layers only
-    sources  every edge gets a random source before its reader (duplicates become one): not a part of ``topology``
-    runs     the same for runs of 1 to 64 edges, whose sources follow each other
-    """
-    check_choice("kind", kind, CUTS)
-    edges, n = topology.edges(), topology.n_neurons
-    source, reader = edges.T
-    if kind == "edges":
-        kept = rng.random(len(edges)) < keep
-    elif kind in ("neurons", "inputs"):
-        alive = rng.random(n) < keep
-        if kind == "inputs":
-            if rng.random() < 0.5:
-                alive[topology.inputs] = np.arange(len(topology.inputs)) < keep * len(topology.inputs)
-            chosen = alive[topology.inputs]
-            alive[:] = True
-            alive[topology.inputs] = chosen
-        else:
-            alive[topology.inputs] = alive[topology.outputs] = True
-        kept = alive[source] & alive[reader]
-    elif kind == "paths":
-        highest = max(1, round(keep * topology.depth))
-        kept = (topology.levels[reader] <= highest) | (topology.levels[source] == 0)
-    elif kind == "layers":
-        layer, count = np.zeros(n, np.int64), int(rng.integers(1, 31))
-        inner = np.setdiff1d(topology.order, np.concatenate([topology.inputs, topology.outputs]), assume_unique=True)
-        place = np.empty(n, np.int64)  # in the order of execution
-        place[topology.order] = np.arange(n)
-        inner = inner[np.argsort(place[inner])]
-        layer[inner] = 1 + np.arange(len(inner)) * count // max(len(inner), 1)
-        layer[topology.outputs] = count + 1
-        kept = layer[source] < layer[reader]
-    else:
-        return _scatter(topology, 1 if kind == "sources" else 2 ** int(rng.integers(0, 7)), rng)
-    return Topology.from_edges(edges[kept], n, topology.inputs, topology.outputs)
-
-
-def _scatter(topology: Topology, run: int, rng: np.random.Generator) -> Topology:
-    """``topology`` with random sources, each the first of a ``run``: any neuron before the reader in the order of
-    execution, except outputs."""
-    order = topology.order[~np.isin(topology.order, topology.outputs)]
-    edges, n = topology.edges().astype(np.int64), topology.n_neurons
-    place = np.full(n, len(order))
-    place[order] = np.arange(len(order))
-    if run == 1:
-        edges[:, 0] = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)]
-    else:
-        within = np.arange(len(edges)) - topology.indptr[edges[:, 1]]  # the edges of a reader follow each other
-        first = np.arange(len(edges)) - within % run
-        start = order[(rng.random(len(edges)) * place[edges[:, 1]]).astype(np.int64)][first]
-        edges[:, 0] = start + within % run
-        edges = edges[edges[:, 0] < n]
-        edges = edges[place[edges[:, 0]] < place[edges[:, 1]]]
-    return Topology.from_edges(np.unique(edges, axis=0), n, topology.inputs, topology.outputs)
-
-
-def layered(topology: Topology, rng: np.random.Generator) -> Topology:
-    """A random DAG that has little to do with ``topology``: a quarter to twice its neurons, a tenth to all of its
-    edges, inputs and outputs of any number, levels of equal width.
-
-    A neuron reads one of the level before it, and others of any before.
-    """
-    n = max(8, round(topology.n_neurons * rng.uniform(0.25, 2.0)))
-    depth = int(rng.integers(1, max(2, min(n // 4, 64))))
-    inner = n - min(len(topology.inputs), n // 4)
-    first = np.concatenate([[0], np.linspace(n - inner, n, depth + 1).astype(np.int64)])  # of each level, inputs below
-    level = np.repeat(np.arange(depth + 1), np.diff(first))
-    readers = np.arange(first[1], n)
-    before = level[readers] - 1
-    spine = first[before] + (rng.random(len(readers)) * (first[before + 1] - first[before])).astype(np.int64)
-    count = round(topology.n_edges * np.exp(rng.uniform(np.log(0.1), 0.0)))
-    more = rng.choice(readers, max(count - len(readers), 0))
-    sources = (rng.random(len(more)) * first[level[more]]).astype(np.int64)
-    edges = np.stack([np.concatenate([spine, sources]), np.concatenate([readers, more])], axis=1)
-    return Topology.from_edges(np.unique(edges, axis=0), n, np.arange(first[1]), np.arange(first[-2], n))
-
-
-def probes(topology: Topology, count: int, rng: np.random.Generator, executor: str = "columns") -> list[Topology]:
-    """``count`` structures: two of three are derived from ``topology`` by PROBE_CUTS (for ``blocks`` by BLOCK_CUTS) in
-    turn, where each cut keeps from a tenth to all; every third is `layered`, so that prices hold for graphs of other
-    families, too."""
-    found, cuts = [], BLOCK_CUTS if executor == "blocks" else PROBE_CUTS
-    for k in range(count):
-        if k % 3 == 2:
-            found.append(layered(topology, rng))
-            continue
-        part = topology
-        for kind in cuts[(2 * (k // 3) + k % 3) % len(cuts)]:
-            part = cut(part, kind, rng.uniform(0.1, 1.0), rng)
-        found.append(part)
-    return found
 
 
 @dataclass(frozen=True)
@@ -176,8 +54,11 @@ class Settings:
     unit: Quiet | None = None  # what seconds are relative to; None: to be found
     curved: float = 0.0  # share of neurons whose activation needs an exponential: only a calibration asks
     limit: float = 20.0  # CPU seconds a thread, after which a calibration ends although its prices are not known well
+    unrolling: Unrolling | None = None  # of a recurrent network; None: it has no memory
 
     def __post_init__(self) -> None:
+        if isinstance(self.unrolling, dict):  # in a profile
+            object.__setattr__(self, "unrolling", Unrolling(**self.unrolling))
         check_choice("executor", self.executor, ("columns", "wavefront", "blocks", ON_TARGET))
         check_choice("mode", self.mode, TIME_MODES)
         clocks = (TARGET_CLOCK,) if self.executor == ON_TARGET else (CUDA_CLOCK,) if self.device != "cpu" else CLOCKS
@@ -189,6 +70,10 @@ class Settings:
     @property
     def priced(self) -> str:
         """The executor by its name in FEATURES."""
+        u = self.unrolling
+        if u is not None:
+            skewed = may_skew(self.batch, u.steps, u.n_memory, u.truncate) and STATES[u.neuron] > 0
+            return SKEWED if skewed else IN_TILES
         return self.executor if self.device == "cpu" else f"cuda-{self.executor}"
 
 
@@ -260,17 +145,39 @@ def edge_values(topology: Topology, dtype: Any) -> Floats:
     return (1.0 / np.sqrt(np.maximum(reads, 1))).repeat(reads).astype(dtype)
 
 
-class Bench:
-    """Times steps of structures over the neurons of a network, on its device, with a batch of samples."""
+def watch_of(
+    engine: Engine, structure: Any, strengths: Any, x: Any, train: bool, unrolling: Unrolling | None
+) -> Stopwatch:
+    """The stopwatch of a step: of samples x or, with an ``unrolling``, of sequences."""
+    if unrolling is None:
+        return engine.stopwatch(structure, strengths, x, train)
+    return engine.sequence_stopwatch(structure, strengths, x, train, unrolling)
 
-    def __init__(self, evaluation: Evaluation, mode: str, batch: int, clock: str, seed: int):
-        refuse_recurrent(evaluation.config, "the measurement of time")
+
+def features_of(engine: Engine, structure: Any, settings: Settings) -> Any:
+    """Counts of what costs time in a step, in the order of FEATURES."""
+    if settings.unrolling is None:
+        return engine.features(structure, settings.executor)
+    return engine.sequence_features(structure, settings.batch, settings.unrolling)
+
+
+class Bench:
+    """Times steps of structures over the neurons of a network, on its device, with a batch of samples, or of sequences
+    where a recurrent network is unrolled."""
+
+    def __init__(
+        self, evaluation: Evaluation, mode: str, batch: int, clock: str, seed: int, unrolling: Unrolling | None = None
+    ):
+        if unrolling is not None:
+            evaluation.engine.check_sequences()
+        self._unrolling = unrolling
         self._neurons, self._device = evaluation.structure.neurons, evaluation.engine.device
         self._topology = evaluation.topology
         self._like = evaluation.engine
         self._name, self._mode, self._batch, self._seed = evaluation.engine.kind, mode, batch, seed
         self._clock = CUDA_CLOCK if self._name == "cuda" else Clock.of(clock).name
-        samples = np.random.default_rng(seed).standard_normal((batch, evaluation.config.n_inputs))
+        steps = () if unrolling is None else (unrolling.steps,)
+        samples = np.random.default_rng(seed).standard_normal((batch, *steps, evaluation.config.n_inputs))
         self.x = evaluation.batch(samples)
 
     def settings(
@@ -278,7 +185,8 @@ class Bench:
     ) -> Settings:
         """The settings for timing ``executor``."""
         head = executor.name, self._mode, self._batch, executor.threads, self._clock
-        return Settings(*head, probes, repeats, self._seed, only, self._name, limit=LIMIT)
+        about = probes, repeats, self._seed, only, self._name
+        return Settings(*head, *about, limit=LIMIT, unrolling=self._unrolling)
 
     def engine(self, executor: Executor) -> Engine:
         """The engine that runs the steps."""
@@ -288,7 +196,8 @@ class Bench:
         """The stopwatch of a step of any structure over the neurons of the network."""
         structure = engine.given(topology, self._neurons)
         values = np.full(topology.n_edges, 0.1, topology_dtype(structure))  # sums stay small
-        return engine.stopwatch(structure, self._array(engine, values), self.x, self._mode == "train")
+        strengths = self._array(engine, values)
+        return watch_of(engine, structure, strengths, self.x, self._mode == "train", self._unrolling)
 
     def _array(self, engine: Engine, values: Floats) -> Any:
         return engine.array(torch.from_numpy(values).to(engine.device))
@@ -304,6 +213,8 @@ class Bench:
         """
         cpu, tiles, any_of = self._name == "cpu", tiles_of(self._batch), name in ("auto", "fastest")
         names = ("columns", "wavefront", "blocks") if any_of else (name,)
+        if any_of and self._unrolling is not None:  # sequences know no other
+            names = ("columns",)
         made = [
             Executor(one, n)
             for n in threads

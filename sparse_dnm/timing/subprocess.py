@@ -34,9 +34,8 @@ from sparse_dnm.engine.choose import engine_for
 from sparse_dnm.engine.costs import Stopwatch
 from sparse_dnm.engine.topology import Topology
 from sparse_dnm.model.manifold import DynamicManifold
-from sparse_dnm.model.recurrent import refuse_recurrent
 from sparse_dnm.timing.pace import NoisyMachine, pace_of
-from sparse_dnm.timing.probes import Settings, time_steps
+from sparse_dnm.timing.probes import Settings, time_steps, watch_of
 from sparse_dnm.timing.quiet import Quiet
 
 PROCESSES = 3  # in each, the network has another place in memory
@@ -58,11 +57,11 @@ class Network:
     kind: Any  # int8 (n,)
     slope: Any  # (n,)
     first_linear: int  # neuron
+    recurrent: bool
 
     @staticmethod
     def of(model: DynamicManifold) -> Network:
         """The network of a model's present parameters."""
-        refuse_recurrent(model, "the measurement of time")
         evaluation = model.find()
         topology, neurons = evaluation.topology, evaluation.host.neurons
         return Network(
@@ -71,18 +70,27 @@ class Network:
             neurons.kind,
             neurons.slope,
             neurons.first_linear,
+            model.recurrent,
         )
 
     def stopwatch(self, settings: Settings) -> Stopwatch:
-        """Of a step of it."""
+        """Of a step of it: of sequences, where it is recurrent.  Raises ValueError unless the settings say of which."""
+        if self.recurrent != (settings.unrolling is not None):
+            kind = "recurrent" if self.recurrent else "not recurrent"
+            raise ValueError(
+                f"unrolling={settings.unrolling} does not fit a network that is {kind}: sequences of a recurrent one "
+                "are timed, and single samples of another"
+            )
         device = backend.device_of(settings.device)
         engine = engine_for(Executor(settings.executor, settings.threads), device)
         neurons = engine.neurons(self.kind, self.slope, self.first_linear, np.arange(len(self.kind), dtype=np.int32))
         structure = engine.given(Topology(self.indptr, self.indices, self.inputs, self.outputs), neurons)
-        shape = (settings.batch, len(self.inputs))
+        unrolling = settings.unrolling
+        sizes = (len(self.inputs),) if unrolling is None else (unrolling.steps, len(self.inputs) - unrolling.n_memory)
+        shape = (settings.batch, *sizes)
         x = np.random.default_rng(settings.seed).standard_normal(shape).astype(self.slope.dtype)
         values, samples = (engine.array(torch.from_numpy(a).to(device)) for a in (self.values, x))
-        return engine.stopwatch(structure, values, samples, settings.mode == "train")
+        return watch_of(engine, structure, values, samples, settings.mode == "train", unrolling)
 
 
 @dataclass(frozen=True)

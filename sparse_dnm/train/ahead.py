@@ -41,7 +41,7 @@ class Ahead:
         """Adapt to the present kind of single steps."""
         run = self._run
         run.model.executor.paced = isinstance(run.making, KernelStep)
-        if not isinstance(run.making, KernelStep):
+        if type(run.making) is not KernelStep:  # sequences are run step by step
             self._fused = None
         elif self._fused is None or self._fused.making is not run.making:
             self._fused, self._alone = FusedSteps(run.making, run.data, run.optimizer), True

@@ -54,8 +54,11 @@ def _check_memory(model: DynamicManifold, data: Dataset, config: TrainConfig) ->
                 )
         return
     unfit = {
-        "speed": (config.speed == "time", "is measured for single passes only: choose proxy or none"),
-        "memory_coefficient": (config.memory_coefficient, "counts bytes of single passes only: leave it at 0"),
+        "clock": (
+            config.on_target and config.speed == "time",
+            "reads programs in C, which take single samples: leave it out",
+        ),
+        "budget_bytes": (config.budget_bytes, "is about programs in C, which take single samples: leave it at 0"),
         "scan_every": (config.scan_every, "searches with single passes only: leave it at 0"),
         "shift": (config.shift, "moves images, not sequences: leave it at 0"),
     }

@@ -80,27 +80,31 @@ def total_of(config: TrainConfig, costs: Costs, objective: float, *terms: float 
     return Terms(total, objective, *terms)
 
 
-def make_costs(config: TrainConfig, model: DynamicManifold, saved: dict[str, Any]) -> tuple[Costs, list[str]]:
+def make_costs(
+    config: TrainConfig, model: DynamicManifold, saved: dict[str, Any], time_steps: int = 0
+) -> tuple[Costs, list[str]]:
     """Terms of speed and memory by the configuration, calibrated or from the checkpoint (``saved``); also the results
-    of the calibration, as lines."""
+    of the calibration, as lines.  ``time_steps``: of the sequences of a recurrent network."""
     speed: SparsityProxy | TimeTerm | None = None
     notes: list[str] = []
     if config.speed == "proxy":
         speed = SparsityProxy(config.tau, config.speed_power, config.proxy_gradient)
     elif config.speed == "time":
-        speed = _time(config, model, saved.get("time"))
+        speed = _time(config, model, saved.get("time"), time_steps)
         notes = speed.describe()
     memory = None
     if config.memory_coefficient:
-        memory = MeasuredMemory(model, "train", config.batch_size, config.tau)
+        through = time_steps, config.tbptt, config.recompute_every
+        memory = MeasuredMemory(model, "train", config.batch_size, config.tau, *through)
         memory.reference = saved.get("memory_reference") or memory.reference
     return Costs(config, speed, memory), notes
 
 
-def _time(config: TrainConfig, model: DynamicManifold, before: dict[str, Any] | None) -> TimeTerm:
+def _time(config: TrainConfig, model: DynamicManifold, before: dict[str, Any] | None, time_steps: int) -> TimeTerm:
     """The term of measured time, of the kernels here or of a target; as it was ``before``, if it can go on."""
     profile = read_profile(Path(config.profile)) if config.profile else None
-    settings, elsewhere = time_settings(config), profile is not None and profile.settings.executor == ON_TARGET
+    settings = time_settings(config, time_steps)
+    elsewhere = profile is not None and profile.settings.executor == ON_TARGET
     if elsewhere and not config.on_target and config.clock != TrainConfig.clock:
         raise ValueError(
             f"clock={config.clock!r} reads the time of kernels here, and the profile is of a target: leave it out, or "
@@ -121,8 +125,8 @@ def target_of(config: TrainConfig) -> Target:
     return Target(config.target_cc, config.target_copy, config.target_run, config.target_timeout)
 
 
-def time_settings(config: TrainConfig) -> TimeSettings:
-    """How a training measures time."""
+def time_settings(config: TrainConfig, time_steps: int = 0) -> TimeSettings:
+    """How a training measures time; ``time_steps``: of the sequences of a recurrent network."""
     return TimeSettings(
         mode=config.time_mode,
         batch=config.batch_size if config.time_mode == "train" else config.time_batch,
@@ -133,6 +137,9 @@ def time_settings(config: TrainConfig) -> TimeSettings:
         estimator=config.time_estimator,
         ablation=config.time_ablation,
         seed=config.seed,
+        time_steps=time_steps,
+        tbptt=config.tbptt,
+        recompute_every=config.recompute_every,
     )
 
 

@@ -17,14 +17,15 @@ from torch.nn.modules import module
 
 from sparse_dnm.config import SCALARS, TrainConfig
 from sparse_dnm.engine import device as backend
-from sparse_dnm.engine.candidates import Candidates
 from sparse_dnm.engine.cpu_structure import Floats
+from sparse_dnm.engine.recurrence import Network, Way
 from sparse_dnm.loss.proxy import flow_loss
 from sparse_dnm.loss.term import TimeTerm
 from sparse_dnm.loss.time import MeasuredTime
 from sparse_dnm.model.evaluation import Evaluation
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.adam import Adam
+from sparse_dnm.train.compact import CompactEdges
 from sparse_dnm.train.costs import Costs, Terms, total_of
 from sparse_dnm.train.objective import objective
 from sparse_dnm.train.trim import Frozen
@@ -56,53 +57,12 @@ def step_for(
         and all(p.requires_grad for p in parameters)
         and not any(hooks)
         and not torch.nn.utils.parametrize.is_parametrized(model)
-        and not model.recurrent
     )
+    if plain and model.recurrent:
+        return SequenceStep(model, task, config, costs or Costs(config), optimizer, per_step)
     if plain:
         return KernelStep(model, task, config, costs or Costs(config), optimizer)
     return AutogradStep(model, task, config, costs or Costs(config), per_step)
-
-
-class CompactEdges:
-    """omega of the candidates and its two moments in CSR order, beside the slots of edge_weight and of an optimiser.
-
-    A step reads and writes these, so that it touches candidates only and gathers nothing.  `store` writes them back;
-    call it before reading edge_weight or changing the candidates, and `load` after.
-    """
-
-    def __init__(self, model: DynamicManifold, optimizer: torch.optim.Optimizer):
-        self._model, self._optimizer = model, optimizer
-        self.slots: Tensor | None = None  # None: edge_weight has the latest numbers
-        self.omega = self.first = self.second = model.edge_weight.new_empty(0)
-
-    def load(self) -> None:
-        """Take the numbers of the model's candidates, where they are not held already."""
-        if self.slots is not None:
-            return
-        self.slots = torch.from_numpy(self._model.candidates.slots)
-        self.omega = self._model.edge_weight.detach()[self.slots]
-        state = self._optimizer.state.get(self._model.edge_weight)
-        self.first, self.second = (
-            torch.zeros_like(self.omega) if state is None else state[name][self.slots]
-            for name in ("exp_avg", "exp_avg_sq")
-        )
-
-    def hold(self, candidates: Candidates, omega: Floats, first: Floats, second: Floats) -> None:
-        """Hold these, in their memory, for the model's candidates."""
-        self.slots = torch.from_numpy(candidates.slots)
-        self.omega, self.first, self.second = (torch.from_numpy(a) for a in (omega, first, second))
-
-    @torch.no_grad()
-    def store(self) -> None:
-        """Write them to edge_weight and to the optimiser."""
-        if self.slots is None:
-            return
-        weight, slots = self._model.edge_weight, self.slots
-        weight[slots] = self.omega
-        state = self._optimizer.state.get(weight)
-        if state is not None:
-            state["exp_avg"][slots], state["exp_avg_sq"][slots] = self.first, self.second
-        self.slots = None
 
 
 class KernelStep:
@@ -115,7 +75,7 @@ class KernelStep:
         self.objective = "cross_entropy" if task == "classification" else "squared_error"  # name of a kernel
         self.edges = CompactEdges(model, optimizer) if model.config.edges != "closeness" else None
         manifold, dtype = model.config, model.arrays()["alpha"].dtype
-        self._n_sources, self._squared = manifold.n_sources, manifold.output == "square"
+        self._n_weighted, self._squared = manifold.n_weighted, manifold.output == "square"
         self._scales = np.ones(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
         self._by_scalar = np.zeros((len(SCALARS), manifold.n_rows), dtype)
         self._by_weight, self._by_bias = np.zeros(manifold.n_neurons, dtype), np.zeros(manifold.n_neurons, dtype)
@@ -127,11 +87,22 @@ class KernelStep:
         self._gradients = {name: rows[SCALARS.index(name)] for name in self.engine.geometry.scalars}
         self._gradients["cutoff"] = torch.from_numpy(self._by_cutoff)
         for name, by in (("weight", self._by_weight), ("bias", self._by_bias)):
-            self._gradients[name] = torch.from_numpy(by[: manifold.n_sources])
+            self._gradients[name] = torch.from_numpy(by[: self._n_weighted])
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Outputs of the batch x; ``lengths`` are None, as a sequence is a matter of `AutogradStep`."""
+        """Outputs of the batch x; ``lengths`` are None, as a sequence is a matter of `SequenceStep`."""
         assert lengths is None
+        e = self._find(x)
+        speed = self.costs.speed
+        timed = isinstance(speed, TimeTerm) and self._is_timed(speed)
+        self._timing = speed if timed and isinstance(speed, MeasuredTime) else None
+        clock = None if self._timing is None else self._timing.clock.read
+        self._linear, self._saved = self.engine.forward(e.structure, e.values.strengths, self._x, self._scales, clock)
+        self._outputs = self._linear * self._linear if self._squared else self._linear
+        return torch.from_numpy(self._outputs)
+
+    def _find(self, x: Tensor) -> Evaluation:
+        """The structure of the present parameters and its values; takes the scales of the neurons and the batch x."""
         model, edges = self.model, self.edges
         self.engine = engine = model.engine
         arrays, scales, omega = model.arrays(), self._scales, None
@@ -141,15 +112,9 @@ class KernelStep:
         self._evaluation = e = model.find(arrays, omega, None if edges is None else edges.store)
         if edges is not None:
             edges.load()  # the candidates may have changed
-        scales[0][: self._n_sources], scales[1][: self._n_sources] = arrays["weight"], arrays["bias"]
+        scales[0][: self._n_weighted], scales[1][: self._n_weighted] = arrays["weight"], arrays["bias"]
         self._x = engine.array(x)
-        speed = self.costs.speed
-        timed = isinstance(speed, TimeTerm) and self._is_timed(speed)
-        self._timing = speed if timed and isinstance(speed, MeasuredTime) else None
-        clock = None if self._timing is None else self._timing.clock.read
-        self._linear, self._saved = engine.forward(e.structure, e.values.strengths, self._x, scales, clock)
-        self._outputs = self._linear * self._linear if self._squared else self._linear
-        return torch.from_numpy(self._outputs)
+        return e
 
     def loss(self, y: Tensor, report: bool, weights: Tensor | None = None) -> Terms:
         """Loss of the last forward, against the targets y; ``weights`` float64 (batch,) of the samples, None: all 1."""
@@ -160,6 +125,10 @@ class KernelStep:
         value = kernel(self._outputs, y.contiguous().numpy(), of_samples, scale, self._by_output)
         if self._squared:
             self._by_output *= self._linear
+        return self._total(value, report)
+
+    def _total(self, value: float, report: bool) -> Terms:
+        """The loss whose objective is ``value``."""
         e = self._evaluation
         speed, memory = self._speed(e, report), self.costs.memory
         memory_value = None if memory is None else memory.value(e)
@@ -182,14 +151,21 @@ class KernelStep:
 
     def backward(self) -> None:
         """Gradient of that loss."""
-        model, config, engine, e = self.model, self.config, self.engine, self._evaluation
+        engine, e, by_closeness = self.engine, self._evaluation, None
         strengths, timing = e.values.strengths, self._timing
         clock = None if timing is None else timing.clock.read
         found = engine.backward(e.structure, strengths, self._saved, self._by_output, clock)
         self._by_weight[:], self._by_bias[:] = found.weight, found.bias
-        by_closeness, by_cutoff, ring = None, 0.0, model.ring(e)
+        ring = self.model.ring(e)
         if ring is not None:
             by_closeness = engine.ring_gradient(ring, self._saved, found, strengths, self._x)
+        self._edges_back(found.strengths, by_closeness)
+        if timing is not None:
+            timing.end_step(e, self._saved.seconds + found.seconds - 2 * timing.clock.overhead)
+
+    def _edges_back(self, by_strength: Floats, by_closeness: Floats | None) -> None:
+        """From gradients of the strengths and of the ring's candidates (None: no ring) to those of the parameters."""
+        model, config, e, by_cutoff = self.model, self.config, self._evaluation, 0.0
         for coefficient, term in zip(self.costs.coefficients(), self.costs.terms(), strict=True):
             slope = term.gradient(e) if term is not None and coefficient else None
             if slope is not None:
@@ -197,16 +173,14 @@ class KernelStep:
                 by_closeness = scaled if by_closeness is None else by_closeness + scaled
                 by_cutoff += coefficient * slope.by_cutoff
         by_imbalance = 2.0 * config.flow * e.values.imbalance
-        back = engine.edges_backward(
-            e.structure, e.values, found.strengths, by_closeness, by_imbalance, self._by_scalar
+        back = self.engine.edges_backward(
+            e.structure, e.values, by_strength, by_closeness, by_imbalance, self._by_scalar
         )
         self._by_cutoff[()] = back.cutoff + by_cutoff
         for name, gradient in self._gradients.items():
             getattr(model, name).grad = gradient
         if self.edges is not None:
             self.by_omega = torch.from_numpy(back.omega)
-        if timing is not None:
-            timing.end_step(e, self._saved.seconds + found.seconds - 2 * timing.clock.overhead)
 
     def update(self, optimizer: Adam, frozen: Frozen | None) -> None:
         """A step of the optimiser; where a structure is frozen, no edge appears or goes."""
@@ -234,6 +208,69 @@ class KernelStep:
         """Write back what is held beside the model."""
         if self.edges is not None:
             self.edges.store()
+
+
+class SequenceStep(KernelStep):
+    """The same through the time steps of sequences, whose targets are one each, or with ``per_step`` one for each."""
+
+    def __init__(
+        self, model: DynamicManifold, task: str, config: TrainConfig, costs: Costs, optimizer: torch.optim.Optimizer,
+        per_step: bool,
+    ):  # fmt: skip
+        super().__init__(model, task, config, costs, optimizer)
+        self.engine.check_sequences()
+        self._per_step, self._recurrence = per_step, model.recurrence
+        names = model.gate_names
+        rows = [getattr(model, name).reshape(-1, len(self._recurrence.cells)).shape[0] for name in names]
+        self._by_gates = np.zeros((sum(rows), len(self._recurrence.cells)), self._by_weight.dtype)
+        parts = np.split(self._by_gates, np.cumsum(rows)[:-1]) if rows else []
+        for name, part in zip(names, parts, strict=True):
+            self._gradients[name] = torch.from_numpy(part).view_as(getattr(model, name))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Outputs of sequences x; ``lengths`` (batch,): their time steps, None: all.  Those of the last step, or of
+        each."""
+        e, model, config = self._find(x), self.model, self.config
+        gates = [getattr(model, name).detach().numpy() for name in model.gate_names]
+        shape = self._by_gates.shape
+        network = Network(
+            e.structure, self._recurrence, e.values.strengths, self._scales,
+            np.concatenate([each.reshape(-1, shape[1]) for each in gates]) if gates else np.empty(shape, self._x.dtype),
+        )  # fmt: skip
+        steps = None if lengths is None else lengths.numpy()
+        way = Way(steps, config.tbptt, config.recompute_every, model.ring(e))
+        self._state = np.zeros((len(self._x), self._recurrence.n_state), self._x.dtype)
+        out, _, self._saved = self.engine.forward_sequence(network, self._x, self._state, way, True)
+        self._of_steps = out * out if self._squared else out
+        self._linear, self._lengths = out, steps
+        self._last = np.arange(len(out)), np.full(len(out), out.shape[1] - 1) if steps is None else steps - 1
+        return torch.from_numpy(self._of_steps if self._per_step else self._of_steps[self._last])
+
+    def loss(self, y: Tensor, report: bool, weights: Tensor | None = None) -> Terms:
+        """See `KernelStep.loss`.  Of targets per time step each counts as much."""
+        chosen: Any = self._last
+        targets, of_rows = y.contiguous().numpy(), NO_WEIGHTS if weights is None else weights.numpy()
+        if self._per_step:
+            batch, time = self._of_steps.shape[:2]
+            inside = np.full(batch, time) if self._lengths is None else self._lengths
+            chosen = np.arange(time) < inside[:, None]
+            targets = targets[chosen]
+            if weights is not None:
+                of_rows = np.repeat(of_rows, inside)
+        outputs = self._of_steps[chosen]
+        scale, by_output = self.config.objective * (2.0 if self._squared else 1.0), np.empty_like(outputs)
+        value = getattr(KERNELS, self.objective)(outputs, targets, of_rows, scale, by_output)
+        self._by_output = np.zeros_like(self._of_steps)
+        self._by_output[chosen] = by_output
+        if self._squared:
+            self._by_output *= self._linear
+        return self._total(value, report)
+
+    def backward(self) -> None:
+        """Gradient of that loss."""
+        found = self.engine.backward_sequence(self._saved, self._by_output, np.zeros_like(self._state), False)
+        self._by_weight[:], self._by_bias[:], self._by_gates[:] = found.weight, found.bias, found.gates
+        self._edges_back(found.strengths, found.closeness)
 
 
 class AutogradStep:

@@ -187,7 +187,8 @@ class Trainer:
             return
         if self.config.speed == "time":
             run.check_connected()
-        costs, notes = make_costs(run.config, self.model, self._saved_costs)
+        time_steps = self.data.x_train.shape[1] if self.model.recurrent else 0
+        costs, notes = make_costs(run.config, self.model, self._saved_costs, time_steps)
         self.notes.extend(notes)
         if isinstance(costs.speed, MeasuredTime) and self.config.time_mode == "train":
             self.model.executor = costs.speed.executor  # what is timed is what trains

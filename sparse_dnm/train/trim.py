@@ -262,7 +262,9 @@ def saliency(model: DynamicManifold, data: Dataset, batch_size: int) -> Floats:
         rows = slice(k * batch_size, (k + 1) * batch_size)
         with torch.enable_grad():
             x, y = (t[rows].to(model.alpha.device) for t in (data.x_train, data.y_train))
-            loss = objective(model(x), y, data.task, None if data.weights is None else data.weights[rows])
+            weights, lengths = (None if t is None else t[rows] for t in (data.weights, data.lengths_train))
+            options = {"lengths": lengths, "last": not data.per_step} if model.recurrent else {}
+            loss = objective(model(x, **options), y, data.task, weights, lengths)
             strengths = model.strengths
             (gradient,) = torch.autograd.grad(loss, strengths)
         total += (strengths.detach() * gradient).abs().cpu().numpy()
@@ -279,7 +281,7 @@ def _saved(evaluation: Evaluation, term: TimeTerm) -> tuple[NDArray[np.float64],
     active = np.abs(values.d) > values.c
     found = evaluation.expected_cost(term.settings.tau, prices._replace(block=0.0, lone=0.0))
     readers = np.diff(topology.t_indptr)[topology.indices]
-    unit = np.where(topology.indices < evaluation.config.n_inputs, prices.input, prices.neuron)
+    unit = np.where(topology.indices < evaluation.config.graph.n_inputs, prices.input, prices.neuron)
     saved: Any = np.maximum(found.by_gate[active], prices.edge) + unit / np.maximum(readers, 1) + 1e-15
     together = np.arange(len(saved))
     if prices.block > 0.0:

@@ -13,6 +13,7 @@ from sparse_dnm.config import TrainConfig
 from sparse_dnm.data.datasets import Dataset
 from sparse_dnm.model.manifold import DynamicManifold
 from sparse_dnm.train.metrics import outputs_of
+from sparse_dnm.train.objective import within
 from sparse_dnm.wording import words
 
 LEAST, MOST = 2, 2000  # samples that are held out
@@ -34,13 +35,20 @@ class Validation:
         return "accuracy" if self.task == "classification" else "R²"
 
     def points(self, model: DynamicManifold) -> float:
-        """Accuracy of a classifier, or R² of a regression (the share of the variance that is explained), in percent."""
+        """Accuracy of a classifier, or R² of a regression (the share of the variance that is explained), in percent; of
+        targets per time step, over all steps within the sequences."""
         from sklearn.metrics import accuracy_score, r2_score  # slow to import, and only needed here
 
-        outputs = outputs_of(model, self.x)  # of sequences it is not asked: budgets refuse them
-        if self.task == "classification":
-            return 100.0 * float(accuracy_score(self.y, outputs.argmax(1)))
-        return 100.0 * float(r2_score(self.y, outputs, multioutput="variance_weighted"))
+        classes, y = self.task == "classification", self.y
+        per_step = y.ndim == (2 if classes else 3)
+        outputs = outputs_of(model, self.x, per_step=per_step, lengths=self.lengths)
+        if per_step:
+            time = y.shape[1]
+            inside = within(torch.full((len(y),), time) if self.lengths is None else self.lengths, time)
+            outputs, y = outputs[inside], y[inside]
+        if classes:
+            return 100.0 * float(accuracy_score(y, outputs.argmax(1)))
+        return 100.0 * float(r2_score(y, outputs, multioutput="variance_weighted"))
 
 
 def n_held_out(n: int, config: TrainConfig) -> int:
