@@ -49,6 +49,13 @@ def test_predictions_are_the_outputs_at_the_end_of_each_standardised_sequence(fi
     assert set(model.predict(x)) <= {"one", "zero"}
 
 
+def test_lists_and_tensors_are_arrays_too(fitted):
+    model, x, *_ = fitted
+    expected = model.predict_proba(x)
+    for same in (x.tolist(), list(x), torch.from_numpy(x)):
+        np.testing.assert_array_equal(model.predict_proba(same), expected)
+
+
 def test_more_steps_of_nan_at_the_end_change_nothing(fitted):
     model, x, *_ = fitted
     longer = np.pad(x, ((0, 0), (0, 4), (0, 0)), constant_values=np.nan)

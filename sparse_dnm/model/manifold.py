@@ -349,7 +349,7 @@ class DynamicManifold(EdgeSlots):
             return SparseDAG(topology, strengths, named["bias"], **options)
         options |= {"neuron": config.neuron, "n_memory": config.n_memory}
         dag = RecurrentDAG(topology, strengths, named["bias"], **options)
-        for name in self._gate_names():
+        for name in self.gate_names():
             getattr(dag, name).copy_(getattr(self, name))
         return dag
 

@@ -98,15 +98,15 @@ class SequenceModule(nn.Module):
         """Its input is a sequence."""
         return self._recurrence is not None
 
-    @property
-    def recurrence(self) -> Recurrence:
+    def known_recurrence(self) -> Recurrence:
         """Its neurons with a state and its memory.  Raises ValueError if it has neither."""
-        return self._known()
+        if self._recurrence is None:
+            raise ValueError(ONE_STEP)
+        return self._recurrence
 
-    @property
     def gate_names(self) -> tuple[str, ...]:
         """Names of the parameters of neurons with a state, in the order in which engines take their rows."""
-        return {"memoryless": (), "ctrnn": ("rate",)}.get(self._known().neuron, GATES)
+        return {"memoryless": (), "ctrnn": ("rate",)}.get(self.known_recurrence().neuron, GATES)
 
     def _now(self) -> Now:
         """The network that the present parameters describe; to be overridden."""
@@ -118,7 +118,7 @@ class SequenceModule(nn.Module):
 
     def initial_state(self, batch: int) -> RecurrentState:
         """Zeros, from which a sequence begins where no state is given."""
-        recurrence = self._known()
+        recurrence = self.known_recurrence()
         shape = (batch, recurrence.n_state)
         return self._parts(self._like.new_zeros(shape, requires_grad=False))
 
@@ -127,21 +127,12 @@ class SequenceModule(nn.Module):
 
         ``state``: that of the step before; None: x is the first of a sequence.
         """
-        self._known()
+        self.known_recurrence()
         if not isinstance(x, Tensor) or x.ndim != 2:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x of a step has shape {shape}; it must be (batch, n_inputs={self._widths()[0]})")
         out, after = self._run_sequences(x[:, None], state=state, return_state=True)
         return out[:, 0], after
-
-    def _known(self) -> Recurrence:
-        if self._recurrence is None:
-            raise ValueError(ONE_STEP)
-        return self._recurrence
-
-    def _gate_names(self) -> tuple[str, ...]:
-        """The parameters of the neurons with a state."""
-        return {"memoryless": (), "ctrnn": ("rate",)}.get(self._known().neuron, GATES)
 
     @property
     def _like(self) -> Tensor:
@@ -150,7 +141,7 @@ class SequenceModule(nn.Module):
 
     def _gates(self) -> Tensor:
         """Parameters of the neurons with a state, (rows, n_hidden)."""
-        recurrence, like = self._known(), self._like
+        recurrence, like = self.known_recurrence(), self._like
         if recurrence.neuron == "memoryless":
             return like.new_empty(0, 0)
         n = len(recurrence.cells)
@@ -165,7 +156,7 @@ class SequenceModule(nn.Module):
 
     def _parts(self, state: Tensor) -> RecurrentState:
         """A state (batch, n_state) in its parts."""
-        recurrence = self._known()
+        recurrence = self.known_recurrence()
         n, count = len(recurrence.cells), STATES[recurrence.neuron]
         sizes = [n if count > 0 else 0, n if count > 1 else 0, recurrence.n_memory]
         return RecurrentState(*state.split(sizes, 1))
@@ -186,7 +177,7 @@ class SequenceModule(nn.Module):
                          less memory for a second forward pass; 0: keep all
         Raises ValueError where an argument does not fit.
         """
-        recurrence = self._known()
+        recurrence = self.known_recurrence()
         n_inputs, squared = self._widths()
         packed = isinstance(x, PackedSequence)
         if packed:

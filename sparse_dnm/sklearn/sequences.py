@@ -45,8 +45,13 @@ def in_rows(features: Any, weights: np.ndarray | None) -> tuple[Any, np.ndarray 
 
 
 def is_sequences(features: Any) -> bool:
-    """Whether ``features`` has three axes."""
-    return np.ndim(features) == 3
+    """Whether ``features`` is an array of three axes, or lists as deep."""
+    if not isinstance(features, (list, tuple)):
+        return getattr(features, "ndim", None) == 3
+    depth, first = 1, features[:1]
+    while first and isinstance(first[0], (list, tuple)):
+        first, depth = first[0][:1], depth + 1
+    return depth + np.ndim(first[0] if first else 0) == 3
 
 
 def read(features: Any) -> Sequences:

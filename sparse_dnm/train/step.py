@@ -219,8 +219,8 @@ class SequenceStep(KernelStep):
     ):  # fmt: skip
         super().__init__(model, task, config, costs, optimizer)
         self.engine.check_sequences()
-        self._per_step, self._recurrence = per_step, model.recurrence
-        names = model.gate_names
+        self._per_step, self._recurrence = per_step, model.known_recurrence()
+        names = model.gate_names()
         rows = [getattr(model, name).reshape(-1, len(self._recurrence.cells)).shape[0] for name in names]
         self._by_gates = np.zeros((sum(rows), len(self._recurrence.cells)), self._by_weight.dtype)
         parts = np.split(self._by_gates, np.cumsum(rows)[:-1]) if rows else []
@@ -231,7 +231,7 @@ class SequenceStep(KernelStep):
         """Outputs of sequences x; ``lengths`` (batch,): their time steps, None: all.  Those of the last step, or of
         each."""
         e, model, config = self._find(x), self.model, self.config
-        gates = [getattr(model, name).detach().numpy() for name in model.gate_names]
+        gates = [getattr(model, name).detach().numpy() for name in model.gate_names()]
         shape = self._by_gates.shape
         network = Network(
             e.structure, self._recurrence, e.values.strengths, self._scales,
