@@ -186,7 +186,9 @@ PRESETS: dict[str, Preset] = {
             proxy_coefficient=8.0,
         ),
     ),
-    "adding": _recurrent(2, 24, 1, 50.0, {"neuron": "gru"}, steps=6_000, lr=0.02),
+    "adding": _recurrent(
+        2, 24, 1, 50.0, {**COUNTING, "forget_bias": 4.0}, steps=10_000, lr=0.02, proxy_coefficient=0.003
+    ),
     "copy": _recurrent(10, 48, 9, 30.0, steps=10_000, lr=0.02, proxy_coefficient=0.001),
     "parity": _recurrent(1, 16, 2, 12.0, {"gate_recurrent": (0.0, 3.0)}, steps=4_000, lr=0.02, proxy_coefficient=0.001),
     "anbn": _recurrent(3, 12, 4, 30.0, COUNTING, steps=3_000, batch_size=30, lr=0.02, proxy_coefficient=0.1),

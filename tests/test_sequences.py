@@ -180,7 +180,7 @@ def test_a_task_has_a_preset_that_trains(name):
 
 def test_adding_is_the_sum_of_one_marked_number_of_each_half():
     data = sequences.adding(3, length=7)
-    assert data.x_train.shape == (10_000, 7, 2)
+    assert data.x_train.shape == (50_000, 7, 2)
     for x, y in zip(data.x_test.tolist(), data.y_test.tolist(), strict=True):
         marked = [t for t, (_, mark) in enumerate(x) if mark]
         assert len(marked) == 2

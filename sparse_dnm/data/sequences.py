@@ -21,6 +21,7 @@ from sparse_dnm.data.errors import DataError
 from sparse_dnm.data.samples import Dataset
 
 N_TRAIN, N_TEST = 10_000, 1_000
+N_ADDING = 50_000  # sequences of training: of fewer, a network that has not learned to add learns some by heart
 SYMBOLS = 8  # of copy
 LONGEST, TESTED = 30, 100  # greatest n in training and in the test of languages
 DYCK1 = ("( or end", "( or )")  # classes of dyck1
@@ -34,13 +35,13 @@ def adding(seed: int, length: int = 50) -> Dataset:
     x (n, length, 2) holds numbers of 0 .. 1 and a mark, 0 or 1; y (n, 1).  Always 1 has a mean squared error of 1/6.
     """
     _at_least("length", length, 2)
-    generator, n = _generator(seed), N_TRAIN + N_TEST
+    generator, n = _generator(seed), N_ADDING + N_TEST
     numbers, marks = generator.random((n, length)).astype(np.float32), np.zeros((n, length), np.float32)
     half = length // 2
     for first, last in ((0, half), (half, length)):
         marks[np.arange(n), generator.integers(first, last, n)] = 1.0
     x, y = np.stack([numbers, marks], 2), (numbers * marks).sum(1, keepdims=True)
-    return _split("adding", "regression", x, y, float(length))
+    return _split("adding", "regression", x, y, float(length), n_train=N_ADDING)
 
 
 def copy(seed: int, delay: int = 20, count: int = 5) -> Dataset:
@@ -200,9 +201,10 @@ def _check_longest(longest: int, tested: int) -> None:
 
 
 def _split(
-    name: str, task: str, x: NDArray[np.float32], y: NDArray[np.generic], period: float, classes: tuple[str, ...] = ()
-) -> Dataset:
+    name: str, task: str, x: NDArray[np.float32], y: NDArray[np.generic], period: float, classes: tuple[str, ...] = (),
+    n_train: int = N_TRAIN,
+) -> Dataset:  # fmt: skip
     """A data set whose last samples are for the test."""
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    train, test = (inputs[:N_TRAIN], targets[:N_TRAIN]), (inputs[N_TRAIN:], targets[N_TRAIN:])
+    train, test = (inputs[:n_train], targets[:n_train]), (inputs[n_train:], targets[n_train:])
     return Dataset(name, task, *train, *test, period, classes)
