@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from sparse_dnm.cli.train import TrainOptions
+
 COMMAND = [sys.executable, "-m", "sparse_dnm"]
 
 
@@ -64,6 +66,17 @@ def test_a_recurrent_network_is_calibrated_trained_by_the_clock_and_continued(tm
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "of sequences: 61 time steps of lstm neurons" in done.stdout  # those of its data
+
+
+@pytest.mark.parametrize("given", [["--budget-us", "100"], ["--clock", "target"]])
+def test_a_budget_of_time_and_the_clock_of_a_target_mean_the_term_of_time(given):
+    options = TrainOptions(dataset="adding", **{given[0][2:].replace("-", "_"): given[1]})
+    assert "speed=time" in options.settings()
+    assert "speed=time" not in TrainOptions(dataset="adding").settings()
+    own = TrainOptions(dataset="adding", budget_us=1.0, set_=["speed=proxy"]).settings()
+    assert [text for text in own if text.startswith("speed=")] == ["speed=proxy"]
+    own = TrainOptions(dataset="adding", budget_us=1.0, speed="none").settings()
+    assert [text for text in own if text.startswith("speed=")] == ["speed=none"]
 
 
 def test_a_comparison_of_recurrent_networks_is_refused_before_anything_is_done(tmp_path):

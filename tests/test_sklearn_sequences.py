@@ -139,6 +139,10 @@ def test_sequences_are_for_estimators_that_were_fitted_with_them_and_for_neurons
     flat = ManifoldClassifier(**SMALL).fit(rng.random((20, 2)), np.arange(20) % 2)
     with pytest.raises(ValueError, match="dim 3"):
         flat.predict(rng.random((4, 3, 2)))
+    with pytest.raises(ValueError, match=r"shape \(4, 3, 2, 2\).*sequences as \(n, time, features\)"):
+        ManifoldClassifier(**SMALL).fit(rng.random((4, 3, 2, 2)), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"sequences of 8, 3, \.\.\. time steps: .*end with time steps of NaN"):
+        ManifoldClassifier(**SMALL).fit([rng.random((8, 2)), rng.random((3, 2))], [0, 1])
     with pytest.raises(ValueError, match="neuron='memoryless' without n_memory"):
         ManifoldClassifier(**SMALL, manifold_params={"neuron": "memoryless"}).fit(*marked_bits()[:2])
     with pytest.raises(ValueError, match="neuron='ctrnn' and n_memory=0, a recurrent network"):

@@ -163,7 +163,12 @@ class TrainOptions(o.TargetOptions, o.ReadingOptions):
             named["budget_dtype"] = self.dtype
         if self.profile is not None:
             named["profile"] = self.profile.resolve()
-        return [*(self.set_ or []), *(f"{name}={value}" for name, value in named.items())]
+        if (self.budget_us is not None or self.clock == "target") and self.speed is None:
+            named = {"speed": "time", **named}  # presets of sequences have another
+        own = self.set_ or []
+        if any(text.partition("=")[0].strip() == "speed" for text in own) and self.speed is None:
+            named.pop("speed", None)
+        return [*own, *(f"{name}={value}" for name, value in named.items())]
 
 
 @o.takes(TrainOptions)

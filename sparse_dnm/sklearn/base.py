@@ -275,6 +275,7 @@ class BaseManifold(BaseEstimator):
         else:
             reading.check_names(X)
             reading.check_numbers(X)
+            sequences.check_flat(X)
             checks |= {"dtype": sequences.FLOATS, "accept_sparse": reading.SPARSE}
             features, targets = validate_data(self, X, y, reset=reset, **checks)
             features = reading.dense(features)

@@ -72,6 +72,11 @@ def features_of(estimator: Any, features: Any, tables: bool, reset: bool) -> Any
             raise ValueError(f"the table has the shape {np.shape(features)}; give at least one row and one column")
         return features
     check_numbers(features)
+    if sequences.is_sequences(features):
+        raise ValueError(
+            f"X has shape {np.shape(features)}, sequences, and this {type(estimator).__name__} was fitted with samples "
+            "(n, features), of no time steps: found array with dim 3, expected 2"
+        )
     return dense(validate_data(estimator, features, reset=reset, dtype=FLOATS, accept_sparse=SPARSE))
 
 

@@ -54,9 +54,24 @@ def is_sequences(features: Any) -> bool:
     return depth + np.ndim(first[0] if first else 0) == 3
 
 
+def check_flat(features: Any) -> None:
+    """Raise ValueError for an array of more than three axes."""
+    if getattr(features, "ndim", 2) > 3:
+        raise ValueError(
+            f"X has shape {np.shape(features)} (found array with dim {features.ndim}); give samples as (n, features), "
+            "or sequences as (n, time, features)"
+        )
+
+
 def read(features: Any) -> Sequences:
     """Checked sequences of an array (n, time, features).  Raises ValueError for NaN before the end of a sequence, for
     one of no time step, and what scikit-learn raises for infinity and for what are no numbers."""
+    if isinstance(features, (list, tuple)) and len({len(one) for one in features}) > 1:
+        some = ", ".join(str(len(one)) for one in features[:3])
+        raise ValueError(
+            f"X is a list of sequences of {some}, ... time steps: give one array (n, time, features) in which "
+            "shorter sequences end with time steps of NaN"
+        )
     values = check_array(features, dtype=FLOATS, allow_nd=True, ensure_all_finite="allow-nan", input_name="X")
     _, time, width = values.shape
     if 0 in (time, width):
