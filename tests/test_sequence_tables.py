@@ -93,6 +93,14 @@ def test_windows_tell_a_later_row_and_the_test_is_the_end(horizon):
     assert data.feature_mean[1].item() == pytest.approx(frame.power[:50].mean())  # nothing of the test is in it
 
 
+def test_dates_in_order_are_no_warning_where_the_test_is_the_end():
+    frame = series()
+    frame.insert(0, "time", pd.date_range("2024-01-01", periods=60, freq="h").astype(str))
+    in_order = "'time' has dates in the order of the rows"
+    assert any(in_order in note for note in from_frame(frame, "power").notes)
+    assert not any(in_order in note for note in from_frame(frame, "power", window=4).notes)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -148,8 +148,9 @@ def _dataset(table: Table, where: str, seed: int, reading: Reading) -> Dataset:
     keep = names if reading.earlier else keep
     ahead = () if reading.window else label  # which are known at a row; of windows the past of the label is
     features, left_out = _features(
-        table, where, (*drop, *ahead, *group), (*categories, *table.categories), keep, notes, reading.rules
-    )
+        table, where, (*drop, *ahead, *group), (*categories, *table.categories), keep, notes, reading.rules,
+        in_time=reading.window is not None,
+    )  # fmt: skip
     of_group, more = _groups(table, by_name[group[0]], reading) if group else (None, [])
     train, test = _split(table, y, seed, classes, reading, of_group)
     notes += [*more, *share_note(reading, len(y), len(test))] if group and table.n_train is None else []
@@ -256,6 +257,7 @@ def _features(
     keep: Sequence[str],
     notes: list[str],
     rules: int,
+    in_time: bool,
 ) -> tuple[list[Cells], dict[str, str]]:
     """The columns of features, parsed; and why others are left out."""
     features, left_out = [], {}
@@ -269,7 +271,7 @@ def _features(
         check_range(part, table.place, read=cells)
         notes += written_notes(cells, part, table.separator)
         features.append(part)
-    found = identifiers(features, (*keep, *categories))
+    found = identifiers(features, (*keep, *categories), in_time=in_time)
     found.check(where)
     notes += found.notes
     left_out |= dict.fromkeys(found.left_out, "left out: it numbers the rows")

@@ -62,14 +62,17 @@ class Found:
         return said + [note.removeprefix("warning: ") for note in self.notes]
 
 
-def identifiers(columns: Sequence[Cells], keep: Sequence[str], leaves_out: bool = True) -> Found:
+def identifiers(
+    columns: Sequence[Cells], keep: Sequence[str], leaves_out: bool = True, in_time: bool = False
+) -> Found:
     """Columns of features that tell which row it is: an index, an ID, a text of its own in each row.
 
     leaves_out  whether the caller leaves out what is found to be so
+    in_time     the test is the end of the table, so that sorted dates are as they should be
     """
     found = Found()
     for k, cells in enumerate(columns):
-        if len(cells) < FEWEST or cells.name in keep:
+        if len(cells) < FEWEST or cells.name in keep or (in_time and cells.kind == "date"):
             continue
         if leaves_out and k == 0 and cells.name in ("", "Unnamed: 0") and _distinct(cells) == len(cells):
             found.left_out.append(cells.name)
