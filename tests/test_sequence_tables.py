@@ -101,6 +101,19 @@ def test_dates_in_order_are_no_warning_where_the_test_is_the_end():
     assert not any(in_order in note for note in from_frame(frame, "power", window=4).notes)
 
 
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("window", [1, 4])
+def test_of_windows_a_leak_is_a_column_that_tells_the_label_of_a_later_row(window, horizon):
+    rng, n = np.random.default_rng(0), 200
+    frame = pd.DataFrame({"power": rng.normal(size=n), "wind": rng.normal(size=n)})
+    frame["ahead"] = frame.power.shift(-horizon, fill_value=1.0)  # as a forecast would, were it perfect
+    frame["state"] = np.where(frame.power > 0, "up", "down")
+    told = from_frame(frame, "state", window=window, horizon=horizon).notes
+    assert [note.split("'")[1] for note in told if "alone tells the label" in note] == ["ahead"]
+    by_row = from_frame(frame, "state").notes
+    assert [note.split("'")[1] for note in by_row if "alone tells the label" in note] == ["power"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -155,7 +155,7 @@ def _dataset(table: Table, where: str, seed: int, reading: Reading) -> Dataset:
     train, test = _split(table, y, seed, classes, reading, of_group)
     notes += [*more, *share_note(reading, len(y), len(test))] if group and table.n_train is None else []
     inputs = TableInputs(tuple(fitted(features, train, rules=reading.rules)))
-    notes += given_away([each for each in features if each.name not in label], y, classes is not None, train, test)
+    notes += _leaks([each for each in features if each.name not in label], y, classes is not None, train, test, reading)
     notes += rare_classes(y, train, classes) if classes is not None else []
     left_out = {
         **dict.fromkeys(drop, "left out (--drop)"),
@@ -236,6 +236,22 @@ def _split(
         return train, test
     train, test = split(table.name, y, seed, classes, reading, groups)
     return (train, test) if reading.sequence is None else (np.sort(train), np.sort(test))
+
+
+def _leaks(
+    features: Sequence[Cells], y: np.ndarray, classes: bool, train: np.ndarray, test: np.ndarray, reading: Reading
+) -> list[str]:
+    """`given_away`; of windows their last rows are looked at, beside the labels of later ones."""
+    if reading.window is None:
+        return given_away(features, y, classes, train, test)
+    horizon, n = reading.horizon or 1, len(y)
+    first = reading.window - 1  # that is the last of a window
+    n_train = len(train) - first - horizon
+    if n_train < 1:
+        return []
+    places = np.arange(n - first - horizon)
+    features = [cells.rows(first + places) for cells in features]
+    return given_away(features, y[first + horizon :], classes, *np.split(places, [n_train]))
 
 
 def _several(label: Sequence[str], parts: Sequence[np.ndarray], reading: Reading) -> np.ndarray:

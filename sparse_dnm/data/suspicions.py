@@ -62,9 +62,7 @@ class Found:
         return said + [note.removeprefix("warning: ") for note in self.notes]
 
 
-def identifiers(
-    columns: Sequence[Cells], keep: Sequence[str], leaves_out: bool = True, in_time: bool = False
-) -> Found:
+def identifiers(columns: Sequence[Cells], keep: Sequence[str], leaves_out: bool = True, in_time: bool = False) -> Found:
     """Columns of features that tell which row it is: an index, an ID, a text of its own in each row.
 
     leaves_out  whether the caller leaves out what is found to be so
