@@ -167,7 +167,8 @@ def test_data_of_other_shapes_are_refused():
     data = first_of()
     rows = dataclasses.replace(data, x_train=data.x_train[:, 0], x_test=data.x_test[:, 0])
     with pytest.raises(
-        ValueError, match=r"x_train has shape \(128, 2\); of a recurrent network it must be \(n, time, 2\)"
+        ValueError,
+        match=r"x_train has shape \(128, 2\).* needs sequences, .* by sequence or window",
     ):
         trainer(data=rows)
     with pytest.raises(ValueError, match=r"y_train is torch.int64 \(128, 4\); it must be int64 \(128, 5\): labels"):

@@ -113,6 +113,20 @@ def test_a_training_that_diverges_is_told_in_the_words_of_its_front_end(tmp_path
     assert "--" not in said
 
 
+@pytest.mark.parametrize("kind", ["digits", "rows.csv", "sequences.npz"])
+def test_single_samples_and_neurons_that_remember_are_told_how_sequences_are_given(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    pd.DataFrame({"a": rng.normal(size=40), "y": np.arange(40) % 2}).to_csv(tmp_path / "rows.csv", index=False)
+    np.savez(tmp_path / "sequences.npz", x=rng.normal(size=(40, 8, 2)), y=np.arange(40) % 2)
+    what = kind if kind == "digits" else str(tmp_path / kind)
+    done = CliRunner().invoke(app, ["train", what, "--neuron", "gru", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert "a recurrent network needs sequences, (n, time >= 1, features)" in done.stderr
+    assert "rows of a table become sequences by --sequence or --window" in done.stderr
+    assert "sequences in an array are trained on from Python, by Trainer" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_at_odds_are_told_by_their_parameters():
     with pytest.raises(ValueError, match=r"^edges=1000000 are more than the"):
         ManifoldClassifier(edges=10**6).fit(X, Y)

@@ -12,7 +12,7 @@ OPTIONS = {
     "target_edges": "--edges",
     "budget_dtype": "--dtype",
     **{f"target_{name}": f"--{name}" for name in ("cc", "copy", "run", "timeout")},
-    **{name: f"--{name}" for name in ("profile", "repeats", "drop", "categories")},
+    **{name: f"--{name}" for name in ("profile", "repeats", "drop", "categories", "sequence", "window")},
 }
 
 

@@ -119,8 +119,10 @@ def _check_samples(data: Dataset, model: DynamicManifold, split: str, x: Tensor,
     check_input(x[:1] if x.ndim else x, model.config.n_inputs, model.alpha.dtype)
     if model.recurrent and (x.ndim != 3 or x.shape[1] == 0):
         raise ValueError(
-            f"x_{split} has shape {tuple(x.shape)}; of a recurrent network it must be (n, time, {x.shape[-1]}): a "
-            "sequence per sample"
+            f"x_{split} has shape {tuple(x.shape)}; a recurrent network needs sequences, (n, time >= 1, "
+            f"features): rows of a table become sequences by {words().name('sequence')} or {words().name('window')}; "
+            "sequences in an array are trained on from Python, by Trainer with a Dataset of them, or by the estimators "
+            "of scikit-learn"
         )
     if not model.recurrent and x.ndim != 2:
         hint = "; sequences need a neuron such as lstm, or n_memory" if x.ndim == 3 else ""
