@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class SequencePredictor(Predictor):
         X = self.samples(X)
         if not hasattr(X, "columns"):
             lengths = lengths.detach().cpu().numpy() if isinstance(lengths, Tensor) else lengths
-            return of_array(X, lengths, self.steps.per_step, where)
+            features = len(self.feature_names) or self.preprocessing.n_inputs
+            return of_array(X, lengths, features, self.steps.per_step, where)
         if lengths is not None:
             raise DataError("lengths are for sequences in an array (n, time, features); a table has them itself")
         if self.steps.column is not None:
@@ -121,9 +123,9 @@ class SequencePredictor(Predictor):
                 out = rows
             finite = torch.isfinite(out).all(1)
         if not bool(finite.all()):
-            what = "time step" if self.steps.per_step else "sequence"
+            what, place = "row" if self.steps.per_step else "sequence", int(torch.nonzero(~finite)[0])
             raise DataError(
-                f"the network's outputs for {what} {int(torch.nonzero(~finite)[0])} (from 0) are not finite: its "
+                f"the network's outputs for {found.said(f'{what} {place} (from 0)')} are not finite: its "
                 "values lie far from those of the training; correct or remove it"
             )
         return out
@@ -140,7 +142,18 @@ class SequencePredictor(Predictor):
 
     def _warned(self, found: NewSequences) -> Tensor:
         """Inputs of sequences, with warnings."""
-        return self.filled(found, super().inputs(found.rows))
+        inputs, warned = self.read_sequences(found)
+        for text in warned:
+            warnings.warn(text, stacklevel=3)
+        return inputs
+
+    def read_sequences(self, found: NewSequences, where: str = "X") -> tuple[Tensor, list[str]]:
+        """Inputs as of `inputs`, and the warnings about single columns as texts; errors call the samples ``where``."""
+        try:
+            rows, warned = self.read(found.rows, where)
+        except DataError as error:
+            raise DataError(found.said(str(error))) from None
+        return self.filled(found, rows), [found.said(text) for text in warned]
 
     def _answers(self, X: Any, lengths: Any, answer: Any, columns: Any = None) -> Any:
         """What ``answer`` makes of outputs, in the shape of X; ``columns`` of a table of them."""

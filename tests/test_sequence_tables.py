@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -287,8 +288,38 @@ def test_arrays_of_sequences_are_predicted_with_their_lengths(tmp_path, per_step
         predictor.predict(x[:2], [1, 9])
     with pytest.raises(DataError, match=r"lengths is float64 \(2,\)"):
         predictor.predict(x[:2], [1.0, 2.0])
-    with pytest.raises(DataError, match=r"sequences are \(n, time >= 1, features\)"):
+    with pytest.raises(DataError, match=r"sequences are \(n >= 1, time >= 1, features\)"):
         predictor.predict(x[0])
+
+
+def test_errors_of_arrays_of_sequences_name_sequence_step_and_feature(tmp_path):
+    units = ArrayInputs((2,), np.zeros(2), np.ones(2)), Target(mean=np.zeros(1), std=np.ones(1))
+    config = ManifoldConfig.for_data(2, 1, neuron="gru", n_memory=1, n_neurons=20)
+    dag = DynamicManifold(config, torch.Generator().manual_seed(0), torch.float32, threads=1).to_dag()
+    predictor, x = SequencePredictor(dag, Preprocessing(*units)), np.zeros((4, 5, 2))
+    for wrong in (x[:0], x[:, :0], x[..., :1], np.zeros((4, 5, 3)), x[0]):
+        with pytest.raises(DataError, match=rf"X has shape {re.escape(str(wrong.shape))}; .* training had 2 features"):
+            predictor.predict(wrong)
+    for value in (np.nan, 1e300):
+        x[1, 2, 0] = value
+        with pytest.raises(DataError, match=r"in sequence 1, time step 2, feature 0 \(from 0\).* remove the sequence"):
+            predictor.predict(x, [3, 4, 5, 5])
+    assert predictor.predict(x, [3, 2, 5, 5]).shape == (4,)
+
+
+def test_arrays_of_a_file_of_sequences_that_are_not_read_are_named(tmp_path):
+    trained(visits(), tmp_path / "run", "state", sequence="patient", drop="score")
+    path, x, run = tmp_path / "new.npz", np.full((3, 4, 2), 70.0), str(tmp_path / "run")
+    np.savez(path, x=x, lenghts=[1, 2, 3])
+    with pytest.raises(DataError, match="of sequences x and lengths are read: rename lenghts to lengths if it holds"):
+        sparse_dnm.load(run).predict(path)
+    done = CliRunner().invoke(app, ["predict", run, str(path)])
+    assert done.exit_code == 2
+    assert "or save the file without lenghts" in done.stderr
+    np.savez(path, x=x, lengths=[1, 2, 3], y=[0, 1, 0])
+    done = CliRunner().invoke(app, ["predict", run, str(path)])
+    assert done.exit_code == 0, done.output
+    assert "not read, as it is predicted: the array 'y'" in done.stderr
 
 
 def test_words_and_missing_cells_are_read_in_arrays_as_in_tables(tmp_path):

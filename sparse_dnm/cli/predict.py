@@ -54,7 +54,7 @@ def predict(
             out = None
         if out is not None:
             _check_out(out, new)
-        from sparse_dnm.data.new_samples import read_lengths
+        from sparse_dnm.data.new_samples import label_names, read_lengths
         from sparse_dnm.data.scores import score_note
         from sparse_dnm.predictor import read
         from sparse_dnm.sequence_predictor import SequencePredictor
@@ -71,6 +71,8 @@ def predict(
         where, names, what = "standard input" if new == "-" else new, None, "row"
         if isinstance(predictor, SequencePredictor):
             outputs, names, samples = _of_sequences(predictor, samples, read_lengths(new), where)
+            for name in label_names(new):
+                echo(f"note: not read, as it is predicted: the array {name!r}", err=True)
             what = "time step" if predictor.steps.per_step else "sequence"
             if out is None:
                 _show(_csv(_columns(predictor, outputs, proba, names)))
@@ -123,7 +125,10 @@ def _of_sequences(
 ) -> tuple[Tensor, dict[str, np.ndarray], Any]:
     """Outputs for sequences, the columns that say what each is of, and the rows of a table that have their targets."""
     found = predictor.sequences(samples, lengths, where)
-    outputs = predictor.run(found, predictor.filled(found, _with_notes(predictor, found.rows, where)))
+    inputs, warned = predictor.read_sequences(found, where)
+    for text in warned:
+        echo(f"note: {text}", err=True)
+    outputs = predictor.run(found, inputs)
     if predictor.sequence is None or not hasattr(samples, "columns"):
         return outputs, found.names, None
     return outputs, found.names, samples if predictor.steps.per_step else samples.iloc[found.last]

@@ -41,12 +41,36 @@ def read_samples(path: str | Path, header: str | None = None, names: Sequence[st
 
 
 def read_lengths(path: str | Path) -> np.ndarray | None:
-    """The array ``lengths`` of a .npz, time steps of its sequences; None where there is none, or in another file."""
+    """The array ``lengths`` of a .npz, time steps of its sequences; None where there is none, or in another file.
+
+    Raises DataError naming arrays that are neither read nor labels: one may be lengths by a wrong name.
+    """
     path = Path(path).expanduser()
     if path.suffix.lower() != ".npz":
         return None
     with np.load(path, allow_pickle=False) as held:
+        others = [name for name in _unread(path, held.files) if not _is(name, "y", "y_test")]
+        if others:
+            raise DataError(
+                f"{path} holds the arrays: {', '.join(held.files)}; of sequences {_name(path, held.files)} and "
+                f"{LENGTHS} are read: rename {others[0]} to {LENGTHS} if it holds the time steps of each sequence, or "
+                f"save the file without {', '.join(others)}"
+            )
         return np.asarray(held[LENGTHS]) if LENGTHS in held.files else None
+
+
+def label_names(path: str | Path) -> list[str]:
+    """Names of the arrays of labels in a .npz of sequences; [] for another file."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".npz":
+        return []
+    with np.load(path, allow_pickle=False) as held:
+        return _unread(path, held.files)
+
+
+def _unread(path: Path, names: list[str]) -> list[str]:
+    """Those of the arrays ``names`` of a .npz of sequences that are not read."""
+    return [name for name in names if name not in (LENGTHS, _name(path, names))]
 
 
 def as_rows(samples: Any) -> Any:
@@ -88,9 +112,14 @@ def _name(path: Path, names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     for role in ("x", "x_test"):
-        found = [name for name in names if re.sub(r"[\W_]", "", name).lower() in NAMES[role]]
+        found = [name for name in names if _is(name, role)]
         if found:
             return found[0]
     raise DataError(
         f"{path} holds the arrays: {', '.join(names) or 'none'}; the samples must be its only array, or be called x"
     )
+
+
+def _is(name: str, *roles: str) -> bool:
+    """The array is called as those of one of the roles are."""
+    return any(re.sub(r"[\W_]", "", name).lower() in NAMES[role] for role in roles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,18 @@ class NewSequences:
         found: Ints = self.at[np.arange(len(self.at)), self.lengths - 1]
         return found
 
+    def said(self, text: str) -> str:
+        """A message about ``rows`` of an array, about the sequence and the time step of each row instead."""
+        if hasattr(self.rows, "columns"):
+            return text
+        text = re.sub(r"\brow (\d+)(?:, column (\d+))? \(from 0\)", self._place, text)
+        return text.replace("remove the row", "remove the sequence")
+
+    def _place(self, found: re.Match[str]) -> str:
+        sequence, step = np.argwhere(self.at == int(found[1]))[0].tolist()
+        feature = "" if found[2] is None else f", feature {found[2]}"
+        return f"sequence {sequence}, time step {step}{feature} (from 0)"
+
 
 def of_column(frame: Any, name: str, per_step: bool, where: str = "X") -> NewSequences:
     """The rows of a DataFrame with the same value in the column ``name``, in the order of their first rows.
@@ -86,14 +99,18 @@ def of_windows(frame: Any, window: int, horizon: int, where: str = "X") -> NewSe
     return NewSequences(frame, at, {"row": at[:, -1] + horizon + 1})
 
 
-def of_array(x: Any, lengths: Any, per_step: bool, where: str = "X") -> NewSequences:
+def of_array(x: Any, lengths: Any, features: int, per_step: bool, where: str = "X") -> NewSequences:
     """The sequences of an array (n, time, features); ``lengths``, integers (n,): their time steps, None: all.
 
     What is beyond them is not read.  Raises DataError for other shapes.
     """
     x = plain(where, x)
-    if x.ndim != 3 or x.shape[1] == 0:
-        raise DataError(f"{where} has shape {x.shape}; sequences are (n, time >= 1, features)")
+    if x.ndim != 3 or 0 in x.shape[:2] or x.shape[2] != features:
+        more = "; give one sequence as x[None]" if x.ndim == 2 and x.shape[1] == features else ""
+        raise DataError(
+            f"{where} has shape {x.shape}; sequences are (n >= 1, time >= 1, features), and the training had "
+            f"{counted(features, 'feature')}{more}"
+        )
     n, time = x.shape[:2]
     if lengths is None:
         lengths = np.full(n, time)
