@@ -355,16 +355,94 @@ def test_programs_with_preprocessing_pass_the_sanitizers(predictors, compiler, t
     check_all(made, tmp_path, compiler, *SANITIZED)
 
 
-def test_what_cannot_be_read_is_named_with_its_line(predictors, tmp_path):
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc here")
-    predictor, _ = predictors["numbers"]
-    folder = written(to_c(predictor, name="numbers", preprocessing=True), tmp_path)
-    run("make", "-s", "CC=gcc", "numbers", cwd=folder)
-    for text, message in (("1,2\n3,x\n", "line 2, column 2: x is no number"), ("1\n", "line 1 has 1 columns")):
-        done = subprocess.run([folder / "numbers"], input=text, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert message in done.stderr
+def built(program, folder):
+    """main.c, compiled by gcc and, where it is here, by clang: the same warnings for both."""
+    written(program, folder)
+    for compiler in filter(shutil.which, ("clang", "gcc")):
+        run(compiler, *WARNINGS, "-o", folder / "main", folder / "main.c", folder / f"{program.name}.c", "-lm")
+    return folder / "main"
+
+
+def check_lines(main, good, bad):
+    """``good``: texts that are read, and those that mean the same; ``bad``: texts, and what is said of them."""
+    for text, same in good.items():
+        assert run(main, input=text) == run(main, input=same) != ""
+    for text, message in bad.items():
+        done = subprocess.run([main], input=text, capture_output=True, text=True, check=False)
+        assert (done.returncode, message in done.stderr) == (1, True), (text, done.stdout, done.stderr)
+
+
+@needs_gcc
+def test_names_of_columns_are_compared_and_what_cannot_be_read_is_named(predictors, tmp_path):
+    wrong = "line 1: column {} is {}, where {} belongs; the columns must be 'a', 'b'"
+    check_lines(
+        built(to_c(predictors["numbers"][0], name="numbers", preprocessing=True), tmp_path),
+        {
+            "a,b\n1,2\n": "1,2\n",
+            '\ufeffa, "b"\r\n1,2\r\n': "1,2\n",
+            "1,nan\nNULL,2\n": "1,\n?,2\n",
+        },
+        {
+            "b,a\n1,2\n": wrong.format(1, "'b'", "'a'"),
+            "a,typo\n1,2\n": wrong.format(2, "'typo'", "'b'"),
+            "a\n1\n": wrong.format(2, "missing", "'b'"),
+            "a,b,c\n1,2,3\n": wrong.format(3, "'c'", "none"),
+            "foo,bar\n1,2\n": "line 1, column 1: foo is no number",
+            "1,x\n1,2\n": "line 1, column 2: x is no number",
+            "1,b\n1,2\n": "line 1, column 2: b is no number",
+            "0.5;1\n": "line 1, column 1: 0.5;1 is no number",
+            "1,2\n3,x\n": "line 2, column 2: x is no number",
+            "1,2\n3,inf\n": "line 2, column 2: inf is not finite",
+            "1,2\n3,1e39\n": "line 2, column 2: 1e39 is not finite",
+            "1\n": "line 1 has 1 columns",
+        },
+    )
+
+
+@needs_gcc
+def test_names_of_columns_with_words_are_told_from_unseen_words(predictors, tmp_path):
+    """A category may have any text: one that is the name of a column is a name only where no number is in the line."""
+    predictor, _ = predictors["words"]
+    main = built(to_c(predictor, name="words", preprocessing=True), tmp_path)
+    names = 'size,"colour, ""kind""",sold,since'
+    row, unseen = "1900,{},yes,2024-01-11\n", "1900,violet,yes,2024-01-11\n"
+    check_lines(
+        main,
+        {
+            f"{names}\n{row.format('red')}": row.format("red"),
+            row.format("sold"): unseen,
+            unseen + row.format("n/a").replace("1900", "<NA>"): unseen + row.format("").replace("1900", ""),
+        },
+        {
+            f"sold,size,since,kind\n{unseen}": "line 1: column 1 is 'sold', where 'size' belongs",
+            row.format("red").replace("yes", "maybe") + unseen: "line 1, column 3: maybe is no number",
+            row.format("red").replace("1900", "-inf"): "line 1, column 1: -inf is not finite",
+        },
+    )
+
+
+@needs_gcc
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_inputs_without_names_must_be_finite_and_names_have_no_number_among_them(dtype, tmp_path):
+    model = manifold(n_neurons=30, n_inputs=2, n_outputs=2)
+    samples = normal(50, 2) if dtype == "int8" else None
+    check_lines(
+        built(to_c(model, name="raw", dtype=dtype, samples=samples), tmp_path),
+        {"first,second\n1,2\n": "1,2\n"},
+        {
+            "0.5;1\n": "line 1, column 1: 0.5;1 is no number",
+            "1,x\n1,2\n": "line 1, column 2: x is no number",
+            "x,1\n1,2\n": "line 1, column 1: x is no number",
+            "nan,nan\n1,2\n": "line 1, column 1: nan is not finite",
+            "NA,NA\n1,2\n": "line 1, column 1: NA is not finite",
+            "Infinity,-inf\n1,2\n": "line 1, column 1: Infinity is not finite",
+            "first\n1,2\n": "line 1 has 1 columns; it must have 2",
+            "1,2\nnan,2\n": "line 2, column 1: nan is not finite",
+            "1,2\n1,-inf\n": "line 2, column 2: -inf is not finite",
+            "1,2\n,2\n": "line 2, column 1: a missing cell is not finite",
+            "1,2\nfirst,second\n": "line 2, column 1: first is no number",
+        },
+    )
 
 
 # -- errors -------------------------------------------------------------------------------------------------

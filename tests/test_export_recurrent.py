@@ -10,7 +10,18 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_export_c import COMPILERS, SANITIZED, check_all, library, need_sanitizers, needs_gcc, run, sizes, written
+from test_export_c import (
+    COMPILERS,
+    SANITIZED,
+    check_all,
+    check_lines,
+    library,
+    need_sanitizers,
+    needs_gcc,
+    run,
+    sizes,
+    written,
+)
 from test_recurrent import manifold, networks
 from test_recurrent_training import CONFIG, trainer
 from test_sequence_tables import trained, visits
@@ -163,6 +174,16 @@ def test_main_runs_a_row_per_time_step_and_an_empty_line_begins_a_sequence(progr
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     wrong = subprocess.run([tmp_path / "main"], input="1,2\n3\n", capture_output=True, text=True)
     assert "line 2 has 1 columns; it must have 2" in wrong.stderr
+    check_lines(
+        tmp_path / "main",
+        {"first,second\n1,2\n3,4\n": "1,2\n3,4\n"},
+        {
+            "0.5;1\n3,4\n": "line 1, column 1: 0.5;1 is no number",
+            "1,2x\n3,4\n": "line 1, column 2: 2x is no number",
+            "1,2\nnan,4\n5,6\n": "line 2, column 1: nan is not finite",
+            "1,2\n\ninf,4\n": "line 3, column 1: inf is not finite",
+        },
+    )
 
 
 @needs_gcc
@@ -201,6 +222,11 @@ def test_a_program_with_preprocessing_gives_the_predictions_of_a_run(label, tmp_
     text = "\n".join(rows[columns].to_csv(index=False, header=False) for rows in parts)
     said = run(folder / "main", input=",".join(columns) + "\n" + text).split()
     expected = predictor.predict(frame)[pd.concat(parts).index]
+    check_lines(
+        folder / "main",
+        {text: ",".join(columns) + "\n" + text},
+        {",".join(columns[::-1]) + "\n" + text: f"line 1: column 1 is '{columns[-1]}', where '{columns[0]}' belongs"},
+    )
     if label == "state":
         assert said == expected.tolist()
         assert len({*said}) == 2

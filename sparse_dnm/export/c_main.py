@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_dnm.data.cells import MISSING
 from sparse_dnm.export.c_features import Features
 from sparse_dnm.lowering.tables import WIDTH, real, string
 
@@ -108,12 +109,21 @@ static char *next_cell(char **rest)
 """
 
 NUMBER = r"""
+static int is_missing(const char *text)
+{
+    const char *const *known;
+    for (known = missing; *known; known++)
+        if (!strcmp(text, *known))
+            return 1;
+    return 0;
+}
+
 /* A number, or a date YYYY-MM-DD as days since 1970; NaN for a missing cell.  Returns 0 for other texts. */
 static int number(const char *text, float *value)
 {
     char *end;
     int y, m, d, n = 0;
-    if (!*text || !strcmp(text, "NA") || !strcmp(text, "nan") || !strcmp(text, "NaN")) {
+    if (is_missing(text)) {
         *value = NAN;
         return 1;
     }
@@ -124,7 +134,95 @@ static int number(const char *text, float *value)
         return 1;
     }
     *value = (float)strtod(text, &end);
-    return end != text && !*end;
+    return end != text && !*end && *value == *value;
+}
+"""
+
+# Both functions return 1 for a first line of names, 0 for a sample, -1 after an error.
+NAMED = r"""
+/* Whether line 1, of n cells, has the names of the columns; they must be those of the training, in that order. */
+static int is_names(unsigned n)
+{
+    unsigned k, first = 0, alike = 0;
+    float value;
+    while (first < n && first < COLUMNS && !strcmp(cells[first], names[first]))
+        first++;
+    if (first == n && n == COLUMNS)
+        return 1;
+    for (k = 0; k < n && k <= COLUMNS; k++) {
+        unsigned j;
+        const int is_value = k < COLUMNS && IS_VALUE;
+        if (is_value && IS_NUMBER)
+            return 0;
+        for (j = 0; j < COLUMNS; j++)
+            alike += !is_value && !strcmp(cells[k], names[j]);
+    }
+    if (!alike)
+        return 0;
+    if (first < n)
+        fprintf(stderr, "line 1: column %u is '%s', where ", first + 1, cells[first]);
+    else
+        fprintf(stderr, "line 1: column %u is missing, where ", first + 1);
+    if (first < COLUMNS)
+        fprintf(stderr, "'%s' belongs; the columns must be ", names[first]);
+    else
+        fprintf(stderr, "none belongs; the columns must be ");
+    for (k = 0; k < COLUMNS; k++)
+        fprintf(stderr, "%s'%s'", k ? ", " : "", names[k]);
+    fputc('\n', stderr);
+    return -1;
+}
+"""
+
+UNNAMED = r"""
+/* Whether line 1, of n cells, has names: no cell is missing, is a number or begins like one. */
+static int is_names(unsigned n)
+{
+    unsigned k;
+    for (k = 0; k < n && k <= COLUMNS; k++) {
+        char *end;
+        strtod(cells[k], &end);
+        if (is_missing(cells[k]) || !*end || strchr("+-.0123456789", *cells[k]))
+            return 0;
+    }
+    if (n != COLUMNS)
+        fprintf(stderr, "line 1 has %u columns; it must have %d\n", n, COLUMNS);
+    return n == COLUMNS ? 1 : -1;
+}
+"""
+
+READ = r"""
+/* Read the values of a line.  Returns 1; 0 for names; -1 after an error. */
+static int read_line(long row, float *x)
+{
+    char *rest = line + (row == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? 3 : 0), *cell;
+    unsigned n = 0, k;
+    while ((cell = next_cell(&rest)) != NULL) {
+        if (n <= COLUMNS)
+            cells[n] = cell;
+        n++;
+    }
+    if (row == 1) {
+        const int named = is_names(n);
+        if (named)
+            return named < 0 ? -1 : 0;
+    }
+    for (k = 0; k < n && k < COLUMNS; k++) {
+        if (!READ_CELL) {
+            fprintf(stderr, "line %ld, column %u: %s is no number\n", row, k + 1, cells[k]);
+            return -1;
+        }
+        if (NOT_ALLOWED(x[k])) {
+            fprintf(stderr, "line %ld, column %u: %s is not finite in float32\n", row, k + 1,
+                    *cells[k] ? cells[k] : "a missing cell");
+            return -1;
+        }
+    }
+    if (n != COLUMNS) {
+        fprintf(stderr, "line %ld has %u columns; it must have %d\n", row, n, COLUMNS);
+        return -1;
+    }
+    return 1;
 }
 """
 
@@ -135,19 +233,17 @@ def main(mark: str, name: str, features: Features | None, coded: bool, recurrent
     upper = name.upper()
     count = f"{upper}_{'FEATURES' if features else 'INPUTS'}"
     classes = features.classes if features else []
+    names = features.preprocessing.feature_names if features else ()
     yield f"/* {mark}."
     yield "   Reads samples from standard input, a line each, with commas between the numbers; a first line of names is"
-    yield f"   skipped.  Prints {'the class' if classes else 'the outputs'} of each.{' */' * (not recurrent)}"
+    yield f"   {'compared with those of the training' if names else 'skipped'}."
+    yield f"   Prints {'the class' if classes else 'the outputs'} of each.{' */' * (not recurrent)}"
     if recurrent:
         yield "   A line is a time step; an empty line begins a new sequence. */"
     yield from (f'#include "{name}.h"', "")
     yield from ("#include <math.h>", "#include <stdio.h>", "#include <stdlib.h>", "#include <string.h>")
-    yield from MAIN.splitlines()
-    yield from NUMBER.splitlines()
-    yield ""
-    columns = features.columns if features else ()
-    yield from _texts(columns)
-    yield from ("int main(void)", "{", "    long row = 0;")
+    yield from _reading(count, features.columns if features else (), names)
+    yield from ("", "int main(void)", "{", "    long row = 0;")
     yield from (f"    {name}_state state;", f"    {name}_reset(&state);") * recurrent
     yield "    while (fgets(line, sizeof line, stdin)) {"
     raw, whole = coded and features is None, coded and (classes or features is None)
@@ -155,23 +251,11 @@ def main(mark: str, name: str, features: Features | None, coded: bool, recurrent
     yield f"        {'int32_t' if whole else 'float'} y[{upper}_OUTPUTS];"
     if raw:
         yield f"        int8_t codes[{count}];"
+    yield from (*("        unsigned k;",) * (not classes), "        int found;", "        row++;")
     yield from (
-        "        char *rest = line, *cell;", "        unsigned k = 0;", "        int names = 0;", "        row++;",
         '        if (line[strspn(line, " \\t\\r\\n")] == 0) {', *(f"            {name}_reset(&state);",) * recurrent,
-        "            continue;", "        }",
-        "        while ((cell = next_cell(&rest)) != NULL) {",
-    )  # fmt: skip
-    read = "read_cell(k, cell, &x[k])" if columns else "number(cell, &x[k])"
-    yield f"            if (k < {count} && !{read}) {{"
-    yield from (
-        "                if (row == 1) {", "                    names = 1;", "                    break;",
-        "                }",
-        '                fprintf(stderr, "line %ld, column %u: %s is no number\\n", row, k + 1, cell);',
-        "                return 1;", "            }", "            k++;", "        }",
-        "        if (names)", "            continue;",
-        f"        if (k != {count}) {{",
-        f'            fprintf(stderr, "line %ld has %u columns; it must have %d\\n", row, k, {count});',
-        "            return 1;", "        }",
+        "            continue;", "        }", "        found = read_line(row, x);", "        if (found < 0)",
+        "            return 1;", "        if (!found)", "            continue;",
     )  # fmt: skip
     if classes:
         given = "&state, " * recurrent + "x, y"
@@ -188,6 +272,28 @@ def main(mark: str, name: str, features: Features | None, coded: bool, recurrent
     if recurrent:
         yield "        fflush(stdout);"
     yield from ("    }", "    return 0;", "}")
+
+
+def _reading(count: str, columns: Any, names: tuple[str, ...]) -> Iterable[str]:
+    """The functions that read a line of ``count`` cells: of columns that have kinds, or of numbers; ``names`` are those
+    of the columns, if they are known."""
+    yield from MAIN.splitlines()
+    yield from ("", f"static char *cells[{count} + 1];")
+    yield from ("", "static const char *const missing[] = {", *(f"    {string(text)}," for text in sorted(MISSING)))
+    yield from ("    NULL", "};")
+    if names:
+        yield from ("", f"static const char *const names[{count}] = {{", *(f"    {string(each)}," for each in names))
+        yield "};"
+    yield from NUMBER.splitlines()
+    yield ""
+    yield from _texts(columns)
+    read = "read_cell(k, cells[k], &" if columns else "number(cells[k], &"
+    is_value = f"{read}value)" + " && !(is_category[k] && value < 0)" * bool(columns)
+    text = (NAMED if names else UNNAMED) + READ
+    text = text.replace("IS_NUMBER", "!is_category[k] && value == value" if columns else "value == value")
+    text = text.replace("IS_VALUE", is_value).replace("READ_CELL", f"{read}x[k])")
+    text = text.replace("NOT_ALLOWED", "isinf" if columns else "!isfinite").replace("COLUMNS", count)
+    yield from text.strip().splitlines()
 
 
 def _texts(columns: Any) -> Iterable[str]:
