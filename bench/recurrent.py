@@ -12,8 +12,9 @@ A step is zero_grad, forward, the sum of the last outputs, and backward.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from sparse_dnm.timing.clock import compare, interleave
 
 N_INPUTS, N_OUTPUTS, STEPS, SOURCES = 8, 4, 50, 12
 HIDDEN, BATCHES = (32, 64, 128), (1, 50)
+PEERS = ("equal", "masked", "ltc")
 
 
 def topology(hidden: int, sources: int, seed: int = 0) -> Topology:
@@ -118,26 +120,31 @@ def step(module: nn.Module, x: Tensor, **options: Any) -> Callable[[], object]:
     return run
 
 
-def rows(quick: bool, threads: int, clock: str, sources: int) -> Iterator[str]:
+def rows(quick: bool, threads: int, clock: str, sources: int, names: Sequence[str] = PEERS) -> Iterator[str]:
     """The lines of the table, each when it is known; pairs with the slow ltc are few."""
     yield from (
         f"{STEPS} time steps, {sources} sources a neuron, float32, {threads} thread(s), {clock}.  Ratios: the peer's "
         "time over ours, medians of interleaved pairs with 95 % intervals.",
         "",
-        "| hidden | batch | scalars | ours, ms | equal: hidden, ratio | masked: ratio | ltc: ratio |",
-        "|---|---|---|---|---|---|---|",
+        f"| hidden | batch | scalars | ours, ms | {' | '.join(f'{name}: ratio' for name in names)} |",
+        "|---|---|---|---" + "|---" * len(names) + "|",
     )
     for hidden in HIDDEN[:2] if quick else HIDDEN:
         graph = topology(hidden, sources)
         ours = RecurrentDAG(graph, threads=threads, generator=torch.Generator().manual_seed(0))
         count = scalars(ours)
-        peers = {"equal": equal(count), "masked": masked(hidden, count), "ltc": ltc(graph)}
+        makers = {
+            "equal": functools.partial(equal, count),
+            "masked": functools.partial(masked, hidden, count),
+            "ltc": functools.partial(ltc, graph),
+        }
+        peers = {name: makers[name]() for name in names}
         for batch in BATCHES:
             x = torch.randn(batch, STEPS, N_INPUTS, generator=torch.Generator().manual_seed(1))
             cells = []
             for name, peer in peers.items():
                 f = compare(step(peer, x), step(ours, x, last=True), 5 if quick or name == "ltc" else 15, clock)
-                size = f"{peer.readout.in_features}, " if name == "equal" else ""
+                size = f"{peer.readout.in_features} hidden, " if name == "equal" else ""
                 cells.append(f"{size}{f.ratio:.2f} ({f.low:.2f}–{f.high:.2f})")
             alone = interleave({"ours": step(ours, x, last=True)}, 5 if quick else 25, clock)["ours"].median
             yield f"| {hidden} | {batch} | {count:,} | {1e3 * alone:.2f} | {' | '.join(cells)} |"
@@ -150,9 +157,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch and of the kernels")
     parser.add_argument("--sources", type=int, default=SOURCES, help="that a neuron reads, at most")
     parser.add_argument("--clock", default="perf_counter", help="process_time beside other programs, on one thread")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="ltc takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for line in rows(options.quick, options.threads, options.clock, options.sources):
+    for line in rows(options.quick, options.threads, options.clock, options.sources, options.peers):
         print(line, flush=True)
 
 
