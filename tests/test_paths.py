@@ -10,7 +10,7 @@ from strategies import MANY, dags
 
 from sparse_dnm import DynamicManifold, ManifoldConfig, Topology
 from sparse_dnm.train.paths import needed, widest
-from sparse_dnm.train.trim import keep_edges
+from sparse_dnm.train.trim import drop_weakest, keep_edges
 
 
 def connects(topology, edges, output):
@@ -56,8 +56,8 @@ def test_what_is_needed_of_the_edges_that_go_is_on_paths_and_is_enough(drawn, se
         assert len(found) == 0
 
 
-@pytest.mark.parametrize("edges", ["free", "free-closeness"])
-def test_a_number_of_edges_leaves_a_path_to_an_output_whose_edges_are_the_least_close(edges):
+def with_weak_outputs(edges):
+    """A model of digits; the edges of its last three outputs are just above the cutoff, and so the weakest."""
     config = ManifoldConfig.preset("digits", edges=edges, **MANY[edges])
     model = DynamicManifold(config, torch.Generator().manual_seed(0), threads=1)
     values, readers = model.find().host_values, model.topology.readers
@@ -66,6 +66,12 @@ def test_a_number_of_edges_leaves_a_path_to_an_output_whose_edges_are_the_least_
     with torch.no_grad():  # just above the cutoff
         slots = torch.from_numpy(model.candidates.slots[last])
         model.edge_weight[slots] *= torch.from_numpy(1.0001 * values.c / np.abs(values.d[last])).to(model.edge_weight)
+    return model
+
+
+@pytest.mark.parametrize("edges", ["free", "free-closeness"])
+def test_a_number_of_edges_leaves_a_path_to_an_output_whose_edges_are_the_least_close(edges):
+    model = with_weak_outputs(edges)
     before, n_edges = reached(model), model.topology.n_edges
     assert before.all()
     for share in (0.6, 0.2):
@@ -77,3 +83,12 @@ def reached(model):
     """Which outputs of a model inputs reach."""
     topology = model.find().topology
     return widest(topology, np.zeros(topology.n_edges))[0]
+
+
+@pytest.mark.parametrize("edges", ["free", "free-closeness"])
+def test_the_weakest_edges_go_but_for_those_that_an_output_needs(edges):
+    model = with_weak_outputs(edges)
+    before = model.find().n_edges
+    drop_weakest(model, before // 2)
+    assert reached(model).all()
+    assert before // 2 <= model.topology.n_edges <= before - before // 2 + 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +22,6 @@ class ManifoldRegressor(RegressorMixin, BaseManifold):
 
     Its parameters are those of `ManifoldClassifier`, without ``class_weight``; targets are standardised for training.
     """
-
-    def __init__(
-        self,
-        *,
-        edges: int | None = None,
-        budget_us: float | None = None,
-        max_iter: int | None = None,
-        learning_rate_init: float | None = None,
-        batch_size: int | str = "auto",
-        early_stopping: bool | str = "auto",
-        validation_fraction: float | None = None,
-        n_iter_no_change: int | None = None,
-        warm_start: bool = False,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        verbose: bool | int = False,
-        manifold_params: Mapping[str, Any] | None = None,
-        train_params: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            edges=edges,
-            budget_us=budget_us,
-            max_iter=max_iter,
-            learning_rate_init=learning_rate_init,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            warm_start=warm_start,
-            random_state=random_state,
-            n_jobs=n_jobs,
-            verbose=verbose,
-            manifold_params=manifold_params,
-            train_params=train_params,
-        )
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> ManifoldRegressor:
         """Take the network on through ``X`` and ``y`` once; the first call makes it.

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-import torch
-
 from sparse_dnm.lowering.int8 import calibration
 from sparse_dnm.lowering.network import Folded
 from sparse_dnm.model.recurrent import refuse_recurrent
@@ -16,7 +13,7 @@ from sparse_dnm.train.costs import target_of
 from sparse_dnm.train.fitting import LEAST_SHARE, Tried
 from sparse_dnm.train.state import Record, Run, TrainingError
 from sparse_dnm.train.steering import JUMP, STEER_EVERY, Jump, Steered, judge_of
-from sparse_dnm.train.trim import keep_edges
+from sparse_dnm.train.trim import drop_weakest, keep_edges
 from sparse_dnm.wording import words
 
 COUNTS = 40  # networks that are lowered on the way to the trim
@@ -165,7 +162,7 @@ class FlashBudget(Steered):
         for _ in range(MAX_TRIES):  # tables of int8 may have become wider while they were trained
             if found <= run.config.budget_bytes:
                 break
-            self._drop(found - run.config.budget_bytes)
+            drop_weakest(run.model, math.ceil((found - run.config.budget_bytes) / EDGE_BYTES))
             found = self.flash.bytes()
         if found > run.config.budget_bytes:
             raise TrainingError(self._out_of_reach(found))
@@ -176,15 +173,6 @@ class FlashBudget(Steered):
         if self.jump is not None:
             run.notes += self.jump.lost(run, edges, "budget_bytes")
         return {"budget_bytes": run.config.budget_bytes, "flash_bytes": found}
-
-    def _drop(self, n_bytes: int) -> None:
-        """Remove about as many edges as take so many bytes, those of the least strength."""
-        model = self.run.model
-        evaluation = model.find()
-        active = np.flatnonzero(np.abs(evaluation.host_values.d) > evaluation.host_values.c)
-        weakest = np.argsort(np.abs(evaluation.host_values.strengths), kind="stable")[: math.ceil(n_bytes / EDGE_BYTES)]
-        with torch.no_grad():
-            model.edge_weight[torch.from_numpy(model.candidates.slots[active[weakest]])] = 0.0
 
     def state(self) -> Record | None:
         """As in `Steered`, with what the estimate of bytes begins from."""

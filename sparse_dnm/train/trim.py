@@ -91,8 +91,8 @@ def cut(model: DynamicManifold, term: TimeTerm, count: int, saliency: Callable[[
         before = evaluation.n_edges
         values = saliency()
         order, _ = _order(evaluation, term, values)
-        count = min(before - least, _most(order))
-        evaluation = _remove(model, evaluation, _removable(evaluation, order, count, values))
+        most = min(before - least, _most(order))
+        evaluation = _remove(model, evaluation, _removable(evaluation, order, most, values))
         if evaluation.n_edges >= before:  # a cutoff cannot rise further
             raise Disconnected
 
@@ -165,6 +165,17 @@ def _remove(model: DynamicManifold, evaluation: Evaluation, first: NDArray[np.in
         model.find()
         raise Disconnected
     return after
+
+
+def drop_weakest(model: DynamicManifold, count: int) -> None:
+    """Set omega of ``count`` free edges to 0, those of the least strength, but for those that an output needs."""
+    evaluation = model.find()
+    active = np.flatnonzero(np.abs(evaluation.host_values.d) > evaluation.host_values.c)
+    strengths = np.abs(evaluation.host_values.strengths)
+    weakest = np.argsort(strengths, kind="stable")[:count]
+    weakest = np.setdiff1d(weakest, needed(evaluation.topology, weakest, strengths))
+    with torch.no_grad():
+        model.edge_weight[torch.from_numpy(model.candidates.slots[active[weakest]])] = 0.0
 
 
 def fill(model: DynamicManifold, term: TimeTerm, target: float) -> float:
